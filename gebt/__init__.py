@@ -1,0 +1,41 @@
+"""gebt: sparse graph + model tickets, found early, trained alone, and measured in seconds.
+
+The pruning core is imported here and needs torch alone; the rooms that need more are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gebt.prune import EarlyBird as EarlyBird
+from gebt.prune import Mask as Mask
+from gebt.prune import distance as distance
+from gebt.prune import hold as hold
+from gebt.prune import magnitude as magnitude
+from gebt.prune import select as select
+
+if TYPE_CHECKING:
+    from gebt import cost as cost
+    from gebt import data as data
+    from gebt import graph as graph
+    from gebt import models as models
+    from gebt import recipes as recipes
+    from gebt import sparse as sparse
+    from gebt.ticket import Ticket as Ticket
+
+__version__ = "0.1.0"
+
+_LATER = ("cost", "data", "graph", "models", "recipes", "sparse")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ticket":
+        return importlib.import_module("gebt.ticket").Ticket
+    if name in _LATER:
+        return importlib.import_module(f"gebt.{name}")
+    raise AttributeError(f"module 'gebt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*(name for name in globals() if not name.startswith("_")), *_LATER, "Ticket"])

@@ -1,0 +1,97 @@
+"""What `datasets/manifest.toml` says of each data set, typed."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from gebt.graph.canonical import GraphError
+
+CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One raw file: its name in the data set's folder, its exact size and sha256, and where it can be had."""
+
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+@dataclass(frozen=True)
+class RecordedSettings:
+    """The settings a model starts from on this data set; `depth` counts layers."""
+
+    hidden: int
+    depth: int
+    dropout: float
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One data set: what its canonical graph must count, how it is split and scaled, where its files lie.
+
+    `folder` is relative to the data root. `pairs` are undirected edges without self-loops. `train_per_class`
+    and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
+    direction only and mean both.
+    """
+
+    name: str
+    title: str
+    format: Literal["digits", "planetoid", "npz"]
+    folder: str
+    nodes: int
+    pairs: int
+    features: int
+    classes: int
+    split: Literal["public", "seeded"]
+    features_scaling: Literal["row", "none"]
+    licence: str
+    source: str
+    training: RecordedSettings
+    files: tuple[FileInfo, ...] = ()
+    train_per_class: int = 0
+    val_per_class: int = 0
+    one_way_edges: bool = False
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names `load_graph` knows, in the manifest's order."""
+    return tuple(_manifest())
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The manifest's entry of one data set. Raises `GraphError` for an unknown name, with the nearest ones."""
+    known = _manifest()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise GraphError(f"data set (got {name!r}), expected one of {', '.join(known)}; {hint}see 'gebt data list'")
+    return known[name]
+
+
+def manifest_path() -> Path:
+    """The manifest beside this module in an installed package, else the one of the checkout."""
+    packaged = Path(__file__).with_name("manifest.toml")
+    return packaged if packaged.is_file() else CHECKOUT_DATASETS / "manifest.toml"
+
+
+@cache
+def _manifest() -> dict[str, DatasetInfo]:
+    tables = tomllib.loads(manifest_path().read_text(encoding="utf-8"))
+    return {name: _entry(name, table) for name, table in tables.items()}
+
+
+def _entry(name: str, table: dict[str, Any]) -> DatasetInfo:
+    files = tuple(FileInfo(**file) for file in table.pop("files", ()))
+    training = RecordedSettings(**table.pop("training"))
+    return DatasetInfo(name=name, files=files, training=training, **table)

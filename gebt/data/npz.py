@@ -1,0 +1,68 @@
+"""Reader of graphs kept as CSR arrays in an npz file, the layout of shchur/gnn-benchmark."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from gebt.data.raw import Array, RawGraph, csr_entries, reading, single, sparse_features
+
+LARGEST_ARRAYS = 4 * 2**30
+NEEDED = (
+    "adj_indptr", "adj_indices", "adj_shape", "attr_data", "attr_indices", "attr_indptr", "attr_shape", "labels",
+)  # fmt: skip
+
+
+def read_npz(path: Path) -> RawGraph:
+    """The graph in `path`; positive features become 1, as PyG's `read_npz` makes them.
+
+    Only the members in `NEEDED` are opened, none as a pickle, and none before its declared size is checked.
+    """
+    with reading(path, "a graph as CSR arrays in an npz file"), zipfile.ZipFile(path) as archive:
+        arrays = _arrays(archive)
+        nodes, width = _shape(arrays["adj_shape"]), _shape(arrays["attr_shape"])
+        source, target = csr_entries(arrays["adj_indptr"], arrays["adj_indices"], nodes)
+        row, col = csr_entries(arrays["attr_indptr"], arrays["attr_indices"], width)
+        values = single(arrays["attr_data"])
+        values[values > 0] = 1
+        labels = arrays["labels"]
+        if labels.shape != (nodes[0],) or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels {labels.dtype} {labels.shape}, expected {nodes[0]} integers")
+        features = sparse_features(row, col, values, width)
+        return RawGraph(torch.stack((source, target)), features, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
+    members = {name: archive.getinfo(f"{name}.npy") for name in NEEDED}
+    total = sum(member.file_size for member in members.values())
+    if total > LARGEST_ARRAYS:
+        raise ValueError(f"{total} bytes once unpacked, more than {LARGEST_ARRAYS}")
+    return {name: _array(archive, member) for name, member in members.items()}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as stream:
+        shape, by_column, dtype = _header(stream)
+        declared = stream.tell() + math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "iuf" or declared != member.file_size:
+            raise ValueError(f"{member.filename} ({dtype} {shape} in {member.file_size} bytes), expected numbers")
+        return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if by_column else "C")
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"npy version {version}, expected (1, 0) or (2, 0)")
+
+
+def _shape(sizes: Array) -> tuple[int, int]:
+    rows, cols = (int(size) for size in sizes.tolist())
+    return rows, cols

@@ -1,0 +1,62 @@
+"""A graph of PyTorch Geometric, brought to canonical form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.sparse.pattern import Pattern, SparseMatrix
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+MASKS = ("train_mask", "val_mask", "test_mask")
+
+
+def from_pyg(
+    data: Data, name: str = "pyg", *, split: int = 0, num_classes: int | None = None, symmetrise: bool = False
+) -> Graph:
+    """The canonical graph of a PyG `Data` with `x`, `edge_index`, `y` and the three masks.
+
+    `x` [N, F] may be dense or a torch sparse tensor, `y` [N] or [N, 1] integer; a mask is [N] bool, or [N, S]
+    bool of which column `split` is taken. Features are kept as they are. Raises `GraphError` for a missing
+    attribute and for all that `canonical_graph` refuses; directed edges are refused unless `symmetrise`.
+    """
+    masks = [_attribute(data, part, name) for part in MASKS]
+    if split and all(mask.dim() == 1 for mask in masks):
+        raise GraphError(f"split (got {split}), expected 0: the masks of {name!r} hold one split only")
+    train, val, test = (_column(mask, split, name) for mask in masks)
+    labels = _attribute(data, "y", name)
+    if labels.dim() == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    edge_index = _attribute(data, "edge_index", name).as_subclass(Tensor)
+    features = _features(_attribute(data, "x", name))
+    return canonical_graph(name, edge_index, features, labels, (train, val, test), num_classes, symmetrise)
+
+
+def _attribute(data: Data, key: str, name: str) -> Tensor:
+    value = getattr(data, key, None)
+    if not isinstance(value, Tensor):
+        hint = "; torch_geometric.transforms.RandomNodeSplit makes masks" if key in MASKS else ""
+        raise GraphError(f"attribute {key!r} of {name!r} (got {type(value).__name__}), expected a tensor{hint}")
+    return value
+
+
+def _column(mask: Tensor, split: int, name: str) -> Tensor:
+    if mask.dim() != 2:
+        return mask
+    if not 0 <= split < mask.shape[1]:
+        raise GraphError(f"split (got {split}), expected 0 to {mask.shape[1] - 1}, the splits of {name!r}")
+    return mask[:, split]
+
+
+def _features(x: Tensor) -> Tensor | SparseMatrix:
+    if x.layout == torch.strided:
+        return x
+    entries = x.to_sparse(layout=torch.sparse_coo).coalesce()
+    row, col = entries.indices()
+    pattern, order = Pattern.from_entries(row, col, (x.shape[0], x.shape[1]))
+    return SparseMatrix(pattern, entries.values()[order])

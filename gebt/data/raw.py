@@ -1,0 +1,93 @@
+"""What the readers of raw files share: the graph as found, CSR arrays made sound, one form of error."""
+
+from __future__ import annotations
+
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gebt.graph.canonical import GraphError
+from gebt.sparse.pattern import INT32_LIMIT, Pattern, SparseMatrix
+
+Array = NDArray[np.generic]
+
+# All that parsing hostile bytes with numpy, zipfile and plain Python raises; anything else is our own fault.
+_PARSE_ERRORS = (
+    ValueError, TypeError, LookupError, OSError, EOFError, OverflowError, MemoryError, RuntimeError,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+class UnsafeFileError(GraphError):
+    """A file that asks for more than data: refused, and nothing of it was executed."""
+
+
+@dataclass(frozen=True)
+class RawGraph:
+    """A graph as its files tell it, not yet checked; `masks` only where the files hold a split."""
+
+    edge_index: Tensor
+    features: Tensor | SparseMatrix
+    labels: Tensor
+    masks: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turns whatever goes wrong inside into a `GraphError` that names the file and the way out."""
+    try:
+        yield
+    except GraphError:
+        raise
+    except _PARSE_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise GraphError(f"file {path} (got: {reason}), expected {expected}; delete it and load again") from error
+
+
+def csr_entries(indptr: Array, indices: Array, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column of every entry [E] of CSR arrays, after checking that they fit together and `shape`."""
+    rows, cols = shape
+    if not (indptr.dtype.kind in "iu" and indices.dtype.kind in "iu" and indptr.ndim == indices.ndim == 1):
+        found = f"{indptr.dtype} {indptr.shape}, {indices.dtype} {indices.shape}"
+        raise ValueError(f"CSR arrays ({found}), expected flat integers")
+    if indptr.size != rows + 1 or not 0 < cols <= INT32_LIMIT:
+        raise ValueError(f"CSR shape ({rows} x {cols}) with {indptr.size} row starts, expected one more than rows")
+    starts = indptr.astype(np.int64)
+    if starts[0] != 0 or starts[-1] != indices.size or (np.diff(starts) < 0).any():
+        raise ValueError(f"CSR row starts ({starts[0]} to {starts[-1]}), expected to rise from 0 to {indices.size}")
+    if indices.size and not 0 <= indices.min() <= indices.max() < cols:
+        raise ValueError(f"CSR columns ({indices.min()} to {indices.max()}), expected 0 to {cols - 1}")
+    row = np.repeat(np.arange(rows), np.diff(starts))
+    return torch.from_numpy(row), torch.from_numpy(indices.astype(np.int64))
+
+
+def single(values: Array) -> NDArray[np.float32]:
+    """A float32 copy; what is too large becomes infinite, which `canonical_graph` refuses."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def sparse_features(row: Tensor, col: Tensor, values: Array, shape: tuple[int, int]) -> SparseMatrix:
+    """The non-zero entries as a float32 matrix; an entry given twice is refused."""
+    if values.shape != tuple(row.shape):
+        raise ValueError(f"feature values ({values.dtype} {values.shape}), expected {row.numel()} numbers")
+    stored = torch.from_numpy(single(values))
+    kept = stored != 0
+    pattern, order = Pattern.from_entries(row[kept], col[kept], shape)
+    return SparseMatrix(pattern, stored[kept][order])
+
+
+def row_scaled(features: SparseMatrix) -> SparseMatrix:
+    """Every row divided by its sum, or by 1 where that is less, as PyG's `NormalizeFeatures` does."""
+    row = features.pattern.row.long()
+    sums = torch.zeros(features.shape[0], dtype=torch.float64).index_add_(0, row, features.values.double())
+    return replace(features, values=(features.values / sums.clamp(min=1)[row]).float())

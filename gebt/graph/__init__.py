@@ -1,0 +1,6 @@
+"""Graphs in canonical form and their edges."""
+
+from gebt.graph.canonical import Graph as Graph
+from gebt.graph.canonical import GraphError as GraphError
+from gebt.graph.canonical import canonical_graph as canonical_graph
+from gebt.graph.edges import Edges as Edges

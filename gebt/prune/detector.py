@@ -1,0 +1,145 @@
+"""The early-bird detector: fires when the masks drawn epoch after epoch have stopped moving."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gebt.prune.mask import Mask, pack_bits, unpack_bits
+
+Normalisation = Literal["entry", "swap", "first"]
+Criterion = Literal["sum", "weights", "edges"]
+
+
+def distance(a: Mask, b: Mask, per: Normalisation = "entry") -> float:
+    """Hamming distance h of two masks of n entries, normalised.
+
+    "entry": h / n, the share of all entries that differ, in [0, 1].
+    "swap": h / (2 min(k, n - k)), k the kept entries of `a`: the share of the kept (or, when more than half is
+    kept, of the pruned) set that was exchanged. Two masks of equal count span all of [0, 1], so one threshold
+    means the same at every prune ratio. 0 when nothing, or everything, is pruned in both.
+    "first" is a normalisation of a sequence: see `EarlyBird`; as a distance of two masks it equals "entry".
+    Raises `ValueError` when names or shapes differ.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"masks of different tensors (got {sorted(a)} and {sorted(b)}), expected the same names")
+    moved = 0
+    for name, kept in a.items():
+        if kept.shape != b[name].shape:
+            raise ValueError(f"mask {name!r} (got {tuple(kept.shape)} and {tuple(b[name].shape)}), expected one shape")
+        moved += int(torch.count_nonzero(kept ^ b[name]))
+    if per != "swap":
+        return moved / a.size if a.size else 0.0
+    reachable = 2 * min(a.kept, a.size - a.kept)
+    return moved / reachable if reachable else float(moved > 0)
+
+
+class EarlyBird:
+    """Watches masks drawn once an epoch and fires when the last `window` distances are all under `threshold`.
+
+    `update(mask)` watches one mask; `update(weights, edges)` watches two, and `criterion` says what must be
+    small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g). `normalisation` as in `distance`; "first" divides
+    every distance by the first non-zero one of its kind. The first `warmup` draws are recorded but do not
+    count, so the earliest possible firing is draw `warmup + window + 1`.
+    Source: You et al., "Early-Bird Tickets" (ICLR 2020) and GEBT (AAAI 2022), Algorithms 1 and 2.
+
+    >>> bird = EarlyBird(threshold=0.1, window=2)
+    >>> same = Mask({"w": torch.tensor([True, False])})
+    >>> [bird.update(same) for _ in range(3)]
+    [False, False, True]
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.1,
+        window: int = 3,
+        normalisation: Normalisation = "entry",
+        criterion: Criterion = "sum",
+        warmup: int = 0,
+    ) -> None:
+        if not threshold > 0:
+            raise ValueError(f"threshold (got {threshold}), expected a positive number")
+        if window < 1 or warmup < 0:
+            raise ValueError(f"window, warmup (got {window}, {warmup}), expected window >= 1 and warmup >= 0")
+        if normalisation not in get_args(Normalisation):
+            raise ValueError(f"normalisation (got {normalisation!r}), expected one of {get_args(Normalisation)}")
+        if criterion not in get_args(Criterion):
+            raise ValueError(f"criterion (got {criterion!r}), expected one of {get_args(Criterion)}")
+        self.threshold, self.window, self.warmup = threshold, window, warmup
+        self.normalisation, self.criterion = normalisation, criterion
+        self.fired = False
+        self.draws = 0
+        self.trajectory: list[dict[str, float]] = []
+        self._queue: deque[float] = deque(maxlen=window)
+        self._last: dict[str, Mask] = {}
+        self._first: dict[str, float] = {}
+
+    def update(self, mask: Mask, edges: Mask | None = None) -> bool:
+        """Takes the masks drawn this epoch; returns True from the epoch on at which the search may stop."""
+        drawn = {"weights": mask} if edges is None else {"weights": mask, "edges": edges}
+        if self._last and drawn.keys() != self._last.keys():
+            raise ValueError(f"masks drawn (got {sorted(drawn)}), expected {sorted(self._last)} as in the draw before")
+        self.draws += 1
+        if self._last:
+            now = {kind: self._normalised(kind, self._last[kind], drawn[kind]) for kind in drawn}
+            now["watched"] = self._watched(now)
+            self.trajectory.append(now)
+            if self.draws > self.warmup + 1:
+                self._queue.append(now["watched"])
+        self._last = drawn
+        if len(self._queue) == self.window and max(self._queue) < self.threshold:
+            self.fired = True
+        return self.fired
+
+    def _normalised(self, kind: str, before: Mask, after: Mask) -> float:
+        moved = distance(after, before, self.normalisation)
+        if self.normalisation != "first":
+            return moved
+        if moved > 0:
+            self._first.setdefault(kind, moved)
+        return moved / self._first.get(kind, 1.0)
+
+    def _watched(self, now: dict[str, float]) -> float:
+        if self.criterion == "sum":
+            return sum(now.values())
+        if self.criterion not in now:
+            raise ValueError(f"criterion (got {self.criterion!r}), expected masks of that kind in update()")
+        return now[self.criterion]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed search needs to go on as if it had never stopped (tensors, numbers, strings)."""
+        last = {
+            kind: {name: {"bits": pack_bits(kept), "shape": list(kept.shape)} for name, kept in mask.items()}
+            for kind, mask in self._last.items()
+        }
+        return {
+            "fired": self.fired,
+            "draws": self.draws,
+            "trajectory": [dict(row) for row in self.trajectory],
+            "queue": list(self._queue),
+            "first": dict(self._first),
+            "last": last,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.fired, self.draws = state["fired"], state["draws"]
+        self.trajectory = [dict(row) for row in state["trajectory"]]
+        self._queue = deque(state["queue"], maxlen=self.window)
+        self._first = dict(state["first"])
+        self._last = {kind: Mask(_unpacked(packed)) for kind, packed in state["last"].items()}
+
+
+def _unpacked(packed: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    return {name: unpack_bits(entry["bits"], tuple(entry["shape"])) for name, entry in packed.items()}
+
+
+def pairwise_distances(masks: Tensor) -> Tensor:
+    """Share of entries that differ between every two draws, from `masks` [T, n] boolean. Returns [T, T]."""
+    bits = masks.float()
+    kept = bits.sum(1)
+    # |a xor b| = |a| + |b| - 2 |a and b|: one matrix product instead of T^2 comparisons.
+    return (kept[:, None] + kept[None, :] - 2 * bits @ bits.T) / max(1, masks.shape[1])

@@ -1,0 +1,109 @@
+"""Selection: scores + prune ratio -> mask, with exact counts and no favour to any position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gebt.prune.mask import Mask
+
+Scope = Literal["global", "tensor"]
+
+
+def pruned_count(size: int, ratio: float) -> int:
+    """Entries to prune: floor(ratio * size), exact for decimal ratios (0.29 of 100 is 29).
+
+    Raises `ValueError` for a ratio outside [0, 1).
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"prune ratio (got {ratio}), expected 0 <= ratio < 1")
+    return math.floor(ratio * size + 1e-9 * size)
+
+
+def tie_order(size: int, generator: torch.Generator) -> Tensor:
+    """A random order [n] of entries: among equal scores, the entry with the larger number is kept.
+
+    Draw it once and pass it to every `select` of a search, so that ties do not look like motion to a detector.
+    """
+    return torch.randperm(size, generator=generator, device=generator.device)
+
+
+def select(
+    scores: Mapping[str, Tensor],
+    *,
+    ratio: float,
+    scope: Scope = "global",
+    generator: torch.Generator | None = None,
+    order: Tensor | None = None,
+    allow_empty: bool = False,
+) -> Mask:
+    """The mask that removes exactly the floor(ratio * n) entries of lowest score.
+
+    `scope`: "global" ranks all tensors together, "tensor" each alone (floor for each). Equal scores are
+    settled by `order` [n] (see `tie_order`), else by a random order drawn from `generator`, else by one of
+    seed 0; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score, an unknown scope,
+    or a tensor that would lose every entry (unless `allow_empty`).
+
+    >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
+    tensor([ True, False, False,  True])
+    """
+    if scope not in ("global", "tensor"):
+        raise ValueError(f"scope (got {scope!r}), expected 'global' or 'tensor'")
+    sizes = [tensor.numel() for tensor in scores.values()]
+    flat = [tensor.detach().flatten() for tensor in scores.values()]
+    for name, score in zip(scores, flat, strict=True):
+        if bool(torch.isnan(score).any()):
+            raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
+    ties = _Ties(sum(sizes), generator, order)
+    if scope == "global" and flat:
+        kept = _keep_highest(torch.cat(flat), pruned_count(sum(sizes), ratio), ties, 0).split(sizes)
+    else:
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        each = zip(flat, starts, strict=True)
+        kept = tuple(_keep_highest(score, pruned_count(score.numel(), ratio), ties, start) for score, start in each)
+    mask = Mask({name: k.view(score.shape) for (name, score), k in zip(scores.items(), kept, strict=True)})
+    if not allow_empty:
+        check_no_layer_empty(mask, ratio)
+    return mask
+
+
+def check_no_layer_empty(mask: Mask, ratio: float) -> None:
+    """Raises `ValueError` naming the first tensor that the mask would empty."""
+    for name, kept in mask.items():
+        if kept.numel() and not bool(kept.any()):
+            raise ValueError(
+                f"prune ratio (got {ratio}) would remove all {kept.numel()} entries of {name!r}, "
+                "expected every tensor to keep one; use a lower ratio or scope='tensor'"
+            )
+
+
+class _Ties:
+    """The random order of all n entries, drawn only when a tie has to be settled."""
+
+    def __init__(self, size: int, generator: torch.Generator | None, order: Tensor | None) -> None:
+        if order is not None and order.shape != (size,):
+            raise ValueError(f"tie order (got shape {tuple(order.shape)}), expected ({size},)")
+        self._size, self._generator, self._order = size, generator, order
+
+    def of(self, entries: Tensor) -> Tensor:
+        if self._order is None:
+            self._order = tie_order(self._size, self._generator or torch.Generator().manual_seed(0))
+        return self._order.to(entries.device)[entries]
+
+
+def _keep_highest(score: Tensor, prune: int, ties: _Ties, start: int) -> Tensor:
+    if prune == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = torch.kthvalue(score, prune).values
+    kept = score > threshold
+    surplus = score.numel() - int(kept.sum()) - prune
+    if surplus:
+        # More entries stand at the threshold than may go: the last of them in the random order stay.
+        tied = (score == threshold).nonzero().squeeze(1)
+        rank = ties.of(tied + start)
+        kept[tied[rank > torch.kthvalue(rank, tied.numel() - surplus).values]] = True
+    return kept

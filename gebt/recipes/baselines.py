@@ -1,0 +1,56 @@
+"""What a ticket is compared with: the dense network, and chance at equal sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from gebt.graph.canonical import Graph
+from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights, random
+from gebt.prune.selection import select
+from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+
+
+def dense(
+    model: nn.Module,
+    graph: Graph,
+    settings: TrainingSettings | None = None,
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> History:
+    """Trains the whole network on the whole graph; `model` ends in the state of its best validation epoch."""
+    settings = settings or TrainingSettings()
+    return fit(model, NodeTask(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
+
+
+def random_ticket(model: nn.Module, graph: Graph, *, edge_ratio: float, weight_ratio: float, seed: int = 0) -> Ticket:
+    """Edges and weights removed at random, same counts as a search would; start weights are the model's own."""
+    generator = torch.Generator().manual_seed(seed)
+    edge_mask = _random_edges(graph, edge_ratio, generator)
+    weight_mask = select(random(prunable_weights(model), generator), ratio=weight_ratio)
+    provenance = {
+        "method": "random",
+        "edge_ratio": edge_ratio,
+        "weight_ratio": weight_ratio,
+        "seed": seed,
+        "epoch_drawn": 0,
+        "fired": False,
+    }
+    return make_ticket(model, graph, edge_mask, weight_mask, copy_state(model), provenance)
+
+
+def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
+    """The ticket's own weights with as many edges, drawn at random: the strong control of an edge score."""
+    edge_ratio = float(ticket.provenance["edge_ratio"])
+    edge_mask = _random_edges(graph, edge_ratio, torch.Generator().manual_seed(seed))
+    provenance = {**ticket.provenance, "method": "random_edges"}
+    return Ticket(edge_mask, ticket.weight_mask, ticket.drawn, ticket.initial, provenance)
+
+
+def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:
+    return select(random({EDGES: torch.empty(graph.num_pairs)}, generator), ratio=edge_ratio)

@@ -1,0 +1,80 @@
+"""Training a ticket: its edges, its weights, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.prune.holding import hold
+from gebt.ticket import EDGES, StartWeights, Ticket
+from gebt.train.loop import History, NodeTask, TrainingSettings, adam, fit
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """How a ticket is trained; the values of the presets and why are in docs/method.md."""
+
+    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100))
+    start: StartWeights = "inherit"
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A trained ticket: the hard result on the pruned graph."""
+
+    history: History
+    edges: Edges
+    edge_sparsity: float
+    weight_sparsity: float
+
+    @property
+    def test_accuracy(self) -> float:
+        """Test accuracy in [0, 1] at the best validation epoch, evaluated on the pruned graph."""
+        return self.history.accuracy
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch (from 1) of the best validation accuracy."""
+        return self.history.best_epoch
+
+
+def run(
+    ticket: Ticket,
+    model: nn.Module,
+    graph: Graph,
+    settings: RetrainSettings | None = None,
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> Retrained:
+    """Trains the ticket: pruned edges do not exist, pruned weights are held at zero throughout.
+
+    `model` receives the ticket's start weights and ends in the state of its best validation epoch.
+    Raises `TicketError` when the ticket belongs to another graph or model, and `RuntimeError` if the trained
+    weights should not have the ticket's sparsity.
+    """
+    settings = settings or RetrainSettings()
+    ticket.check(model, graph)
+    ticket.start(model, settings.start, seed)
+    edges = Edges.from_pairs(graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)], graph.num_nodes)
+    optimizer = adam(model, settings.training)
+    handle = hold(model, ticket.weight_mask, optimizer)
+    try:
+        history = fit(
+            model, NodeTask(graph, edges), [optimizer], settings.training.epochs, seed=seed, on_epoch=on_epoch
+        )
+    finally:
+        handle.remove()
+    _check_held(model, ticket)
+    return Retrained(history, edges, ticket.edge_sparsity, ticket.weight_sparsity)
+
+
+def _check_held(model: nn.Module, ticket: Ticket) -> None:
+    parameters = dict(model.named_parameters())
+    for name, kept in ticket.weight_mask.items():
+        if bool(parameters[name][~kept.to(parameters[name].device)].any()):
+            raise RuntimeError(f"pruned entries of {name!r} (got non-zero after retraining), expected zero")

@@ -1,0 +1,221 @@
+"""The search for a ticket: train, draw masks every epoch, stop when they no longer move."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from gebt.graph.canonical import Graph
+from gebt.prune.detector import Criterion, EarlyBird, Normalisation
+from gebt.prune.mask import Mask
+from gebt.prune.scores import magnitude, prunable_weights
+from gebt.prune.selection import Scope, check_no_layer_empty, select, tie_order
+from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+
+DrawObserver = Callable[[int, Mask, Mask], None]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a ticket is searched for; the values of the presets and why are in docs/method.md."""
+
+    max_epochs: int = 100
+    learning_rate: float = 0.01
+    weight_decay: float = 5e-4
+    edge_learning_rate: float = 1e-3
+    edge_l1: float = 0.0
+    scope: Scope = "global"
+    normalisation: Normalisation = "swap"
+    criterion: Criterion = "sum"
+    threshold: float = 0.03
+    window: int = 3
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.edge_learning_rate > 0 or self.edge_l1 < 0:
+            got = (self.edge_learning_rate, self.edge_l1)
+            raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
+        self.training()
+        self.detector()
+
+    def training(self) -> TrainingSettings:
+        """The settings of the weights' optimizer."""
+        return TrainingSettings(self.max_epochs, self.learning_rate, self.weight_decay)
+
+    def detector(self) -> EarlyBird:
+        """A fresh detector."""
+        return EarlyBird(self.threshold, self.window, self.normalisation, self.criterion, self.warmup)
+
+
+PRESETS = {
+    # GEBT (AAAI 2022), Algorithm 2 and its settings to the letter; the paper names L_reg but no coefficient.
+    "paper": SearchSettings(edge_l1=1e-4, normalisation="entry", threshold=0.1),
+    "default": SearchSettings(),
+}
+
+
+def search_preset(name: str) -> SearchSettings:
+    """The settings of a preset, "paper" or "default"; raises `ValueError` for another name."""
+    if name not in PRESETS:
+        raise ValueError(f"preset (got {name!r}), expected one of {sorted(PRESETS)}")
+    return PRESETS[name]
+
+
+def joint(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    edge_ratio: float,
+    weight_ratio: float,
+    settings: SearchSettings | str = "default",
+    seed: int = 0,
+    on_draw: DrawObserver | None = None,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> Ticket:
+    """GEBT, Algorithm 2: trains weights and edge values together and draws both masks every epoch.
+
+    Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
+    CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(|a|, edge_ratio), n = select(|W|, weight_ratio), and the
+    detector takes d(m, m_before) and d(n, n_before). The ticket is drawn in the epoch the detector fires, or
+    in the last one (`ticket.fired` is then False). `model` is left as trained.
+    `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask, edge_mask)` watches.
+    Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
+    """
+    return _Search(model, graph, edge_ratio, weight_ratio, _resolved(settings), seed).run(on_draw, on_epoch)
+
+
+def graph_only(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    edge_ratio: float,
+    settings: SearchSettings | str = "default",
+    seed: int = 0,
+    on_draw: DrawObserver | None = None,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> Ticket:
+    """GEBT, Algorithm 1: edge masks alone, from a pretrained `model` whose weights stay as they are."""
+    chosen = dataclasses.replace(_resolved(settings), criterion="edges")
+    return _Search(model, graph, edge_ratio, 0.0, chosen, seed, train_weights=False).run(on_draw, on_epoch)
+
+
+def weights_only(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    weight_ratio: float,
+    settings: SearchSettings | str = "default",
+    seed: int = 0,
+    on_draw: DrawObserver | None = None,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> Ticket:
+    """Weight masks alone, on the full graph: the early-bird ticket of an ordinary network."""
+    chosen = dataclasses.replace(_resolved(settings), criterion="weights")
+    return _Search(model, graph, 0.0, weight_ratio, chosen, seed, train_edges=False).run(on_draw, on_epoch)
+
+
+def _resolved(settings: SearchSettings | str) -> SearchSettings:
+    return search_preset(settings) if isinstance(settings, str) else settings
+
+
+class _Search:
+    """One search: the drawing and the detector around `fit`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        edge_ratio: float,
+        weight_ratio: float,
+        settings: SearchSettings,
+        seed: int,
+        *,
+        train_weights: bool = True,
+        train_edges: bool = True,
+    ) -> None:
+        self.model, self.graph, self.settings, self.seed = model, graph, settings, seed
+        self.ratios = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
+        self.train_weights, self.train_edges = train_weights, train_edges
+        self.weights = prunable_weights(model)
+        self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=train_edges)
+        ties = torch.Generator().manual_seed(seed)
+        # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
+        self.edge_order = tie_order(graph.num_pairs, ties)
+        self.weight_order = tie_order(sum(w.numel() for w in self.weights.values()), ties)
+
+    def draw(self) -> tuple[Mask, Mask]:
+        """The weight mask and the edge mask of the present weights and edge values."""
+        edge_mask = select(magnitude({EDGES: self.values}), ratio=self.ratios["edge_ratio"], order=self.edge_order)
+        weight_mask = select(
+            magnitude(self.weights),
+            ratio=self.ratios["weight_ratio"],
+            scope=self.settings.scope,
+            order=self.weight_order,
+            # A layer may be empty for an epoch on the way; the ticket's own draw is checked.
+            allow_empty=True,
+        )
+        return weight_mask, edge_mask
+
+    def run(self, on_draw: DrawObserver | None, on_epoch: Callable[[int, History], bool] | None) -> Ticket:
+        settings = self.settings
+        initial, detector = copy_state(self.model), settings.detector()
+        drawn = self.draw()  # refuses bad ratios before any training
+
+        def after_epoch(epoch: int, history: History) -> bool:
+            nonlocal drawn
+            drawn = self.draw()
+            if on_draw is not None:
+                on_draw(epoch, *drawn)
+            stop = detector.update(*drawn)
+            return (on_epoch is not None and on_epoch(epoch, history)) or stop
+
+        frozen = [p for p in self.model.parameters() if p.requires_grad and not self.train_weights]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            history = fit(
+                self.model,
+                NodeTask(self.graph),
+                self._optimizers(),
+                settings.max_epochs,
+                seed=self.seed,
+                gates=self.values if self.train_edges else None,
+                penalty=self._penalty if self.train_edges and settings.edge_l1 else None,
+                evaluate=False,
+                on_epoch=after_epoch,
+            )
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        weight_mask, edge_mask = drawn
+        check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
+        provenance = self._provenance(detector, len(history.losses))
+        return make_ticket(self.model, self.graph, edge_mask, weight_mask, initial, provenance)
+
+    def _optimizers(self) -> list[optim.Optimizer]:
+        optimizers: list[optim.Optimizer] = []
+        if self.train_weights:
+            optimizers.append(adam(self.model, self.settings.training()))
+        if self.train_edges:
+            optimizers.append(optim.Adam([self.values], lr=self.settings.edge_learning_rate, fused=True))
+        return optimizers
+
+    def _penalty(self) -> Tensor:
+        return self.settings.edge_l1 * self.values.abs().sum()
+
+    def _provenance(self, detector: EarlyBird, epochs: int) -> dict[str, Any]:
+        return {
+            "method": "gebt",
+            **self.ratios,
+            "seed": self.seed,
+            "epoch_drawn": epochs,
+            "fired": detector.fired,
+            "settings": dataclasses.asdict(self.settings),
+            "trajectory": detector.trajectory,
+        }

@@ -1,0 +1,132 @@
+"""Where the entries of a sparse matrix are: CSR, its transpose, and the road between the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+INT32_LIMIT = 2**31 - 1
+
+
+def index_dtype(*sizes: int) -> torch.dtype:
+    """int32 while every size fits (half the memory of int64), int64 beyond."""
+    return torch.int32 if max(sizes, default=0) <= INT32_LIMIT else torch.int64
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """The positions of the entries of an R x C sparse matrix, in row-major order.
+
+    `crow` [R + 1] holds where each row starts, `col` [E] each entry's column. `transposed` is built once
+    and kept: every gradient to the dense side of a product runs through it.
+    """
+
+    crow: Tensor
+    col: Tensor
+    shape: tuple[int, int]
+
+    @staticmethod
+    def from_entries(row: Tensor, col: Tensor, shape: tuple[int, int]) -> tuple[Pattern, Tensor]:
+        """Builds the pattern of entries given in any order.
+
+        `row`, `col` [E]: integer positions, each pair at most once. Returns the pattern and `order` [E] such
+        that `values[order]` are the values in the pattern's order. Raises `ValueError` for a position
+        outside `shape` or given twice.
+        """
+        rows, cols = shape
+        for name, index, size in (("row", row, rows), ("column", col, cols)):
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+                bad = int(index.min()) if int(index.min()) < 0 else int(index.max())
+                raise ValueError(f"{name} index (got {bad}), expected 0 to {size - 1}")
+        key, order = torch.sort(row.long() * cols + col.long())
+        if key.numel() > 1 and bool((key[1:] == key[:-1]).any()):
+            raise ValueError("entries of a pattern (got the same position twice), expected each at most once; coalesce")
+        dtype = index_dtype(row.numel(), rows, cols)
+        crow = torch.zeros(rows + 1, dtype=torch.long, device=row.device)
+        torch.cumsum(torch.bincount(row.long(), minlength=rows), 0, out=crow[1:])
+        return Pattern(crow.to(dtype), col[order].to(dtype), shape), order
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries E."""
+        return self.col.numel()
+
+    @property
+    def density(self) -> float:
+        """Entries / (R * C); 0 for an empty shape."""
+        return self.nnz / max(1, self.shape[0] * self.shape[1])
+
+    @cached_property
+    def row(self) -> Tensor:
+        """Row of each entry [E]."""
+        counts = (self.crow[1:] - self.crow[:-1]).long()
+        rows = torch.arange(self.shape[0], dtype=self.col.dtype, device=self.col.device)
+        return rows.repeat_interleave(counts)
+
+    @cached_property
+    def _transposition(self) -> tuple[Pattern, Tensor]:
+        turned, order = Pattern.from_entries(self.col, self.row, (self.shape[1], self.shape[0]))
+        return turned, order.to(self.col.dtype)
+
+    @property
+    def transposed(self) -> Pattern:
+        """The pattern of the transpose, C x R."""
+        return self._transposition[0]
+
+    @property
+    def permutation(self) -> Tensor:
+        """[E]: `values[permutation]` are the values in the order of `transposed`."""
+        return self._transposition[1]
+
+    def with_transpose(self, transposed: Pattern, permutation: Tensor) -> Pattern:
+        """This pattern with a transpose that the caller already has (a symmetric pattern is its own)."""
+        self.__dict__["_transposition"] = (transposed, permutation)
+        return self
+
+    def keep(self, kept: Tensor) -> Pattern:
+        """The pattern with only the entries where `kept` [E] is True; the order is preserved."""
+        ends = torch.zeros(self.nnz + 1, dtype=torch.long, device=self.col.device)
+        torch.cumsum(kept, 0, out=ends[1:])
+        return Pattern(ends[self.crow.long()].to(self.crow.dtype), self.col[kept], self.shape)
+
+    def to(self, device: torch.device | str) -> Pattern:
+        """The same pattern on another device."""
+        return Pattern(self.crow.to(device), self.col.to(device), self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """A constant R x C sparse matrix: a pattern and one value an entry (features, or a fixed adjacency)."""
+
+    pattern: Pattern
+    values: Tensor
+
+    @staticmethod
+    def from_dense(dense: Tensor) -> SparseMatrix:
+        """The non-zero entries of a dense [R, C] tensor."""
+        row, col = dense.nonzero(as_tuple=True)
+        pattern, order = Pattern.from_entries(row, col, (dense.shape[0], dense.shape[1]))
+        return SparseMatrix(pattern, dense[row, col][order])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        return self.pattern.shape
+
+    @cached_property
+    def transposed_values(self) -> Tensor:
+        """The values in the order of `pattern.transposed`, gathered once."""
+        return self.values[self.pattern.permutation.long()]
+
+    def to_dense(self) -> Tensor:
+        """The matrix as a dense [R, C] tensor (small matrices and tests only)."""
+        dense = torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device)
+        dense[self.pattern.row.long(), self.pattern.col.long()] = self.values
+        return dense
+
+    def to(self, device: torch.device | str) -> SparseMatrix:
+        """The same matrix on another device."""
+        return SparseMatrix(self.pattern.to(device), self.values.to(device))

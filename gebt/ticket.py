@@ -1,0 +1,208 @@
+"""Tickets: the kept edges and weights of a search, as one small audited file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from gebt.files import write_atomically
+from gebt.graph.canonical import Graph
+from gebt.prune.mask import Mask, pack_bits, unpack_bits
+from gebt.prune.scores import prunable_weights
+
+FORMAT = 1
+EDGES = "edges"
+MAX_HEADER_BYTES = 1 << 20
+MAX_ENTRIES = 1 << 34
+
+StartWeights = Literal["inherit", "rewind", "reinit"]
+
+
+class TicketError(ValueError):
+    """A ticket that is broken, or that belongs to another graph or model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """What a search found: hard masks, start weights and where they come from.
+
+    `edge_mask` holds one tensor "edges" [P]; `weight_mask` one tensor a pruned parameter. `drawn` and `initial`
+    are the model's full state (name -> tensor) at the draw and before the search, pruned entries zero.
+    `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
+    """
+
+    edge_mask: Mask
+    weight_mask: Mask
+    drawn: dict[str, Tensor]
+    initial: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+    @property
+    def epoch_drawn(self) -> int:
+        """Epoch (from 1) whose masks these are; 0 for a ticket drawn without a search."""
+        return int(self.provenance["epoch_drawn"])
+
+    @property
+    def fired(self) -> bool:
+        """True when the detector ended the search, False when the epoch limit did."""
+        return bool(self.provenance["fired"])
+
+    @property
+    def edge_sparsity(self) -> float:
+        """Measured share of undirected pairs removed."""
+        return self.edge_mask.sparsity
+
+    @property
+    def weight_sparsity(self) -> float:
+        """Measured share of the maskable weights removed (biases are not among them)."""
+        return self.weight_mask.sparsity
+
+    def check(self, model: nn.Module, graph: Graph) -> None:
+        """Raises `TicketError` naming what differs when the ticket belongs to another graph or model."""
+        pairs = self.edge_mask[EDGES].numel()
+        if pairs != graph.num_pairs:
+            raise TicketError(f"graph {graph.name!r} (got {graph.num_pairs} pairs), expected {pairs} as in the ticket")
+        if self.provenance["fingerprint"] != graph.fingerprint:
+            expected = f"{self.provenance['fingerprint'][:12]}... ({self.provenance['graph']!r}) as in the ticket"
+            raise TicketError(
+                f"graph {graph.name!r} (got fingerprint {graph.fingerprint[:12]}...), expected {expected}; "
+                "the same data, feature scaling and split are needed"
+            )
+        state = model.state_dict()
+        for name, tensor in self.drawn.items():
+            if name not in state:
+                raise TicketError(f"model (got no tensor {name!r}), expected one of shape {tuple(tensor.shape)}")
+            if state[name].shape != tensor.shape:
+                got, expected_shape = tuple(state[name].shape), tuple(tensor.shape)
+                raise TicketError(f"tensor {name!r} of the model (got shape {got}), expected {expected_shape}")
+        if extra := sorted(state.keys() - self.drawn.keys()):
+            raise TicketError(f"model (got tensors {extra} that the ticket lacks), expected {sorted(self.drawn)}")
+
+    def start(self, model: nn.Module, how: StartWeights = "inherit", seed: int = 0) -> None:
+        """Puts the ticket's start weights into `model`, pruned entries zero.
+
+        "inherit": the weights at the draw (GEBT); "rewind": those before the search (lottery tickets);
+        "reinit": fresh ones from `model.reset(seed)`, the control that keeps the masks alone.
+        """
+        if how == "reinit":
+            model.reset(seed)  # type: ignore[operator]
+        elif how in ("inherit", "rewind"):
+            model.load_state_dict(self.drawn if how == "inherit" else self.initial)
+        else:
+            raise ValueError(f"start weights (got {how!r}), expected 'inherit', 'rewind' or 'reinit'")
+        self.weight_mask.apply_(dict(model.named_parameters()))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the ticket (safetensors, masks as bits, kept weights only); never leaves half a file."""
+        tensors = {f"mask.{EDGES}": pack_bits(self.edge_mask[EDGES])}
+        for name, kept in self.weight_mask.items():
+            tensors[f"mask.{name}"] = pack_bits(kept)
+        for group, state in (("drawn", self.drawn), ("initial", self.initial)):
+            for name, tensor in state.items():
+                kept_values = tensor[self.weight_mask[name]] if name in self.weight_mask else tensor
+                tensors[f"{group}.{name}"] = kept_values.contiguous()
+        header = {
+            "format": FORMAT,
+            "pairs": self.edge_mask[EDGES].numel(),
+            "shapes": {name: list(tensor.shape) for name, tensor in self.drawn.items()},
+            "masked": sorted(self.weight_mask),
+            "provenance": self.provenance,
+        }
+        # One metadata key: the writer does not promise an order among several, and equal tickets are equal bytes.
+        metadata = {"gebt": json.dumps(header, sort_keys=True)}
+        moved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        return write_atomically(Path(path), to_safetensors(moved, metadata))
+
+    @staticmethod
+    def load(path: str | Path) -> Ticket:
+        """Reads a ticket. Raises `TicketError` naming the file and what is wrong with it."""
+        header, tensors = _read(Path(path))
+        try:
+            return _assemble(header, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TicketError(f"ticket {path} (got broken content: {error}), expected format {FORMAT}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise TicketError(f"ticket {path} (got no such file), expected a ticket.safetensors written by gebt")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, path.stat().st_size):
+        raise TicketError(f"ticket {path} (got a header of {length} bytes), expected a ticket; is it foreign or cut?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["gebt"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise TicketError(f"ticket {path} (got {error}), expected a safetensors file with a gebt header") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        got = header.get("format") if isinstance(header, dict) else type(header).__name__
+        raise TicketError(f"ticket {path} (got format {got}), expected format {FORMAT}; update gebt or search again")
+    return header, tensors
+
+
+def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticket:
+    shapes = {name: tuple(int(size) for size in shape) for name, shape in header["shapes"].items()}
+    pairs = int(header["pairs"])
+    for name, shape in {**shapes, EDGES: (pairs,)}.items():
+        if min(shape, default=0) < 0 or math.prod(shape) > MAX_ENTRIES:
+            raise ValueError(f"tensor {name!r} (got shape {shape}), expected at most {MAX_ENTRIES} entries")
+    weight_mask = Mask({name: unpack_bits(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
+    edge_mask = Mask({EDGES: unpack_bits(tensors[f"mask.{EDGES}"], (pairs,))})
+    states = [
+        {name: _restored(tensors[f"{group}.{name}"], shape, weight_mask.get(name)) for name, shape in shapes.items()}
+        for group in ("drawn", "initial")
+    ]
+    expected = {f"mask.{name}" for name in (EDGES, *weight_mask)}
+    expected |= {f"{group}.{name}" for group in ("drawn", "initial") for name in shapes}
+    if extra := sorted(tensors.keys() - expected):
+        raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
+    for key in ("fingerprint", "graph", "epoch_drawn", "fired"):
+        header["provenance"][key]
+    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"])
+
+
+def _restored(stored: Tensor, shape: tuple[int, ...], kept: Tensor | None) -> Tensor:
+    if not bool(torch.isfinite(stored).all()):
+        raise ValueError("weights (got NaN or infinity), expected finite numbers")
+    if kept is None:
+        return stored.view(shape)
+    if stored.shape != (int(kept.sum()),):
+        raise ValueError(f"kept weights (got {tuple(stored.shape)}), expected ({int(kept.sum())},) as the mask keeps")
+    full = torch.zeros(shape, dtype=stored.dtype)
+    full[kept] = stored
+    return full
+
+
+def make_ticket(
+    model: nn.Module,
+    graph: Graph,
+    edge_mask: Mask,
+    weight_mask: Mask,
+    initial: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+) -> Ticket:
+    """A ticket of the model as it stands now, masks applied to both its start states.
+
+    `initial`: the model's state before the search. Raises `ValueError` when a mask does not cover the model's weights.
+    """
+    weights = prunable_weights(model)
+    if unknown := sorted(weight_mask.keys() - weights.keys()):
+        raise ValueError(f"weight mask (got tensors {unknown}), expected only {sorted(weights)}")
+    states = []
+    for state in (model.state_dict(), initial):
+        copied = {name: tensor.detach().clone() for name, tensor in state.items()}
+        weight_mask.apply_(copied)
+        states.append(copied)
+    origin = {"graph": graph.name, "fingerprint": graph.fingerprint, **provenance}
+    return Ticket(edge_mask, weight_mask, states[0], states[1], origin)

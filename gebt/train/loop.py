@@ -1,0 +1,162 @@
+"""The training loop for node classification. It knows nothing of pruning: features come in as callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional as F
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained: Adam, weight decay on the first layer alone (Kipf & Welling 2017)."""
+
+    epochs: int = 200
+    learning_rate: float = 0.01
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs (got {self.epochs}), expected at least 1")
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            got = (self.learning_rate, self.weight_decay)
+            raise ValueError(f"learning rate, weight decay (got {got}), expected > 0 and >= 0")
+
+
+@dataclass
+class History:
+    """What a fit did: one entry an epoch, and the state at the best validation epoch.
+
+    Accuracies are shares in [0, 1]. `best_epoch` counts from 1: highest validation accuracy, ties to the lower
+    validation loss, then to the earlier epoch; 0 when the fit did not evaluate.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy at the best validation epoch."""
+        return self.test_accuracy[self.best_epoch - 1]
+
+
+class NodeTask:
+    """Node classification on one graph, seen through the given edges (the graph's own, or a ticket's)."""
+
+    def __init__(self, graph: Graph, edges: Edges | None = None) -> None:
+        self.graph = graph
+        self.edges = edges if edges is not None else Edges.from_pairs(graph.pairs, graph.num_nodes)
+        self._train, self._val, self._test = (
+            (nodes, graph.labels[nodes])
+            for nodes in (mask.nonzero().squeeze(1) for mask in (graph.train_mask, graph.val_mask, graph.test_mask))
+        )
+
+    def logits(self, model: nn.Module, gates: Tensor | None = None) -> Tensor:
+        """Logits [N, C] of the model on this graph."""
+        return model(self.graph.features, self.edges, gates)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Mean cross-entropy over the training nodes."""
+        nodes, labels = self._train
+        return F.cross_entropy(logits[nodes], labels)
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
+        """Validation accuracy, validation loss and test accuracy of the model in evaluation mode."""
+        model.eval()
+        with torch.no_grad():
+            logits = self.logits(model)
+            (val, val_labels), (test, test_labels) = self._val, self._test
+            val_logits = logits[val]
+            val_hits = (val_logits.argmax(1) == val_labels).float().mean()
+            test_hits = (logits[test].argmax(1) == test_labels).float().mean()
+            return float(val_hits), float(F.cross_entropy(val_logits, val_labels)), float(test_hits)
+
+
+def adam(model: nn.Module, settings: TrainingSettings) -> optim.Adam:
+    """Adam for a model with `convs`: weight decay on the first of them only, as in Kipf & Welling's GCN."""
+    first = list(model.convs[0].parameters())  # type: ignore[union-attr, index]
+    decayed = {id(p) for p in first}
+    others = [p for p in model.parameters() if id(p) not in decayed]
+    groups = [{"params": first, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return optim.Adam([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Dropout inside draws from `seed`; the caller's random state is as it was afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def fit(
+    model: nn.Module,
+    task: NodeTask,
+    optimizers: Sequence[optim.Optimizer],
+    epochs: int,
+    *,
+    seed: int = 0,
+    gates: Tensor | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    evaluate: bool = True,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> History:
+    """Trains `model` on `task`, one full-batch step an epoch, all optimizers from one backward pass.
+
+    `gates` [P] are soft edge values for the training forward; `penalty` is added to the loss. With `evaluate`
+    the model is evaluated after every step and ends in the state of its best validation epoch. `on_epoch`
+    is called with the epoch (from 1) and the history so far; returning True ends the fit.
+    Raises `ValueError` when the loss is no longer a finite number.
+    """
+    history, best = History(), (-1.0, 0.0)
+    with seeded(seed):
+        for epoch in range(1, epochs + 1):
+            history.losses.append(_step(model, task, optimizers, gates, penalty))
+            if evaluate:
+                val_accuracy, val_loss, test_accuracy = task.evaluate(model)
+                history.val_accuracy.append(val_accuracy)
+                history.test_accuracy.append(test_accuracy)
+                if (val_accuracy, -val_loss) > best:
+                    best = (val_accuracy, -val_loss)
+                    history.best_epoch, history.best_state = epoch, copy_state(model)
+            if on_epoch is not None and on_epoch(epoch, history):
+                break
+    if evaluate:
+        model.load_state_dict(history.best_state)
+    return history
+
+
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
+    """A detached copy of the model's state dict."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _step(
+    model: nn.Module,
+    task: NodeTask,
+    optimizers: Sequence[optim.Optimizer],
+    gates: Tensor | None,
+    penalty: Callable[[], Tensor] | None,
+) -> float:
+    model.train()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss = task.loss(task.logits(model, gates))
+    total = loss if penalty is None else loss + penalty()
+    total.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    value = float(loss.detach())
+    if not value == value or value in (float("inf"), float("-inf")):
+        raise ValueError(f"training loss (got {value}), expected a finite number; use a lower learning rate")
+    return value

@@ -1,0 +1,123 @@
+"""Small raw files in the layouts of the readers, and the real ones where GEBT_DATA says they lie."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    # PyTorch Geometric compiles with torch.jit.script on import, which torch calls deprecated.
+    warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+    import torch_geometric  # noqa: F401
+
+TRAIN, VALIDATION, TESTED, GAP, WIDTH, CLASSES = 4, 500, 6, 2, 5, 3
+KNOWN = TRAIN + VALIDATION + 10
+NODES = KNOWN + TESTED + GAP
+
+
+@pytest.fixture(scope="session")
+def real_root() -> Path:
+    root = os.environ.get("GEBT_DATA")
+    if not root:
+        pytest.skip("needs the real data sets: set GEBT_DATA to the folder that holds Cora/raw and the others")
+    return Path(root)
+
+
+class OldPickle:
+    """Writes what Python 2 wrote into the Planetoid files: protocol 2, bytes as text, numpy's and scipy's old names."""
+
+    @staticmethod
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    @staticmethod
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<i", len(value)) + value
+
+    @staticmethod
+    def tuple(*items: bytes) -> bytes:
+        return b"(" + b"".join(items) + b"t"
+
+    @staticmethod
+    def document(body: bytes) -> bytes:
+        return b"\x80\x02" + body + b"."
+
+    @classmethod
+    def array(cls, values: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
+        code = values.dtype.str[1:].encode()
+        state = (cls.number(3), cls.text(b"<"), b"NNN", cls.number(-1), cls.number(-1), cls.number(0))
+        dtype = b"cnumpy\ndtype\n" + cls.tuple(cls.text(code), cls.number(0), cls.number(1)) + b"R"
+        dtype += cls.tuple(*state) + b"b"
+        sizes = cls.tuple(*(cls.number(size) for size in shape or values.shape))
+        make = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+        return make + cls.tuple(cls.number(1), sizes, dtype, b"\x89", cls.text(values.tobytes())) + b"b"
+
+    @classmethod
+    def csr(cls, dense: np.ndarray, **changed: np.ndarray) -> bytes:
+        row, col = dense.nonzero()
+        arrays = {
+            "data": dense[row, col].astype("f4"),
+            "indices": col.astype("i4"),
+            "indptr": np.concatenate(([0], np.bincount(row, minlength=len(dense)).cumsum())).astype("i4"),
+        }
+        shape = cls.text(b"_shape") + cls.tuple(*(cls.number(size) for size in dense.shape))
+        items = [cls.text(name.encode()) + cls.array(values) for name, values in (arrays | changed).items()]
+        return b"cscipy.sparse.csr\ncsr_matrix\n)\x81}(" + shape + b"".join(items) + b"ub"
+
+    @classmethod
+    def lists(cls, neighbours: dict[int, list[int]]) -> bytes:
+        items = [cls.number(k) + b"](" + b"".join(map(cls.number, v)) + b"e" for k, v in neighbours.items()]
+        return b"ccollections\ndefaultdict\nc__builtin__\nlist\n\x85R(" + b"".join(items) + b"u"
+
+
+@pytest.fixture(scope="session")
+def old_pickle() -> type[OldPickle]:
+    return OldPickle
+
+
+@pytest.fixture(scope="session")
+def planetoid_bytes() -> dict[str, bytes]:
+    """The Planetoid files of a ring of 522 nodes of which the last test node has two unknown ones before it."""
+    ring = {node: [(node - 1) % NODES, (node + 1) % NODES] for node in range(NODES)}
+    features = np.eye(WIDTH)[np.arange(KNOWN) % WIDTH] + np.eye(WIDTH)[0]
+    one_hot = np.eye(CLASSES, dtype="i4")
+    tested = [NODES - 1, *range(KNOWN, KNOWN + TESTED - 1)]
+    bodies = {
+        "allx": OldPickle.csr(features),
+        "x": OldPickle.csr(features[:TRAIN]),
+        "tx": OldPickle.csr(np.eye(WIDTH)[np.arange(TESTED) % WIDTH]),
+        "ally": OldPickle.array(one_hot[np.arange(KNOWN) % CLASSES]),
+        "y": OldPickle.array(one_hot[np.arange(TRAIN) % CLASSES]),
+        "ty": OldPickle.array(one_hot[np.arange(TESTED) % CLASSES]),
+        "graph": OldPickle.lists(ring),
+    }
+    files = {part: OldPickle.document(body) for part, body in bodies.items()}
+    return files | {"test.index": "\n".join(map(str, tested)).encode()}
+
+
+@pytest.fixture
+def planetoid_folder(tmp_path: Path, planetoid_bytes: dict[str, bytes]) -> Path:
+    for part, content in planetoid_bytes.items():
+        (tmp_path / f"ind.tiny.{part}").write_bytes(content)
+    return tmp_path
+
+
+@pytest.fixture
+def npz_arrays() -> dict[str, np.ndarray]:
+    """A path of four nodes, one edge one-way, one self-loop; two features; node 3 has none."""
+    return {
+        "adj_data": np.ones(5, "f4"),
+        "adj_indices": np.array([1, 1, 2, 3, 2], "i4"),
+        "adj_indptr": np.array([0, 1, 3, 4, 5], "i4"),
+        "adj_shape": np.array([4, 4]),
+        "attr_data": np.array([3.0, 0.5, 7.0, 2.0], "f4"),
+        "attr_indices": np.array([0, 1, 0, 1], "i4"),
+        "attr_indptr": np.array([0, 1, 2, 4, 4], "i4"),
+        "attr_shape": np.array([4, 2]),
+        "labels": np.array([0, 1, 1, 0]),
+    }

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gebt.data import RecordedSettings, dataset_info, dataset_names
+from gebt.data import manifest as manifest_module
+from gebt.graph.canonical import GraphError
+
+
+def test_names_start_with_the_default_set():
+    assert dataset_names()[:4] == ("digits", "cora", "citeseer", "pubmed")
+    assert len(dataset_names()) == 10
+
+
+@pytest.mark.parametrize(("name", "near"), [("Cora", "cora"), ("pubmet", "pubmed"), ("coauthor_cs", "coauthor-cs")])
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_list(name, near):
+    with pytest.raises(GraphError, match=rf"got '{name}'.*citeseer, pubmed.*did you mean {near}"):
+        dataset_info(name)
+
+
+def test_a_name_near_to_nothing_is_answered_with_the_list():
+    with pytest.raises(GraphError, match=r"got 'zzz'\), expected one of digits, cora.*; see 'gebt data list'"):
+        dataset_info("zzz")
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_every_entry_is_complete(name):
+    info = dataset_info(name)
+    assert min(info.nodes, info.pairs, info.features, info.classes) > 0
+    assert info.licence
+    assert info.source
+    assert len(info.files) == {"digits": 0, "planetoid": 8, "npz": 1}[info.format]
+    for file in info.files:
+        assert re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert file.url.startswith("https://")
+        assert "/" not in file.name
+    assert (info.split == "seeded") == (info.train_per_class > 0) == (info.val_per_class > 0)
+    assert info.features_scaling in ("row", "none")
+
+
+def test_settings_of_the_planetoid_sets_are_those_of_the_gcn_paper():
+    expected = RecordedSettings(hidden=16, depth=2, dropout=0.5, learning_rate=0.01, weight_decay=5e-4, epochs=200)
+    assert dataset_info("cora").training == expected
+
+
+def test_the_packaged_manifest_goes_before_the_checkouts(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "__file__", str(tmp_path / "manifest.py"))
+    assert manifest_module.manifest_path() == manifest_module.CHECKOUT_DATASETS / "manifest.toml"
+    (tmp_path / "manifest.toml").touch()
+    assert manifest_module.manifest_path() == tmp_path / "manifest.toml"
