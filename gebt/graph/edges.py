@@ -57,7 +57,7 @@ class Edges:
     @cached_property
     def places(self) -> Tensor:
         """[2P + N]: where in the pattern pair p stands as (u, v), then as (v, u), then each self-loop."""
-        return torch.argsort(self.source.long(), stable=True)
+        return torch.argsort(self.source.long(), stable=True).to(self.source.dtype)
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -97,7 +97,7 @@ class _Normalise(torch.autograd.Function):
         scale = edges.incident_sum(values).add_(1).rsqrt_()
         ctx.edges = edges
         ctx.save_for_backward(values, scale)
-        return torch.cat((values * scale[u] * scale[v], scale * scale))[edges.source]
+        return torch.cat((values * scale[u] * scale[v], scale * scale)).index_select(0, edges.source)
 
     @staticmethod
     @once_differentiable
@@ -105,7 +105,8 @@ class _Normalise(torch.autograd.Function):
         values, scale = ctx.saved_tensors
         edges = ctx.edges
         u, v = edges.pairs
-        by_pair, by_mirror, by_loop = grad[edges.places].split((edges.num_pairs, edges.num_pairs, edges.num_nodes))
+        parts = (edges.num_pairs, edges.num_pairs, edges.num_nodes)
+        by_pair, by_mirror, by_loop = grad.index_select(0, edges.places).split(parts)
         pair = by_pair + by_mirror
         su, sv = scale[u], scale[v]
         direct = pair * values

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gebt.graph.edges import Edges
+from gebt.models.dropout import dropout
 from gebt.sparse.ops import matmul
 from gebt.sparse.pattern import SparseMatrix
 
@@ -86,13 +87,11 @@ class GCN(nn.Module):
         weights = edges.unit_weights if gates is None else edges.normalised(gates)
         x = self._dropped(features)
         for conv in self.convs[:-1]:
-            x = F.dropout(torch.relu(conv(x, edges, weights)), self.dropout, self.training)
+            x = dropout(torch.relu(conv(x, edges, weights)), self.dropout, self.training)
         return self.convs[-1](x, edges, weights)
 
     def _dropped(self, features: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
-        if not self.training or self.dropout == 0.0:
-            return features
-        if isinstance(features, SparseMatrix):
+        if isinstance(features, SparseMatrix) and self.training and self.dropout:
             # Zeros stay zero under dropout, so dropping stored values is dropout of the dense matrix.
-            return SparseMatrix(features.pattern, F.dropout(features.values, self.dropout))
-        return F.dropout(features, self.dropout)
+            return SparseMatrix(features.pattern, dropout(features.values, self.dropout, True))
+        return features if isinstance(features, SparseMatrix) else dropout(features, self.dropout, self.training)

@@ -57,7 +57,7 @@ class Mask(Mapping[str, Tensor]):
     @property
     def kept(self) -> int:
         """Number of kept entries k."""
-        return sum(int(tensor.sum()) for tensor in self.values())
+        return sum(int(torch.count_nonzero(tensor)) for tensor in self.values())
 
     @property
     def density(self) -> float:

@@ -56,7 +56,8 @@ def select(
     sizes = [tensor.numel() for tensor in scores.values()]
     flat = [tensor.detach().flatten() for tensor in scores.values()]
     for name, score in zip(scores, flat, strict=True):
-        if bool(torch.isnan(score).any()):
+        # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
+        if bool(torch.isnan(score.sum())) and bool(torch.isnan(score).any()):
             raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
     ties = _Ties(sum(sizes), generator, order)
     if scope == "global" and flat:
@@ -100,7 +101,7 @@ def _keep_highest(score: Tensor, prune: int, ties: _Ties, start: int) -> Tensor:
         return torch.ones_like(score, dtype=torch.bool)
     threshold = torch.kthvalue(score, prune).values
     kept = score > threshold
-    surplus = score.numel() - int(kept.sum()) - prune
+    surplus = score.numel() - int(torch.count_nonzero(kept)) - prune
     if surplus:
         # More entries stand at the threshold than may go: the last of them in the random order stay.
         tied = (score == threshold).nonzero().squeeze(1)

@@ -79,7 +79,7 @@ def _sddmm_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     crow, col, tcrow, tcol, perm, a, b = ctx.saved_tensors
     da = db = None
-    tgrad = grad[perm.long()]
+    tgrad = grad.index_select(0, perm)
     if ctx.needs_input_grad[5]:
         da = _spmm(crow, col, tcrow, tcol, grad, tgrad, b)
     if ctx.needs_input_grad[6]:
@@ -124,7 +124,7 @@ def spmm(pattern: Pattern, values: Tensor, x: Tensor, tvalues: Tensor | None = N
         return _spmm(pattern.crow, pattern.col, pattern.crow, pattern.col, values, values, x)
     turned = pattern.transposed
     if tvalues is None:
-        tvalues = values.detach()[pattern.permutation.long()]
+        tvalues = values.detach().index_select(0, pattern.permutation)
     return _spmm(pattern.crow, pattern.col, turned.crow, turned.col, values, tvalues.detach(), x)
 
 

@@ -119,7 +119,7 @@ class SparseMatrix:
     @cached_property
     def transposed_values(self) -> Tensor:
         """The values in the order of `pattern.transposed`, gathered once."""
-        return self.values[self.pattern.permutation.long()]
+        return self.values.index_select(0, self.pattern.permutation)
 
     def to_dense(self) -> Tensor:
         """The matrix as a dense [R, C] tensor (small matrices and tests only)."""

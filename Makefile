@@ -1,0 +1,48 @@
+# Two commands: `make demo` runs the main job on embedded real data, `make test` passes the tests.
+# Both make the environment in .venv once; a second call installs nothing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := pyproject.toml constraints.txt
+
+.PHONY: help setup demo test check clean
+
+help:
+	@echo "make demo    find, retrain and measure a ticket on the embedded digits graph"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types, tests"
+	@echo "make setup   the environment alone, in .venv"
+	@echo "make clean   remove the environment"
+
+setup: .venv/.run
+
+.venv/.run: $(SOURCES)
+	@echo "making the environment in .venv (once; this takes a minute or two)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; use make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.test: .venv/.run
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.dev: .venv/.test
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: .venv/.run
+	@$(BIN)/gebt run --dataset digits
+
+test: .venv/.test
+	@$(BIN)/python -m pytest
+
+check: .venv/.dev test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,151 @@
+"""The same GCN, data, seeds and settings on our road and on PyG's: seconds and accuracy.
+
+python benchmarks/vs_pyg.py [--dataset cora] [--quick] [--json OUT]
+
+Dense training with an evaluation each epoch, and the whole of GEBT (search + retraining) against PyG's dense training.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from common import finish, options
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import GCNConv
+
+from gebt.config import RunOptions
+from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.graph import Graph
+from gebt.recipes import baselines, retrain
+from gebt.sparse import SparseMatrix
+
+
+class PygGCN(nn.Module):
+    """The GCN of PyG's own example: `GCNConv(cached=True)`, dropout on the input and between the layers."""
+
+    def __init__(self, sizes: tuple[int, int, int], dropout: float) -> None:
+        super().__init__()
+        features, hidden, classes = sizes
+        self.first = GCNConv(features, hidden, cached=True)
+        self.second = GCNConv(hidden, classes, cached=True)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """Logits [N, C]; `adjacency` is an edge index or a transposed sparse tensor."""
+        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(self.first(x, adjacency).relu(), self.dropout, self.training)
+        return self.second(x, adjacency)  # type: ignore[no-any-return]
+
+
+def pyg_dense(settings: RunOptions, graph: Graph, adjacency: Tensor, seed: int) -> float:
+    """PyG's example loop: one step and one evaluation an epoch; test accuracy at the best validation epoch."""
+    torch.manual_seed(seed)
+    x = graph.features.to_dense() if isinstance(graph.features, SparseMatrix) else graph.features
+    model = PygGCN((graph.num_features, settings.hidden, graph.num_classes), settings.dropout)  # type: ignore[arg-type]
+    groups = [
+        {"params": model.first.parameters(), "weight_decay": settings.weight_decay},
+        {"params": model.second.parameters(), "weight_decay": 0},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+    best_val = best_test = 0.0
+    for _ in range(settings.epochs):  # type: ignore[arg-type]
+        model.train()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x, adjacency)[graph.train_mask], graph.labels[graph.train_mask]).backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            hits = model(x, adjacency).argmax(1) == graph.labels
+        val, test = (float(hits[mask].float().mean()) for mask in (graph.val_mask, graph.test_mask))
+        if val > best_val:
+            best_val, best_test = val, test
+    return best_test
+
+
+def ours_dense(settings: RunOptions, graph: Graph, seed: int) -> float:
+    """The same training on our road."""
+    return baselines.dense(model_for(settings, graph, seed), graph, settings.training(), seed=seed).accuracy
+
+
+def ours_whole(settings: RunOptions, graph: Graph, seed: int) -> float:
+    """Search and retraining of a joint ticket."""
+    ticket = find_ticket(settings, graph, model_for(settings, graph, seed), seed)
+    return retrain.run(ticket, model_for(settings, graph, seed), graph, settings.retraining(), seed=seed).test_accuracy
+
+
+def adjacencies(graph: Graph) -> tuple[Tensor, Tensor]:
+    """The edge index of a graph, and its CSR adjacency (symmetric, so its own transpose)."""
+    edge_index = torch.cat((graph.pairs, graph.pairs.flip(0)), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        coo = torch.sparse_coo_tensor(edge_index, torch.ones(edge_index.shape[1]), (graph.num_nodes,) * 2)
+        return edge_index, coo.to_sparse_csr()
+
+
+def main() -> None:
+    """One row a way of training; every way is run for each seed in turn."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--dataset", default="cora")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message="Sparse CSR")
+    seeds, epochs = (1, 5) if arguments.quick else (arguments.seeds, None)
+    settings = RunOptions(
+        arguments.dataset,
+        0.2,
+        0.9,
+        seeds,
+        epochs=epochs,
+        retrain_epochs=epochs,
+        max_epochs=epochs,
+        data_root=arguments.data_root,
+    ).resolved()
+    ways: dict[str, Callable[[Graph, int], float]] = {
+        "gebt dense": lambda graph, seed: ours_dense(settings, graph, seed),
+        "gebt search + retrain": lambda graph, seed: ours_whole(settings, graph, seed),
+        "pyg GCNConv(cached), dense features": lambda graph, seed: pyg_dense(
+            settings, graph, adjacencies(graph)[0], seed
+        ),
+        "pyg, CSR adjacency, dense features": lambda graph, seed: pyg_dense(
+            settings, graph, adjacencies(graph)[1], seed
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    accuracy: dict[str, list[float]] = {name: [] for name in ways}
+    ours_dense(settings, graph_for(settings, 0), 0)  # warm-up
+    for seed in range(seeds):
+        graph = graph_for(settings, seed)
+        for name, way in ways.items():
+            start = time.perf_counter()
+            accuracy[name].append(way(graph, seed))
+            seconds[name].append(time.perf_counter() - start)
+    ours, whole, pyg, pyg_best = (statistics.median(seconds[name]) for name in ways)
+    rows = [
+        {
+            "way": name,
+            "seconds": statistics.median(seconds[name]),
+            "gebt_dense_is_faster_by": statistics.median(seconds[name]) / ours,
+            "accuracy": statistics.fmean(accuracy[name]),
+        }
+        for name in ways
+    ]
+    summary = {
+        "train_speedup": pyg / ours,
+        "train_speedup_over_pyg_csr": pyg_best / ours,
+        "end_to_end_speedup": pyg / whole,
+        "accuracy_ours": rows[0]["accuracy"],
+        "accuracy_pyg": rows[2]["accuracy"],
+        "accuracy_ticket": rows[1]["accuracy"],
+    }
+    title = f"{arguments.dataset}: {settings.epochs} epochs with an evaluation each, {seeds} seed(s), {arguments.threads} threads"
+    finish(title, rows, summary, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The command `gebt`: run, search, retrain, inspect, data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+from cyclopts.config import Json
+from cyclopts.exceptions import CycloptsError
+from tqdm import tqdm
+
+from gebt import __version__, report
+from gebt.config import RunOptions
+from gebt.data import check_dataset, data_root, dataset_info, dataset_names
+from gebt.experiment import described, epochs_of, find_ticket, graph_for, model_for, run
+from gebt.recipes import retrain
+from gebt.record import RECORD, RunFolder
+from gebt.ticket import EDGES, Ticket
+
+Options = Annotated[RunOptions, Parameter(name="*")]
+Out = Annotated[Path | None, Parameter(name="--out")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="")]
+Force = Annotated[bool, Parameter(negative="")]
+
+app = App(
+    name="gebt",
+    help="Sparse graph + model tickets: found early, trained alone, measured in seconds.",
+    version=__version__,
+    help_format="plaintext",
+)
+data = App(name="data", help="The data sets: list them, check their files.")
+app.command(data)
+
+
+@app.command(name="run")
+def run_command(
+    options: Options | None = None, *, out: Out = None, as_json: AsJson = False, force: Force = False
+) -> None:
+    """Finds, retrains and measures tickets beside dense and random ones, seed by seed.
+
+    Parameters
+    ----------
+    out
+        Run folder; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    """
+    resolved, folder = _prepare(options, out, force, "")
+    with _bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as bar:
+        record = run(resolved, folder, lambda arm, seed: _advance(bar, f"seed {seed} {arm}"))
+    drawn = report.pictures(record, folder.path)
+    _say(f"record    {folder.path / RECORD}")
+    _say(f"pictures  {', '.join(str(path) for path in drawn)}")
+    if as_json:
+        _print(json.dumps(_answer(resolved, record)))
+    else:
+        _print(report.table(record))
+
+
+@app.command(name="search")
+def search_command(
+    options: Options | None = None, *, out: Out = None, as_json: AsJson = False, force: Force = False
+) -> None:
+    """Finds tickets, one a seed, and writes them.
+
+    Parameters
+    ----------
+    out
+        Folder of the tickets; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    """
+    resolved, folder = _prepare(options, out, force, "-search")
+    folder.write_config(resolved.to_json())
+    found = []
+    with _bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as bar:  # type: ignore[operator]
+        for seed in range(resolved.seeds):
+            graph = graph_for(resolved, seed)
+            model = model_for(resolved, graph, seed)
+            ticket = find_ticket(resolved, graph, model, seed, on_epoch=lambda *_, s=seed: _advance(bar, f"seed {s}"))
+            path = ticket.save(folder.ticket(seed, resolved.seeds))
+            found.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
+    _show(found, as_json)
+
+
+@app.command(name="retrain")
+def retrain_command(
+    ticket: Path,
+    /,
+    options: Options | None = None,
+    *,
+    out: Out = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Trains a ticket on the graph it was found on, its pruned edges and weights gone.
+
+    Parameters
+    ----------
+    ticket
+        A ticket.safetensors. Data set, network and settings must be those of its search.
+    out
+        Folder of the result; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    """
+    loaded = Ticket.load(ticket)
+    seed = int(loaded.provenance.get("seed", 0))
+    resolved, folder = _prepare(options, out, force, "-retrain")
+    graph = graph_for(resolved, seed)
+    model = model_for(resolved, graph, seed)
+    with _bar(resolved.retrain_epochs, f"retrain {resolved.dataset}") as bar:  # type: ignore[arg-type]
+        trained = retrain.run(
+            loaded, model, graph, resolved.retraining(), seed=seed, on_epoch=lambda *_: _advance(bar, "")
+        )
+    folder.write_config(resolved.to_json())
+    result = {
+        "ticket": str(ticket),
+        "seed": seed,
+        "accuracy": trained.test_accuracy,
+        "best_epoch": trained.best_epoch,
+        **_ticket_facts(loaded),
+    }
+    folder.write({"complete": True, "dataset": resolved.dataset, "graph": described(graph), "retrained": result})
+    _show([result], as_json)
+
+
+@app.command
+def inspect(ticket: Path, /, *, as_json: AsJson = False) -> None:
+    """Shows every tensor of a ticket: kept, pruned, and why.
+
+    Parameters
+    ----------
+    ticket
+        A ticket.safetensors.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    """
+    loaded = Ticket.load(ticket)
+    tensors = [_mask_row(EDGES, loaded.edge_mask[EDGES], f"pruned to edge_ratio {loaded.provenance['edge_ratio']:g}")]
+    for name, tensor in loaded.drawn.items():
+        if name in loaded.weight_mask:
+            why = f"pruned to weight_ratio {loaded.provenance['weight_ratio']:g} over all masked weights together"
+            tensors.append(_mask_row(name, loaded.weight_mask[name], why))
+        else:
+            why = "kept whole: one dimension (biases and scales are not masked)"
+            tensors.append(_mask_row(name, torch.ones(tensor.shape, dtype=torch.bool), why))
+    facts = {key: value for key, value in loaded.provenance.items() if key != "trajectory"}
+    if as_json:
+        _print(json.dumps({**facts, "tensors": tensors}))
+        return
+    for key, value in facts.items():
+        _print(f"{key:13} {value}")
+    for row in tensors:
+        shape = " x ".join(str(size) for size in row["shape"])
+        _print(f"{row['name']:24} {shape:>14} {row['kept']:>9} kept {row['pruned']:>9} pruned   {row['why']}")
+
+
+@data.command(name="list")
+def data_list(*, as_json: AsJson = False) -> None:
+    """Lists the data sets.
+
+    Parameters
+    ----------
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    """
+    infos = [dataset_info(name) for name in dataset_names()]
+    keys = ("name", "nodes", "pairs", "features", "classes", "split", "licence")
+    rows = [{key: getattr(info, key) for key in keys} for info in infos]
+    if as_json:
+        _print(json.dumps(rows))
+        return
+    _print(f"{'name':18}{'nodes':>8}{'pairs':>9}{'features':>10}{'classes':>9}  {'split':8} licence")
+    for row in rows:
+        counts = f"{row['nodes']:>8}{row['pairs']:>9}{row['features']:>10}{row['classes']:>9}"
+        _print(f"{row['name']:18}{counts}  {row['split']:8} {row['licence']}")
+
+
+@data.command(name="check")
+def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-root")] = None) -> None:
+    """Checks the raw files of data sets against the manifest; exits with 1 when one is missing or differs.
+
+    Parameters
+    ----------
+    names
+        Data sets; default: all.
+    root
+        Folder of the raw data; default $GEBT_DATA.
+    """
+    sound = True
+    _say(f"under {data_root(root)}")
+    for name in names or dataset_names():
+        files = check_dataset(name, root)
+        if not files:
+            _print(f"{name:18} embedded")
+        for path, status in files:
+            sound &= status == "present"
+            _print(f"{name:18} {status:15} {path}")
+    if not sound:
+        raise SystemExit(1)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(name="--config", help="JSON file of options; the shell's win.")] = None,
+) -> None:
+    app.config = () if config is None else (Json(config, must_exist=True, use_commands_as_keys=False),)
+    app(tokens, exit_on_error=False, print_error=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; a user's mistake ends in one line and exit status 2, an interrupt in 130."""
+    try:
+        app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)
+    except (CycloptsError, ValueError, OSError) as error:
+        _say(f"gebt: error: {error}")
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        _say("gebt: interrupted; the seeds that were finished are on disk")
+        raise SystemExit(130) from None
+
+
+def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: str) -> tuple[RunOptions, RunFolder]:
+    resolved = (options or RunOptions()).resolved()
+    if resolved.threads is not None:
+        torch.set_num_threads(resolved.threads)
+    graph_for(resolved, 0)  # data that cannot be had is said before a folder is made
+    stem = f"{resolved.dataset}-g{100 * resolved.edge_ratio:g}-w{100 * resolved.weight_ratio:g}{kind}"
+    return resolved, RunFolder(out or RunFolder.named(stem), force=force)
+
+
+def _answer(options: RunOptions, record: dict[str, Any]) -> dict[str, Any]:
+    return {"dataset": options.dataset, "seeds": options.seeds, **record["summary"]}
+
+
+def _ticket_facts(ticket: Ticket) -> dict[str, Any]:
+    return {
+        "epoch_drawn": ticket.epoch_drawn,
+        "fired": ticket.fired,
+        "edge_sparsity": ticket.edge_sparsity,
+        "weight_sparsity": ticket.weight_sparsity,
+    }
+
+
+def _mask_row(name: str, kept: torch.Tensor, why: str) -> dict[str, Any]:
+    count = int(kept.sum())
+    return {"name": name, "shape": list(kept.shape), "kept": count, "pruned": kept.numel() - count, "why": why}
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print(json.dumps(rows[0] if len(rows) == 1 else {"tickets": rows}))
+        return
+    for row in rows:
+        _print("\n".join(f"{key:16} {value}" for key, value in row.items()))
+
+
+def _bar(total: int, what: str) -> tqdm[Any]:
+    return tqdm(total=total, desc=what, unit="epoch", file=sys.stderr, mininterval=0.2, dynamic_ncols=True)
+
+
+def _advance(bar: tqdm[Any], where: str) -> bool:
+    bar.set_postfix_str(where, refresh=False)
+    bar.update()
+    return False
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201 - the command's own voice
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201 - the command's answer

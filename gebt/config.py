@@ -1,0 +1,177 @@
+"""What a run does, option by option: given, filled in from preset and data set, written beside the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gebt.data.manifest import dataset_info
+from gebt.prune.detector import Criterion, Normalisation
+from gebt.prune.selection import pruned_count
+from gebt.recipes.retrain import RetrainSettings
+from gebt.recipes.search import SearchSettings, search_preset
+from gebt.ticket import StartWeights
+from gebt.train.loop import TrainingSettings
+
+Preset = Literal["paper", "default"]
+Algorithm = Literal["joint", "graph", "weights"]
+
+# What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
+# the data set), epochs of retraining, and the retraining's learning rate as a multiple of the dense one.
+_AROUND: dict[str, tuple[int | None, int, float]] = {"paper": (100, 100, 1.0), "default": (None, 100, 4.0)}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run. Those left out come from the preset and from what is recorded for the data set.
+
+    Attributes
+    ----------
+    dataset
+        Name of the data set; `gebt data list` shows them.
+    edge_ratio
+        Share of undirected edges to prune, in [0, 1).
+    weight_ratio
+        Share of weights to prune, in [0, 1).
+    seeds
+        Number of seeds: 0, 1, ... one full comparison each.
+    preset
+        "paper": the settings of GEBT to the letter; "default": the best found on evidence (docs/method.md).
+    algorithm
+        "joint": edges and weights together; "graph": edges alone, on a pretrained network; "weights": weights alone.
+    start
+        Start weights of the retraining: "inherit" those of the draw, "rewind" to the initial ones, or "reinit".
+    data_root
+        Folder of the raw data, laid out as PyTorch Geometric does; default $GEBT_DATA.
+    split_seed
+        Seed of the split where it is drawn; default: the seed of the run.
+    symmetrise
+        Accept one-way edges and add the missing directions.
+    hidden
+        Hidden units of a layer.
+    depth
+        Layers of the network.
+    dropout
+        Dropout rate.
+    epochs
+        Epochs of the dense training.
+    learning_rate
+        Learning rate of dense training and search.
+    weight_decay
+        Weight decay on the first layer, everywhere.
+    retrain_epochs
+        Epochs of a ticket's training.
+    retrain_learning_rate
+        Learning rate of a ticket's training.
+    max_epochs
+        Epochs after which a search ends even if the detector has not fired.
+    edge_learning_rate
+        Learning rate of the edge values.
+    edge_l1
+        Weight of the L1 penalty on the edge values.
+    normalisation
+        How a mask distance is normalised: "entry", "swap" or "first".
+    criterion
+        What must be under the threshold: "sum", "weights" or "edges".
+    threshold
+        The detector's threshold.
+    window
+        Distances that must be under the threshold, one after the other.
+    warmup
+        Draws that do not count.
+    threads
+        CPU threads; default: torch's own choice.
+    """
+
+    dataset: str = "digits"
+    edge_ratio: float = 0.2
+    weight_ratio: float = 0.5
+    seeds: int = 1
+    preset: Preset = "default"
+    algorithm: Algorithm = "joint"
+    start: StartWeights = "inherit"
+    data_root: Path | None = None
+    split_seed: int | None = None
+    symmetrise: bool = False
+    hidden: int | None = None
+    depth: int | None = None
+    dropout: float | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    retrain_epochs: int | None = None
+    retrain_learning_rate: float | None = None
+    max_epochs: int | None = None
+    edge_learning_rate: float | None = None
+    edge_l1: float | None = None
+    normalisation: Normalisation | None = None
+    criterion: Criterion | None = None
+    threshold: float | None = None
+    window: int | None = None
+    warmup: int | None = None
+    threads: int | None = None
+
+    def resolved(self) -> RunOptions:
+        """The same options with every open one filled in, checked; raises `ValueError` naming what is wrong."""
+        recorded = dataset_info(self.dataset).training
+        search = search_preset(self.preset)
+        epochs, retrain_epochs, factor = _AROUND[self.preset]
+        learning_rate = _given(self.learning_rate, recorded.learning_rate)
+        filled = {
+            "hidden": recorded.hidden,
+            "depth": recorded.depth,
+            "dropout": recorded.dropout,
+            "epochs": epochs or recorded.epochs,
+            "learning_rate": learning_rate,
+            "weight_decay": recorded.weight_decay,
+            "retrain_epochs": retrain_epochs,
+            "retrain_learning_rate": learning_rate * factor,
+            **{name: getattr(search, name) for name in _SEARCH_FIELDS},
+        }
+        full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
+        full._check()
+        return full
+
+    def training(self) -> TrainingSettings:
+        """Settings of the dense training (of resolved options)."""
+        return TrainingSettings(self.epochs, self.learning_rate, self.weight_decay)  # type: ignore[arg-type]
+
+    def search(self) -> SearchSettings:
+        """Settings of the search (of resolved options)."""
+        chosen = {name: getattr(self, name) for name in (*_SEARCH_FIELDS, "learning_rate", "weight_decay")}
+        return SearchSettings(**chosen)
+
+    def retraining(self) -> RetrainSettings:
+        """Settings of the retraining (of resolved options)."""
+        training = TrainingSettings(self.retrain_epochs, self.retrain_learning_rate, self.weight_decay)  # type: ignore[arg-type]
+        return RetrainSettings(training, self.start)
+
+    def to_json(self) -> str:
+        """These options as a configuration file that `--config` reads."""
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        return json.dumps({name: value for name, value in values.items() if value is not None}, indent=1) + "\n"
+
+    def _check(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"--seeds (got {self.seeds}), expected at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads (got {self.threads}), expected at least 1")
+        for flag, ratio in (("--edge-ratio", self.edge_ratio), ("--weight-ratio", self.weight_ratio)):
+            try:
+                pruned_count(1, ratio)
+            except ValueError as error:
+                raise ValueError(f"{flag}: {error}") from error
+        self.training(), self.search(), self.retraining()
+
+
+_SEARCH_FIELDS = tuple(
+    field.name for field in dataclasses.fields(SearchSettings) if field.name in RunOptions.__dataclass_fields__
+)
+_SEARCH_FIELDS = tuple(name for name in _SEARCH_FIELDS if name not in ("learning_rate", "weight_decay"))
+
+
+def _given(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value

@@ -1,0 +1,100 @@
+"""The record of a run: one JSON file a folder, written after every seed, never half."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gebt.files import write_atomically
+
+SCHEMA = 1
+RECORD, CONFIG, TICKET = "record.json", "config.json", "ticket.safetensors"
+PICTURES = ("trajectory.png", "distances.png", "savings.png")
+
+
+class RunFolder:
+    """Where a run writes. Raises `ValueError` when the folder already holds something, unless `force`.
+
+    With `force` the files of an earlier run are removed; what gebt did not write is left alone.
+    """
+
+    def __init__(self, path: Path, *, force: bool = False) -> None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out (got {path}, which is a file), expected a folder")
+        if path.is_dir() and any(path.iterdir()):
+            if not force:
+                raise ValueError(f"--out (got {path}, not empty), expected a new folder; --force replaces a run")
+            _remove_run(path)
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    @staticmethod
+    def named(stem: str, parent: Path = Path("runs")) -> Path:
+        """The first of STEM, STEM-2, STEM-3, ... under `parent` that does not exist."""
+        candidate, number = parent / stem, 1
+        while candidate.exists():
+            number += 1
+            candidate = parent / f"{stem}-{number}"
+        return candidate
+
+    def ticket(self, seed: int, seeds: int) -> Path:
+        """Path of a seed's ticket: in the folder itself for one seed, in seed-K/ for several."""
+        return self.path / TICKET if seeds == 1 else self.path / f"seed-{seed}" / TICKET
+
+    def write(self, record: dict[str, Any]) -> Path:
+        """Writes the record; readers see the one before or this one."""
+        return write_atomically(self.path / RECORD, json.dumps({"schema": SCHEMA, **record}, indent=1) + "\n")
+
+    def write_config(self, text: str) -> Path:
+        """Writes the resolved configuration."""
+        return write_atomically(self.path / CONFIG, text)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run folder; raises `ValueError` when it is missing, broken or of another schema."""
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"record {path} (got {error}), expected a record written by gebt") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        got = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"record {path} (got schema {got}), expected {SCHEMA}")
+    return record
+
+
+def machine() -> dict[str, Any]:
+    """What a number was measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _remove_run(path: Path) -> None:
+    for name in (RECORD, CONFIG, TICKET, *PICTURES):
+        (path / name).unlink(missing_ok=True)
+    for folder in path.glob("seed-*"):
+        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {TICKET}:
+            shutil.rmtree(folder)

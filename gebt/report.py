@@ -1,0 +1,163 @@
+"""Tables and pictures of a run, made from its record alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed or opened
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from gebt.record import PICTURES
+
+ARM_NAMES = {"dense": "dense", "random": "random", "random_edges": "random edges", "ticket": "ticket"}
+COLOURS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges": "#e0a030", "ticket": "#1b7837"}
+
+
+def table(record: dict[str, Any]) -> str:
+    """The comparison as aligned text: one row a measure, one column an arm, ratios against dense."""
+    summary = record["summary"]
+    rows = [["", *ARM_NAMES.values()]]
+    rows.append(["test accuracy, %", *(_accuracy(summary[arm]) for arm in ARM_NAMES)])
+    rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"])])
+    rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in ARM_NAMES)])
+    rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in ARM_NAMES)])
+    counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
+    rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
+    timed = (("search", "search"), ("retrain", "(re)training"), ("inference", "inference"))
+    rows.extend([f"seconds, {name}", *_against_dense(summary, "seconds", part, _seconds)] for part, name in timed)
+    rows.append(["peak memory", *(_bytes(summary[arm]["peak_bytes"]) for arm in ARM_NAMES)])
+    rows.append(["weights / ticket file", *(_bytes(summary[arm]["file_bytes"]) for arm in ARM_NAMES)])
+    return _aligned(rows)
+
+
+def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Draws `trajectory.png`, `distances.png` and `savings.png` of a record into `folder`; returns their paths."""
+    paths = []
+    for name, draw in zip(PICTURES, (_trajectory, _distances, _savings), strict=True):
+        figure = draw(record)
+        figure.savefig(folder / name, dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        paths.append(folder / name)
+    return paths
+
+
+def _trajectory(record: dict[str, Any]) -> Figure:
+    figure, axes = plt.subplots(figsize=(7, 4))
+    config = record["config"]
+    for number, row in enumerate(record["per_seed"]):
+        steps = row["ticket"]["trajectory"]
+        epochs = range(2, len(steps) + 2)
+        strong = number == 0
+        for kind, colour in (("weights", "#2166ac"), ("edges", "#d6604d"), ("watched", "black")):
+            if kind in ("weights", "edges") and not strong:
+                continue
+            label = f"watched: {config['criterion']}" if kind == "watched" else kind
+            values = [step[kind] for step in steps]
+            axes.plot(
+                epochs, values, color=colour, lw=1.8 if strong else 0.7, alpha=1 if strong else 0.4,
+                label=label if strong else None,
+            )  # fmt: skip
+        if steps:
+            axes.plot(len(steps) + 1, steps[-1]["watched"], "o", color="#1b7837", label="drawn" if strong else None)
+    axes.axhline(config["threshold"], color="#1b7837", ls="--", lw=1, label=f"threshold {config['threshold']:g}")
+    axes.set(xlabel="epoch", ylabel=f"mask distance (per {config['normalisation']})", ylim=(0, None))
+    axes.set_title(f"{record['dataset']}: masks stop moving")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _distances(record: dict[str, Any]) -> Figure:
+    pairwise = record["pairwise"]
+    figure, columns = plt.subplots(1, 2, figsize=(9, 4))
+    for axes, kind in zip(columns, ("edges", "weights"), strict=True):
+        last = len(pairwise[kind]) + 0.5
+        image = axes.imshow(
+            pairwise[kind], cmap="viridis", origin="lower", extent=(0.5, last, 0.5, last), interpolation="nearest"
+        )
+        axes.set(title=f"{kind} masks", xlabel="epoch drawn", ylabel="epoch drawn")
+        figure.colorbar(image, ax=axes, fraction=0.046, label="share of entries that differ")
+    figure.suptitle(f"{record['dataset']}, seed 0: distance of the masks drawn at every two epochs")
+    figure.tight_layout()
+    return figure
+
+
+def _savings(record: dict[str, Any]) -> Figure:
+    summary = record["summary"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(1, 2))
+    for place, arm in enumerate(ARM_NAMES):
+        accuracy = summary[arm]["accuracy"]
+        left.bar(place, 100 * accuracy["mean"], yerr=100 * (accuracy["std"] or 0), color=COLOURS[arm], capsize=3)
+    means = [100 * summary[arm]["accuracy"]["mean"] for arm in ARM_NAMES]
+    left.set_ylim(max(0, min(means) - 10), min(100, max(means) + 5))
+    left.set_xticks(range(len(ARM_NAMES)), ARM_NAMES.values(), rotation=25)
+    left.set_title("test accuracy, %")
+    measures = [
+        ("macs_paper", "inference"), ("macs_paper", "training"), ("flops_executed", "inference"),
+        ("flops_executed", "training"), ("seconds", "inference"), ("seconds", "training"),
+    ]  # fmt: skip
+    for place, (key, part) in enumerate(measures):
+        share = 100 * _whole(summary["ticket"], key, part) / _whole(summary["dense"], key, part)
+        right.barh(place, share, color=COLOURS["ticket"])
+        right.text(share + 1, place, f"{share:.0f} %", va="center")
+    right.axvline(100, color=COLOURS["dense"], ls="--", lw=1)
+    right.set_yticks(range(len(measures)), [f"{key}, {part}" for key, part in measures])
+    right.invert_yaxis()
+    right.set_title("ticket, % of dense (training counts the search)")
+    figure.suptitle(f"{record['dataset']}, {len(record['per_seed'])} seed(s)")
+    figure.tight_layout()
+    return figure
+
+
+def _whole(arm: dict[str, Any], key: str, part: str) -> float:
+    if (key, part) == ("seconds", "training"):
+        return float(arm["seconds"]["search"] + arm["seconds"]["retrain"])
+    return float(arm[key][part])
+
+
+def _accuracy(arm: dict[str, Any]) -> str:
+    accuracy = arm["accuracy"]
+    spread = f" ± {100 * accuracy['std']:.2f}" if accuracy["std"] is not None else ""
+    return f"{100 * accuracy['mean']:.2f}{spread}"
+
+
+def _epochs(ticket: dict[str, Any]) -> str:
+    drawn, fired = ticket["epoch_drawn"], ticket["fired"]
+    span = f"{min(drawn)}" if min(drawn) == max(drawn) else f"{min(drawn)} to {max(drawn)}"
+    late = fired.count(False)
+    return span if not late else f"{span} ({late} did not fire)"
+
+
+def _against_dense(summary: dict[str, Any], key: str, part: str, shown: Any) -> list[str]:
+    base = summary["dense"][key][part]
+    cells = []
+    for arm in ARM_NAMES:
+        value = summary[arm][key][part]
+        ratio = f" ({value / base:.2f}x)" if base and arm != "dense" else ""
+        cells.append(shown(value) + ratio if value else "")
+    return cells
+
+
+def _count(value: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f} s" if value >= 0.1 else f"{1e3 * value:.3f} ms"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.1f} KiB"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gebt.models import GCN
+from gebt.prune import magnitude, prunable_weights
+from gebt.prune.scores import random
+
+
+def test_magnitude_is_the_absolute_value_without_a_graph() -> None:
+    scores = magnitude({"w": nn.Parameter(torch.tensor([[-2.0, 0.0], [0.5, -0.25]]))})
+    assert scores["w"].tolist() == [[2.0, 0.0], [0.5, 0.25]]
+    assert not scores["w"].requires_grad
+
+
+def test_random_scores_depend_on_the_generator_only() -> None:
+    def draw(fill: float) -> torch.Tensor:
+        return random({"w": torch.full((3, 4), fill)}, torch.Generator().manual_seed(5))["w"]
+
+    before = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    first = draw(0.0)
+    torch.manual_seed(2)
+    assert torch.equal(first, draw(9.0))
+    assert 0 <= float(first.min()) <= float(first.max()) < 1
+    torch.random.set_rng_state(before)
+    draw(0.0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_two_tensors_get_different_random_scores() -> None:
+    scores = random({"a": torch.empty(9), "b": torch.empty(9)}, torch.Generator().manual_seed(0))
+    assert not torch.equal(scores["a"], scores["b"])
+
+
+def test_prunable_weights_are_the_trainable_matrices() -> None:
+    assert list(prunable_weights(GCN(4, 3, 2))) == ["convs.0.lin.weight", "convs.1.lin.weight"]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model[3].weight.requires_grad_(False)
+    weights = prunable_weights(model)
+    assert list(weights) == ["0.weight", "2.weight"]
+    assert weights["0.weight"] is model[0].weight
+
+
+def test_a_model_without_a_matrix_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model BatchNorm1d \(got no trainable matrix\), expected at least one"):
+        prunable_weights(nn.BatchNorm1d(3))

@@ -1,0 +1,38 @@
+"""Random sparse matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gebt.sparse import Pattern
+
+# Rows, columns, entries: ordinary, full, wide with empty rows, one cell, no entries, no rows, nothing at all.
+SIZES = [(5, 7, 12), (4, 4, 16), (30, 3, 4), (1, 1, 1), (3, 2, 0), (0, 4, 0), (4, 0, 0), (0, 0, 0)]
+
+
+@pytest.fixture(params=SIZES, ids=str)
+def size(request: pytest.FixtureRequest) -> tuple[int, int, int]:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def entries() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`count` different positions of a matrix, in no order."""
+
+    def draw(rows: int, cols: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        flat = torch.randperm(rows * cols, generator=torch.Generator().manual_seed(seed))[:count]
+        return flat // max(1, cols), flat % max(1, cols)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_pattern(entries: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Pattern]:
+    def make(rows: int, cols: int, count: int, seed: int = 0) -> Pattern:
+        return Pattern.from_entries(*entries(rows, cols, count, seed), (rows, cols))[0]
+
+    return make
