@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from common import finish, in_turn, options
@@ -68,20 +69,19 @@ def main() -> None:
         direction = torch.randn(nodes, width, generator=generator)
         check_equal(backends, pattern, values, x, direction)
         with torch.no_grad():
-            forward = in_turn({name: lambda f=f: f(pattern, values, x) for name, f in backends.items()}, repeats)
-        both = in_turn(
-            {name: lambda f=f: gradients(f, pattern, values, x, direction) for name, f in backends.items()}, repeats
+            forward = in_turn({name: partial(f, pattern, values, x) for name, f in backends.items()}, repeats)
+        steps = {name: partial(gradients, f, pattern, values, x, direction) for name, f in backends.items()}
+        both = in_turn(steps, repeats)
+        rows.extend(
+            {
+                "d": width,
+                "backend": name,
+                "forward_ms": 1e3 * forward[name],
+                "forward_backward_ms": 1e3 * both[name],
+                "times_gebt": both[name] / both["gebt"],
+            }
+            for name in backends
         )
-        for name in backends:
-            rows.append(
-                {
-                    "d": width,
-                    "backend": name,
-                    "forward_ms": 1e3 * forward[name],
-                    "forward_backward_ms": 1e3 * both[name],
-                    "times_gebt": both[name] / both["gebt"],
-                }
-            )
     summary = {
         f"{peer}_over_gebt_d{row['d']}": row["times_gebt"]
         for peer in ("pyg_gather_scatter", "native_csr")

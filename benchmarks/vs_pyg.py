@@ -109,12 +109,8 @@ def main() -> None:
     ways: dict[str, Callable[[Graph, int], float]] = {
         "gebt dense": lambda graph, seed: ours_dense(settings, graph, seed),
         "gebt search + retrain": lambda graph, seed: ours_whole(settings, graph, seed),
-        "pyg GCNConv(cached), dense features": lambda graph, seed: pyg_dense(
-            settings, graph, adjacencies(graph)[0], seed
-        ),
-        "pyg, CSR adjacency, dense features": lambda graph, seed: pyg_dense(
-            settings, graph, adjacencies(graph)[1], seed
-        ),
+        "pyg GCNConv(cached), edge index": lambda graph, seed: pyg_dense(settings, graph, adjacencies(graph)[0], seed),
+        "pyg GCNConv(cached), CSR": lambda graph, seed: pyg_dense(settings, graph, adjacencies(graph)[1], seed),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     accuracy: dict[str, list[float]] = {name: [] for name in ways}
@@ -143,7 +139,7 @@ def main() -> None:
         "accuracy_pyg": rows[2]["accuracy"],
         "accuracy_ticket": rows[1]["accuracy"],
     }
-    title = f"{arguments.dataset}: {settings.epochs} epochs with an evaluation each, {seeds} seed(s), {arguments.threads} threads"
+    title = f"{arguments.dataset}: {settings.epochs} epochs with an evaluation each, medians of {seeds} seed(s)"
     finish(title, rows, summary, arguments.json)
 
 

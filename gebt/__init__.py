@@ -15,7 +15,7 @@ from gebt.prune import hold as hold
 from gebt.prune import magnitude as magnitude
 from gebt.prune import select as select
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt import cost as cost
     from gebt import data as data
     from gebt import graph as graph

@@ -269,7 +269,9 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _bar(total: int, what: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit="epoch", file=sys.stderr, mininterval=0.2, dynamic_ncols=True)
+    # In a log file every refresh is a line.
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=what, unit="epoch", file=sys.stderr, mininterval=interval)
 
 
 def _advance(bar: tqdm[Any], where: str) -> bool:

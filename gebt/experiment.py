@@ -30,7 +30,7 @@ ARMS = ("dense", "random", "random_edges", "ticket")
 # More entries than this are sampled for the heat maps of mask distances, which only picture the search.
 PICTURED_ENTRIES = 1 << 20
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[str, int], object]
 
 
 def graph_for(options: RunOptions, seed: int) -> Graph:

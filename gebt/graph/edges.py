@@ -72,7 +72,7 @@ class Edges:
         """
         if values.shape != (self.num_pairs,):
             raise ValueError(f"edge values (got shape {tuple(values.shape)}), expected ({self.num_pairs},)")
-        return _Normalise.apply(values, self)
+        return _Normalise.apply(values, self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
         """y = W x for symmetric entry weights [2P + N] and x [N, d]."""

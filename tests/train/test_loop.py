@@ -122,7 +122,7 @@ def test_on_epoch_counts_from_one_and_ends_the_fit(toy: Graph) -> None:
 
 def test_training_learns_the_training_nodes(digits: Graph) -> None:
     history = trained(digits, epochs=30)[1]
-    assert history.losses[-1] < 0.7 * history.losses[0]
+    assert history.losses[-1] < 0.8 * history.losses[0]
     assert history.accuracy > 0.5
 
 

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from gebt.graph import Graph
+from gebt.models import GCN
+from gebt.recipes import retrain
+from gebt.ticket import EDGES, TicketError
+from gebt.train import History, TrainingSettings
+from gebt.train.loop import copy_state
+
+MakeModel = Callable[..., GCN]
+SHORT = retrain.RetrainSettings(TrainingSettings(epochs=4))
+
+
+def test_after_retraining_the_weights_have_exactly_the_tickets_density(
+    digits: Graph, make_model: MakeModel, found: Any
+) -> None:
+    model = make_model(seed=5)
+    result = retrain.run(found.ticket, model, digits, SHORT)
+    for name, kept in found.ticket.weight_mask.items():
+        weight = dict(model.named_parameters())[name]
+        assert torch.equal(weight != 0, kept)
+    assert result.weight_sparsity == found.ticket.weight_sparsity
+    assert result.edge_sparsity == found.ticket.edge_sparsity
+
+
+def test_retraining_sees_the_kept_edges_only(digits: Graph, make_model: MakeModel, found: Any) -> None:
+    result = retrain.run(found.ticket, make_model(), digits, SHORT)
+    assert torch.equal(result.edges.pairs, digits.pairs[:, found.ticket.edge_mask[EDGES]])
+    assert result.edges.num_pairs == found.ticket.edge_mask.kept
+
+
+def test_the_result_is_the_hard_accuracy_of_the_model_left_behind(
+    digits: Graph, make_model: MakeModel, found: Any
+) -> None:
+    model = make_model()
+    result = retrain.run(found.ticket, model, digits, SHORT)
+    hits = (model.eval()(digits.features, result.edges).argmax(1) == digits.labels)[digits.test_mask]
+    assert result.test_accuracy == pytest.approx(float(hits.float().mean()))
+    assert result.test_accuracy == result.history.test_accuracy[result.best_epoch - 1]
+
+
+@pytest.mark.parametrize("start", ["inherit", "rewind", "reinit"])
+def test_training_starts_from_the_weights_asked_for(
+    digits: Graph, make_model: MakeModel, found: Any, start: Any
+) -> None:
+    """With no step of any size, the model ends where it began."""
+    model = make_model(seed=5)
+    settings = retrain.RetrainSettings(TrainingSettings(epochs=1, learning_rate=1e-30), start)
+    retrain.run(found.ticket, model, digits, settings, seed=11)
+    source = {
+        "inherit": found.model.state_dict(),
+        "rewind": found.before,
+        "reinit": make_model(seed=11).state_dict(),
+    }[start]
+    for name, tensor in model.state_dict().items():
+        kept = found.ticket.weight_mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
+        # Biases that start at exactly zero take the step of 1e-30.
+        torch.testing.assert_close(tensor[kept], source[name][kept], rtol=0, atol=1e-29)
+        if name in found.ticket.weight_mask:
+            assert torch.equal(tensor[kept], source[name][kept])
+
+
+def test_equal_seeds_give_equal_bits(digits: Graph, make_model: MakeModel, found: Any) -> None:
+    runs = []
+    for seed in (2, 2, 3):
+        model = make_model()
+        history = retrain.run(found.ticket, model, digits, SHORT, seed=seed).history
+        runs.append((history.losses, copy_state(model)))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(runs[0][1][name], tensor) for name, tensor in runs[1][1].items())
+    assert runs[0][0] != runs[2][0]
+
+
+def test_the_ticket_is_the_same_after_retraining(digits: Graph, make_model: MakeModel, found: Any) -> None:
+    before = {name: tensor.clone() for name, tensor in found.ticket.drawn.items()}
+    retrain.run(found.ticket, make_model(), digits, SHORT)
+    assert all(torch.equal(before[name], tensor) for name, tensor in found.ticket.drawn.items())
+
+
+def test_on_epoch_can_end_it(digits: Graph, make_model: MakeModel, found: Any) -> None:
+    def stop(epoch: int, history: History) -> bool:
+        return epoch == 2
+
+    assert len(retrain.run(found.ticket, make_model(), digits, SHORT, on_epoch=stop).history.losses) == 2
+
+
+def test_a_ticket_of_another_graph_or_model_is_refused_before_the_model_is_touched(
+    digits: Graph, make_model: MakeModel, found: Any
+) -> None:
+    model = make_model(seed=5)
+    before = copy_state(model)
+    with pytest.raises(TicketError, match="fingerprint"):
+        retrain.run(found.ticket, model, replace(digits, labels=digits.labels.flip(0)), SHORT)
+    with pytest.raises(TicketError, match=r"expected .* as in the ticket"):
+        retrain.run(found.ticket, model, replace(digits, pairs=digits.pairs[:, 1:]), SHORT)
+    with pytest.raises(TicketError, match="of the model"):
+        retrain.run(found.ticket, GCN(digits.num_features, 8, digits.num_classes), digits, SHORT)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
