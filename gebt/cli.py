@@ -32,7 +32,10 @@ app = App(
     help="Sparse graph + model tickets: found early, trained alone, measured in seconds.",
     version=__version__,
     help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False
 data = App(name="data", help="The data sets: list them, check their files.")
 app.command(data)
 
@@ -217,12 +220,14 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(name="--config", help="JSON file of options; the shell's win.")] = None,
 ) -> None:
-    app.config = () if config is None else (Json(config, must_exist=True, use_commands_as_keys=False),)
+    if config is not None:
+        app.config = (Json(config, must_exist=True, use_commands_as_keys=False),)
     app(tokens, exit_on_error=False, print_error=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; a user's mistake ends in one line and exit status 2, an interrupt in 130."""
+    app.config = ()  # what an earlier call in this process may have set
     try:
         app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)
     except (CycloptsError, ValueError, OSError) as error:

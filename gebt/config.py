@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gebt.data.manifest import dataset_info
+from gebt.graph.scores import EdgeScore
 from gebt.prune.detector import Criterion, Normalisation
-from gebt.prune.selection import pruned_count
+from gebt.prune.selection import Scope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import SearchSettings, search_preset
 from gebt.ticket import StartWeights
@@ -72,6 +73,10 @@ class RunOptions:
         Learning rate of the edge values.
     edge_l1
         Weight of the L1 penalty on the edge values.
+    edge_score
+        What ranks the edges: "magnitude" of their values, or also their "share" of a neighbourhood.
+    scope
+        Weights are ranked "global", all layers together, or each "tensor" alone.
     normalisation
         How a mask distance is normalised: "entry", "swap" or "first".
     criterion
@@ -107,6 +112,8 @@ class RunOptions:
     max_epochs: int | None = None
     edge_learning_rate: float | None = None
     edge_l1: float | None = None
+    edge_score: EdgeScore | None = None
+    scope: Scope | None = None
     normalisation: Normalisation | None = None
     criterion: Criterion | None = None
     threshold: float | None = None

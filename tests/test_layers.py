@@ -13,6 +13,7 @@ import gebt
 
 ROOT = Path(gebt.__file__).parent
 LEVELS = (
+    ("__main__",),
     ("cli", "report"),
     ("experiment",),
     ("config", "record"),

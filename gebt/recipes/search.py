@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
+from gebt.graph.scores import EdgeScore, NeighbourhoodShare
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.mask import Mask
 from gebt.prune.scores import magnitude, prunable_weights
@@ -30,6 +31,7 @@ class SearchSettings:
     weight_decay: float = 5e-4
     edge_learning_rate: float = 1e-3
     edge_l1: float = 0.0
+    edge_score: EdgeScore = "share"
     scope: Scope = "global"
     normalisation: Normalisation = "swap"
     criterion: Criterion = "sum"
@@ -41,6 +43,8 @@ class SearchSettings:
         if not self.edge_learning_rate > 0 or self.edge_l1 < 0:
             got = (self.edge_learning_rate, self.edge_l1)
             raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
+        if self.edge_score not in get_args(EdgeScore):
+            raise ValueError(f"edge score (got {self.edge_score!r}), expected one of {get_args(EdgeScore)}")
         self.training()
         self.detector()
 
@@ -55,7 +59,7 @@ class SearchSettings:
 
 PRESETS = {
     # GEBT (AAAI 2022), Algorithm 2 and its settings to the letter; the paper names L_reg but no coefficient.
-    "paper": SearchSettings(edge_l1=1e-4, normalisation="entry", threshold=0.1),
+    "paper": SearchSettings(edge_l1=1e-4, edge_score="magnitude", normalisation="entry", threshold=0.1),
     "default": SearchSettings(),
 }
 
@@ -81,7 +85,8 @@ def joint(
     """GEBT, Algorithm 2: trains weights and edge values together and draws both masks every epoch.
 
     Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
-    CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(|a|, edge_ratio), n = select(|W|, weight_ratio), and the
+    CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(s(a), edge_ratio), n = select(|W|, weight_ratio), with
+    s(a) = |a| (edge_score "magnitude", the paper's) or `NeighbourhoodShare` ("share"), and the
     detector takes d(m, m_before) and d(n, n_before). The ticket is drawn in the epoch the detector fires, or
     in the last one (`ticket.fired` is then False). `model` is left as trained.
     `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask, edge_mask)` watches.
@@ -124,6 +129,10 @@ def _resolved(settings: SearchSettings | str) -> SearchSettings:
     return search_preset(settings) if isinstance(settings, str) else settings
 
 
+def _magnitude(values: Tensor) -> Tensor:
+    return values.detach().abs()
+
+
 class _Search:
     """One search: the drawing and the detector around `fit`."""
 
@@ -148,10 +157,14 @@ class _Search:
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
         self.edge_order = tie_order(graph.num_pairs, ties)
         self.weight_order = tie_order(sum(w.numel() for w in self.weights.values()), ties)
+        self.score_edges: Callable[[Tensor], Tensor] = _magnitude
+        if settings.edge_score == "share":
+            self.score_edges = NeighbourhoodShare(graph.pairs, graph.num_nodes, self.edge_order)
 
     def draw(self) -> tuple[Mask, Mask]:
         """The weight mask and the edge mask of the present weights and edge values."""
-        edge_mask = select(magnitude({EDGES: self.values}), ratio=self.ratios["edge_ratio"], order=self.edge_order)
+        edge_scores = {EDGES: self.score_edges(self.values)}
+        edge_mask = select(edge_scores, ratio=self.ratios["edge_ratio"], order=self.edge_order)
         weight_mask = select(
             magnitude(self.weights),
             ratio=self.ratios["weight_ratio"],

@@ -23,7 +23,8 @@ class Pages(BaseHTTPRequestHandler):
         path, _, target = self.path.partition("?")
         body = {"/cut": BODY[: len(BODY) // 2], "/long": BODY * 3}.get(path, BODY)
         if path == "/missing":
-            return self.send_error(404)
+            self.send_error(404)
+            return
         self.send_response(302 if path == "/to" else 200)
         if path == "/to":
             self.send_header("Location", target)

@@ -107,7 +107,7 @@ def test_features_are_stored_sparse_up_to_the_measured_density(nonzero: int, sto
         ),
         pytest.param(
             {"labels": torch.tensor(1)},
-            "labels of 'path'",
+            "'path'",
             marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="the number of nodes is read unchecked"),
         ),
     ],
@@ -168,8 +168,9 @@ def test_stored_zeros_do_not_change_the_fingerprint() -> None:
         {"labels": torch.tensor([0, 1, 1, 1])},
         {"masks": tuple(torch.eye(4, dtype=torch.bool)[1:])},
         {"masks": tuple(torch.eye(4, dtype=torch.bool)[[0, 2, 1]])},
+        {"masks": tuple(torch.eye(4, dtype=torch.bool)[[1, 0, 2]])},
     ],
-    ids=["edges", "features", "labels", "split", "parts"],
+    ids=["edges", "features", "labels", "split", "validation and test", "training and validation"],
 )
 def test_any_change_of_the_data_changes_the_fingerprint(changed: dict[str, Any]) -> None:
     assert build(**changed).fingerprint != build().fingerprint

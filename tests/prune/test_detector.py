@@ -147,15 +147,17 @@ def test_first_divides_each_kind_by_its_first_distance_that_is_not_zero() -> Non
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-@pytest.mark.parametrize("cut", [0, 1, 2, 5, 8])
+@pytest.mark.parametrize("cut", [0, 1, 2, 5, 6, 7, 8])
 def test_a_resumed_detector_goes_on_as_if_it_had_never_stopped(normalisation: Normalisation, cut: int) -> None:
-    draws = [(moved(4, 10, s // 2 % 3), moved(6, 13, s // 3 % 2)) for s in range(10)]
+    # They move for four draws and stand still: the queue that fires at the eighth is filled on both sides of it.
+    draws = [(moved(4, 10, min(s, 4)), moved(6, 13, min(s, 2))) for s in range(10)]
 
     def bird() -> EarlyBird:
-        return EarlyBird(0.5, 2, normalisation, warmup=1)
+        return EarlyBird(0.05, 3, normalisation, warmup=1)
 
     straight, before, after = bird(), bird(), bird()
     expected = [straight.update(*masks) for masks in draws]
+    assert expected == [False] * 7 + [True] * 3
     got = [before.update(*masks) for masks in draws[:cut]]
     file = io.BytesIO()
     torch.save(before.state_dict(), file)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,9 +75,20 @@ def test_gradients_pass_gradcheck(size: tuple[int, int, int], make_pattern: Make
 
 
 @pytest.mark.xfail(strict=True, reason="spmm loses the values' share of second gradients without a word")
-def test_second_gradients_pass_gradgradcheck(make_pattern: MakePattern) -> None:
+def test_second_gradients_are_right_or_refused(make_pattern: MakePattern) -> None:
     pattern = make_pattern(3, 4, 6)
-    assert gradgradcheck(lambda v, x: spmm(pattern, v, x), (drawn(6), drawn(4, 2, seed=1)))
+    values, x = drawn(6), drawn(4, 2, seed=1)
+
+    def second(product: Tensor) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(product.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (values, x))
+
+    try:
+        got = second(spmm(pattern, values, x))
+    except RuntimeError as refusal:
+        assert "spmm" in str(refusal)  # noqa: PT017 - either a refusal or the right numbers
+    else:
+        torch.testing.assert_close(got, second(dense_of(pattern, values) @ x))
 
 
 def test_the_registered_ops_pass_opcheck(make_pattern: MakePattern) -> None:

@@ -71,7 +71,6 @@ def test_the_global_random_state_is_left_as_it_was(toy: Graph) -> None:
         ([(0.7, 1.0), (0.7, 0.9), (0.7, 1.1)], 2),
         ([(0.7, 1.0), (0.7, 1.0), (0.7, 1.0)], 1),
         ([(0.0, 9.0), (0.0, 9.5)], 1),
-        ([(0.0, float("inf"))], 1),
     ],
 )
 def test_the_best_epoch_has_the_highest_accuracy_then_the_lower_loss_then_comes_first(
@@ -162,7 +161,9 @@ def test_one_backward_pass_serves_all_optimizers(toy: Graph) -> None:
 def test_a_diverging_loss_is_refused(toy: Graph) -> None:
     model = model_of(toy)
     optimizers = [optim.SGD(model.parameters(), lr=1e30)]
-    with pytest.raises(ValueError, match=r"training loss \(got (nan|inf)\), expected a finite number; use a lower"):
+    with pytest.raises(
+        ValueError, match=r"(training|validation) loss \(got (nan|inf)\), expected a finite number; use a lower"
+    ):
         fit(model, NodeTask(toy), optimizers, 10)
 
 

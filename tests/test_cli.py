@@ -1,0 +1,229 @@
+"""The command line, run for real on the embedded digits with few epochs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gebt.cli import main
+from gebt.record import read_record
+from gebt.ticket import Ticket
+
+FEW = ["--epochs", "4", "--retrain-epochs", "3", "--max-epochs", "6", "--hidden", "8"]
+ARMS = ("dense", "random", "random_edges", "ticket")
+
+
+def gebt(*arguments, cwd=None):
+    command = [sys.executable, "-m", "gebt", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two seeds: its folder and the JSON it printed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = gebt("run", "--seeds", 2, *FEW, "--json", "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_json_is_one_object_with_the_promised_keys(finished):
+    answer = json.loads(finished[1].stdout)
+    assert answer["dataset"] == "digits"
+    assert answer["seeds"] == 2
+    for arm in ARMS:
+        found = answer[arm]
+        assert len(found["accuracy"]["values"]) == 2
+        assert all(0 <= value <= 1 for value in found["accuracy"]["values"])
+        assert found["accuracy"].keys() == {"mean", "std", "values"}
+        assert found["seconds"].keys() == {"search", "retrain", "inference"}
+        assert found["macs_paper"].keys() == found["flops_executed"].keys() == {"inference", "training"}
+        assert {"edge_sparsity", "weight_sparsity", "peak_bytes", "file_bytes"} <= found.keys()
+    assert len(answer["ticket"]["epoch_drawn"]) == len(answer["ticket"]["fired"]) == 2
+
+
+def test_a_run_folder_holds_record_tickets_and_pictures(finished):
+    folder = finished[0]
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.json",
+        "record.json",
+        "trajectory.png",
+        "distances.png",
+        "savings.png",
+        "seed-0/ticket.safetensors",
+        "seed-1/ticket.safetensors",
+    }
+    record = read_record(folder)
+    assert record["complete"]
+    assert [row["seed"] for row in record["per_seed"]] == [0, 1]
+    assert len(record["pairwise"]["edges"]) == record["summary"]["ticket"]["epoch_drawn"][0]
+
+
+def test_measured_sparsities_are_those_asked_for(finished):
+    ticket = Ticket.load(finished[0] / "seed-0" / "ticket.safetensors")
+    pairs = ticket.edge_mask.size
+    assert ticket.edge_mask.kept == pairs - int(0.2 * pairs)
+    summary = read_record(finished[0])["summary"]
+    for arm in ("random", "random_edges", "ticket"):
+        assert summary[arm]["edge_sparsity"] == ticket.edge_sparsity
+        assert summary[arm]["weight_sparsity"] == ticket.weight_sparsity
+
+
+def test_the_written_configuration_repeats_the_run_bit_for_bit(finished, tmp_path):
+    again = gebt("--config", finished[0] / "config.json", "run", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    for seed in ("seed-0", "seed-1"):
+        first, second = (folder / seed / "ticket.safetensors" for folder in (finished[0], tmp_path / "again"))
+        assert first.read_bytes() == second.read_bytes()
+    accuracies = [
+        [row[arm]["accuracy"] for row in read_record(folder)["per_seed"] for arm in ARMS]
+        for folder in (finished[0], tmp_path / "again")
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_a_folder_in_use_is_refused_and_left_as_it_is(finished):
+    before = (finished[0] / "record.json").read_bytes()
+    refused = gebt("run", *FEW, "--out", finished[0])
+    assert refused.returncode == 2
+    assert "--force replaces a run" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (finished[0] / "record.json").read_bytes() == before
+
+
+def test_retrain_takes_the_tickets_own_settings(finished, capsys, tmp_path):
+    path = finished[0] / "seed-1" / "ticket.safetensors"
+    main(["retrain", str(path), *FEW, "--json", "--out", str(tmp_path / "out")])
+    found = json.loads(capsys.readouterr().out)
+    # The same ticket, seed and settings as in the run: the same accuracy.
+    assert found["accuracy"] == read_record(finished[0])["per_seed"][1]["ticket"]["accuracy"]
+    assert found["seed"] == 1
+    assert read_record(tmp_path / "out")["retrained"]["weight_sparsity"] == found["weight_sparsity"]
+
+
+def test_a_ticket_of_another_graph_is_refused(finished, capsys, tmp_path):
+    path = finished[0] / "seed-1" / "ticket.safetensors"
+    with pytest.raises(SystemExit, match="2"):
+        main(["retrain", str(path), *FEW, "--split-seed", "7", "--out", str(tmp_path / "out")])
+    assert "fingerprint" in capsys.readouterr().err
+
+
+def test_a_ticket_of_another_model_is_refused(finished, capsys, tmp_path):
+    path = finished[0] / "seed-0" / "ticket.safetensors"
+    with pytest.raises(SystemExit, match="2"):
+        main(["retrain", str(path), *FEW[:-1], "9", "--out", str(tmp_path / "out")])
+    assert "convs.0" in capsys.readouterr().err
+
+
+def test_inspect_shows_every_tensor_with_its_reason(finished, capsys):
+    path = finished[0] / "seed-0" / "ticket.safetensors"
+    main(["inspect", str(path)])
+    text = capsys.readouterr().out
+    main(["inspect", str(path), "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
+    assert rows.keys() == {"edges", "convs.0.bias", "convs.0.lin.weight", "convs.1.bias", "convs.1.lin.weight"}
+    assert all(name in text for name in rows)
+    assert rows["convs.0.bias"]["pruned"] == 0
+    assert "one dimension" in rows["convs.0.bias"]["why"]
+    masked = rows["convs.0.lin.weight"], rows["convs.1.lin.weight"]
+    assert sum(row["pruned"] for row in masked) == (64 * 8 + 8 * 10) // 2
+
+
+def test_search_writes_a_ticket_that_retrain_takes(tmp_path, capsys):
+    main(["search", *FEW, "--weight-ratio", "0.3", "--out", str(tmp_path / "s"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert Path(found["ticket"]).is_file()
+    main(["retrain", found["ticket"], *FEW, "--start", "rewind", "--out", str(tmp_path / "r"), "--json"])
+    assert json.loads(capsys.readouterr().out)["weight_sparsity"] == found["weight_sparsity"]
+
+
+@pytest.mark.parametrize("algorithm", ["graph", "weights"])
+def test_single_sided_searches_prune_one_side(tmp_path, capsys, algorithm):
+    main(["run", *FEW, "--algorithm", algorithm, "--json", "--out", str(tmp_path / "run")])
+    ticket = json.loads(capsys.readouterr().out)["ticket"]
+    assert (ticket["edge_sparsity"] > 0) == (algorithm == "graph")
+    assert (ticket["weight_sparsity"] > 0) == (algorithm == "weights")
+
+
+def test_data_list_and_check(capsys, tmp_path):
+    main(["data", "list"])
+    assert "coauthor-physics" in capsys.readouterr().out
+    main(["data", "check", "digits"])
+    assert "embedded" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", "cora", "--data-root", str(tmp_path)])
+    assert "missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--edge-ratio", "1.5"], "--edge-ratio: prune ratio (got 1.5), expected 0 <= ratio < 1"),
+        (["run", "--dataset", "coar"], "did you mean cora"),
+        (["run", "--edge-ration", "0.5"], "--edge-ratio"),
+        (["run", "--preset", "bold"], "bold"),
+        (["run", "--epochs", "many"], "many"),
+        (["run", "--weight-ratio", "0.9999", *FEW], "would remove all"),
+        (["retrain", "nothing.safetensors"], "got no such file"),
+        (["inspect", "nothing.safetensors"], "got no such file"),
+        (["--config", "nothing.json", "run"], "nothing.json"),
+        (["data", "check", "digist"], "did you mean digits"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_unknown_keys_of_a_configuration_are_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"edge_ration": 0.5}')
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", str(tmp_path / "config.json"), "run", "--out", str(tmp_path / "run")])
+    assert "edge_ration" in capsys.readouterr().err or "edge-ration" in capsys.readouterr().err
+
+
+def test_the_shell_wins_over_the_configuration(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"edge_ratio": 0.5, "hidden": 8, "max_epochs": 5}')
+    main(
+        [
+            "--config",
+            str(tmp_path / "config.json"),
+            "search",
+            "--edge-ratio",
+            "0.1",
+            "--json",
+            "--out",
+            str(tmp_path / "s"),
+        ]
+    )
+    assert json.loads(capsys.readouterr().out)["edge_sparsity"] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_an_interrupt_keeps_the_finished_seeds(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "gebt", "run", "--seeds", "500", *FEW, "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "record.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    record = read_record(folder)
+    assert not record["complete"]
+    for row in record["per_seed"]:
+        assert Ticket.load(folder / row["ticket"]["file"]).epoch_drawn == row["ticket"]["epoch_drawn"]

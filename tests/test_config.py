@@ -1,0 +1,64 @@
+"""Options: filled in from preset and data set, refused when wrong, reproduced from their own file."""
+
+import json
+
+import pytest
+
+from gebt.config import RunOptions
+from gebt.recipes.search import PRESETS
+
+
+def test_open_options_come_from_the_data_set_and_the_preset():
+    options = RunOptions("cora", 0.2, 0.9).resolved()
+    assert (options.hidden, options.depth, options.dropout, options.epochs) == (16, 2, 0.5, 200)
+    assert options.retrain_learning_rate == pytest.approx(4 * options.learning_rate)
+    assert options.search() == PRESETS["default"]
+
+
+def test_paper_preset_is_the_papers_settings():
+    options = RunOptions("cora", 0.2, 0.9, preset="paper").resolved()
+    search = options.search()
+    assert (options.hidden, options.depth, options.epochs, options.retrain_epochs) == (16, 2, 100, 100)
+    assert (search.max_epochs, search.learning_rate, search.edge_learning_rate) == (100, 0.01, 0.001)
+    assert (search.threshold, search.window, search.criterion, search.normalisation) == (0.1, 3, "sum", "entry")
+    assert (search.edge_score, search.warmup, search.scope) == ("magnitude", 0, "global")
+    assert options.retrain_learning_rate == options.learning_rate == 0.01
+    assert options.start == "inherit"
+
+
+def test_given_options_win():
+    options = RunOptions("cora", hidden=8, epochs=3, threshold=0.5, warmup=2, preset="paper").resolved()
+    assert (options.hidden, options.epochs, options.threshold, options.warmup) == (8, 3, 0.5, 2)
+
+
+def test_resolving_twice_changes_nothing():
+    once = RunOptions("citeseer", 0.4, 0.9, seeds=3).resolved()
+    assert once.resolved() == once
+
+
+def test_the_written_configuration_gives_the_same_options():
+    options = RunOptions("cora", 0.3, 0.7, seeds=2, preset="paper", epochs=7).resolved()
+    assert RunOptions(**json.loads(options.to_json())).resolved() == options
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"edge_ratio": 1.0}, r"--edge-ratio: prune ratio \(got 1.0\), expected 0 <= ratio < 1"),
+        ({"weight_ratio": -0.1}, r"--weight-ratio: prune ratio \(got -0.1\)"),
+        ({"seeds": 0}, r"--seeds \(got 0\), expected at least 1"),
+        ({"threads": 0}, r"--threads \(got 0\)"),
+        ({"epochs": 0}, r"epochs \(got 0\)"),
+        ({"learning_rate": 0.0}, r"learning rate, weight decay \(got \(0.0, "),
+        ({"threshold": 0.0}, r"threshold \(got 0.0\)"),
+        ({"window": 0}, r"window, warmup \(got 0, 0\)"),
+        ({"edge_learning_rate": -1.0}, r"edge learning rate"),
+        ({"normalisation": "share"}, r"normalisation \(got 'share'\), expected one of"),
+        ({"criterion": "mean"}, r"criterion \(got 'mean'\), expected one of"),
+        ({"preset": "best"}, r"preset \(got 'best'\), expected one of \['default', 'paper'\]"),
+        ({"dataset": "coar"}, r"data set \(got 'coar'\).*did you mean cora"),
+    ],
+)
+def test_wrong_options_are_refused_with_their_name_and_value(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RunOptions(**wrong).resolved()
