@@ -97,10 +97,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Sparse CSR")
     seeds, epochs = (1, 5) if arguments.quick else (arguments.seeds, None)
     settings = RunOptions(
-        arguments.dataset,
-        0.2,
-        0.9,
-        seeds,
+        dataset=arguments.dataset,
+        edge_ratio=0.2,
+        weight_ratio=0.9,
+        seeds=seeds,
         epochs=epochs,
         retrain_epochs=epochs,
         max_epochs=epochs,

@@ -25,7 +25,7 @@ Algorithm = Literal["joint", "graph", "weights"]
 _AROUND: dict[str, tuple[int | None, int, float]] = {"paper": (100, 100, 1.0), "default": (None, 100, 4.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of a run. Those left out come from the preset and from what is recorded for the data set.
 

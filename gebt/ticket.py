@@ -108,6 +108,8 @@ class Ticket:
             tensors[f"mask.{name}"] = pack_bits(kept)
         for group, state in (("drawn", self.drawn), ("initial", self.initial)):
             for name, tensor in state.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise TicketError(f"tensor {name!r} (got NaN or infinity), expected finite numbers to save")
                 kept_values = tensor[self.weight_mask[name]] if name in self.weight_mask else tensor
                 tensors[f"{group}.{name}"] = kept_values.contiguous()
         header = {
@@ -128,7 +130,7 @@ class Ticket:
         header, tensors = _read(Path(path))
         try:
             return _assemble(header, tensors)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise TicketError(f"ticket {path} (got broken content: {error}), expected format {FORMAT}") from error
 
 
@@ -143,7 +145,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["gebt"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, RecursionError, ValueError, OSError) as error:
         raise TicketError(f"ticket {path} (got {error}), expected a safetensors file with a gebt header") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         got = header.get("format") if isinstance(header, dict) else type(header).__name__
@@ -169,11 +171,14 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     for key in ("fingerprint", "graph", "epoch_drawn", "fired"):
         header["provenance"][key]
+    for key in ("fingerprint", "graph"):
+        if not isinstance(header["provenance"][key], str):
+            raise ValueError(f"{key} (got {header['provenance'][key]!r}), expected text")
     return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"])
 
 
 def _restored(stored: Tensor, shape: tuple[int, ...], kept: Tensor | None) -> Tensor:
-    if not bool(torch.isfinite(stored).all()):
+    if stored.is_complex() or not bool(torch.isfinite(stored).all()):
         raise ValueError("weights (got NaN or infinity), expected finite numbers")
     if kept is None:
         return stored.view(shape)

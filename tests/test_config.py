@@ -9,14 +9,14 @@ from gebt.recipes.search import PRESETS
 
 
 def test_open_options_come_from_the_data_set_and_the_preset():
-    options = RunOptions("cora", 0.2, 0.9).resolved()
+    options = RunOptions(dataset="cora", edge_ratio=0.2, weight_ratio=0.9).resolved()
     assert (options.hidden, options.depth, options.dropout, options.epochs) == (16, 2, 0.5, 200)
     assert options.retrain_learning_rate == pytest.approx(4 * options.learning_rate)
     assert options.search() == PRESETS["default"]
 
 
 def test_paper_preset_is_the_papers_settings():
-    options = RunOptions("cora", 0.2, 0.9, preset="paper").resolved()
+    options = RunOptions(dataset="cora", edge_ratio=0.2, weight_ratio=0.9, preset="paper").resolved()
     search = options.search()
     assert (options.hidden, options.depth, options.epochs, options.retrain_epochs) == (16, 2, 100, 100)
     assert (search.max_epochs, search.learning_rate, search.edge_learning_rate) == (100, 0.01, 0.001)
@@ -27,17 +27,17 @@ def test_paper_preset_is_the_papers_settings():
 
 
 def test_given_options_win():
-    options = RunOptions("cora", hidden=8, epochs=3, threshold=0.5, warmup=2, preset="paper").resolved()
+    options = RunOptions(dataset="cora", hidden=8, epochs=3, threshold=0.5, warmup=2, preset="paper").resolved()
     assert (options.hidden, options.epochs, options.threshold, options.warmup) == (8, 3, 0.5, 2)
 
 
 def test_resolving_twice_changes_nothing():
-    once = RunOptions("citeseer", 0.4, 0.9, seeds=3).resolved()
+    once = RunOptions(dataset="citeseer", edge_ratio=0.4, weight_ratio=0.9, seeds=3).resolved()
     assert once.resolved() == once
 
 
 def test_the_written_configuration_gives_the_same_options():
-    options = RunOptions("cora", 0.3, 0.7, seeds=2, preset="paper", epochs=7).resolved()
+    options = RunOptions(dataset="cora", edge_ratio=0.3, weight_ratio=0.7, seeds=2, preset="paper", epochs=7).resolved()
     assert RunOptions(**json.loads(options.to_json())).resolved() == options
 
 

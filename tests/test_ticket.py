@@ -238,10 +238,6 @@ def test_another_format_is_refused(content: bytes, scratch: Path, number: object
         Ticket.load(rewritten(content, scratch, lambda head: head | {"format": number}))
 
 
-def unsound(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=f"another exception escapes: {reason}")
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -257,9 +253,9 @@ def unsound(reason: str) -> pytest.MarkDecorator:
         {"provenance": {}},
         {"provenance": None},
         {"pairs": []},
-        pytest.param({"pairs": float("inf")}, marks=unsound("OverflowError")),
-        pytest.param({"shapes": []}, marks=unsound("AttributeError")),
-        pytest.param({"shapes": None}, marks=unsound("AttributeError")),
+        {"pairs": float("inf")},
+        {"shapes": []},
+        {"shapes": None},
     ],
     ids=str,
 )
@@ -279,9 +275,9 @@ def test_a_header_that_fits_not_the_tensors_is_refused(content: bytes, scratch: 
         ("drawn.convs.0.bias", torch.full((6,), float("nan"))),
         ("initial.convs.1.lin.weight", torch.full((6,), float("inf"))),
         ("extra", torch.zeros(1)),
-        pytest.param("drawn.convs.0.bias", torch.zeros(5), marks=unsound("RuntimeError")),
-        pytest.param("drawn.convs.0.bias", torch.zeros(6, dtype=torch.float8_e4m3fn), marks=unsound("NotImplemented")),
-        pytest.param("drawn.convs.0.bias", torch.zeros(6, dtype=torch.complex64), marks=unsound("none: it is taken")),
+        ("drawn.convs.0.bias", torch.zeros(5)),
+        ("drawn.convs.0.bias", torch.zeros(6, dtype=torch.float8_e4m3fn)),
+        ("drawn.convs.0.bias", torch.zeros(6, dtype=torch.complex64)),
     ],
 )
 def test_tensors_that_fit_not_the_header_are_refused(
@@ -291,13 +287,11 @@ def test_tensors_that_fit_not_the_header_are_refused(
         Ticket.load(rewritten(content, scratch, tensors={name: tensor}))
 
 
-@unsound("RecursionError")
 def test_a_header_nested_without_end_is_refused(content: bytes, scratch: Path) -> None:
     with pytest.raises(TicketError, match="got"):
         Ticket.load(rewritten(content, scratch, lambda _: "[" * 100_000))
 
 
-@unsound("none on load; TypeError in check()")
 def test_a_fingerprint_that_is_no_text_is_refused(content: bytes, scratch: Path) -> None:
     with pytest.raises(TicketError, match="got"):
         Ticket.load(rewritten(content, scratch, lambda h: h | {"provenance": h["provenance"] | {"fingerprint": 3}}))
@@ -321,7 +315,6 @@ def test_changed_bytes_give_a_sound_ticket_or_a_ticket_error(
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
-@unsound("RuntimeError where the shape of a bias changes")
 def test_no_changed_byte_of_the_header_breaks_the_reader(content: bytes, scratch: Path) -> None:
     length = 8 + int.from_bytes(content[:8], "little")
     for place in (place for place in range(length) if content[place] in b"0123456789[]{},:"):
@@ -342,7 +335,6 @@ def test_a_failed_save_leaves_the_old_ticket_whole(ticket: Ticket, content: byte
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.xfail(strict=True, reason="save writes what load refuses")
 def test_a_ticket_that_could_not_be_loaded_is_not_saved(ticket: Ticket, tmp_path: Path) -> None:
     bias = torch.full((6,), float("inf"))
     with pytest.raises(TicketError, match="finite"):

@@ -93,7 +93,7 @@ def canonical_graph(
     Raises `GraphError` for an empty graph, an index out of range, directed edges, NaN or infinite features,
     labels outside 0..C-1, overlapping masks, or no labelled training node.
     """
-    nodes = labels.shape[0]
+    nodes = labels.shape[0] if labels.dim() else 0
     if nodes == 0:
         raise GraphError(f"graph {name!r} (got 0 nodes), expected at least one")
     pairs, notes = _undirected_pairs(name, edge_index, nodes, symmetrise)
@@ -135,17 +135,18 @@ def _undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: boo
 def _checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> Tensor | SparseMatrix:
     if len(features.shape) != 2 or features.shape[0] != nodes or features.shape[1] == 0:
         raise GraphError(f"features of {name!r} (got shape {tuple(features.shape)}), expected ({nodes}, F >= 1)")
-    values = features.values if isinstance(features, SparseMatrix) else features
+    # After the cast: a double beyond float32 becomes infinite.
+    values = (features.values if isinstance(features, SparseMatrix) else features).float()
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         count = int((~finite).sum())
         raise GraphError(f"features of {name!r} (got {count} NaN or infinite values), expected finite numbers only")
     if isinstance(features, SparseMatrix):
-        sparse = SparseMatrix(features.pattern, features.values.float())
+        stored = values != 0
+        sparse = SparseMatrix(features.pattern.keep(stored), values[stored])
         return sparse if sparse.pattern.density <= SPARSE_FEATURE_DENSITY else sparse.to_dense()
-    dense = features.float()
-    share = float((dense != 0).sum()) / dense.numel()
-    return SparseMatrix.from_dense(dense) if share <= SPARSE_FEATURE_DENSITY else dense
+    share = float((values != 0).sum()) / values.numel()
+    return SparseMatrix.from_dense(values) if share <= SPARSE_FEATURE_DENSITY else values
 
 
 def _checked_labels(name: str, labels: Tensor, num_classes: int | None) -> int:

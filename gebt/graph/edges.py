@@ -56,13 +56,15 @@ class Edges:
 
     @cached_property
     def places(self) -> Tensor:
-        """[2P + N]: where in the pattern pair p stands as (u, v), then as (v, u), then each self-loop."""
+        """[2P + N]: where in the pattern the two entries of each pair stand, pair by pair, then each self-loop."""
         return torch.argsort(self.source.long(), stable=True).to(self.source.dtype)
 
     @cached_property
     def unit_weights(self) -> Tensor:
         """`normalised` of a value of 1 for every pair, computed once."""
-        return self.normalised(torch.ones(self.num_pairs, device=self.pairs.device))
+        # Kept for good, so also under inference mode it must be a tensor that training can read.
+        with torch.inference_mode(False):
+            return self.normalised(torch.ones(self.num_pairs, device=self.pairs.device))
 
     def normalised(self, values: Tensor) -> Tensor:
         """Symmetric normalisation of the current values a [P], differentiable: returns w [2P + N].
@@ -105,9 +107,8 @@ class _Normalise(torch.autograd.Function):
         values, scale = ctx.saved_tensors
         edges = ctx.edges
         u, v = edges.pairs
-        parts = (edges.num_pairs, edges.num_pairs, edges.num_nodes)
-        by_pair, by_mirror, by_loop = grad.index_select(0, edges.places).split(parts)
-        pair = by_pair + by_mirror
+        both, by_loop = grad.index_select(0, edges.places).split((2 * edges.num_pairs, edges.num_nodes))
+        pair = both.view(-1, 2).sum(1)
         su, sv = scale[u], scale[v]
         direct = pair * values
         dscale = torch.zeros_like(scale).index_add_(0, u, direct * sv).index_add_(0, v, direct * su)

@@ -19,7 +19,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    threshold = round(rate * STEPS)
+    threshold = min(round(rate * STEPS), STEPS - 1)
     numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     kept = numbers.view(torch.int16)[: x.numel()] >= threshold - STEPS // 2
     return x * kept.to(x.dtype).mul_(STEPS / (STEPS - threshold)).view(x.shape)

@@ -40,7 +40,9 @@ class GCNConv(nn.Module):
         out_channels, in_channels = self.lin.weight.shape
         bound = math.sqrt(6.0 / (in_channels + out_channels))
         with torch.no_grad():
-            self.lin.weight.uniform_(-bound, bound, generator=generator)
+            # Drawn where the generator is, so that a seed means the same weights on every device.
+            drawn = torch.empty(self.lin.weight.shape, device=generator.device)
+            self.lin.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
             self.bias.zero_()
 
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Mask(Mapping[str, Tensor]):
         """Sets the pruned entries of the named tensors to zero, in place."""
         with torch.no_grad():
             for name, kept in self.items():
-                tensors[name].masked_fill_(~kept, 0)
+                tensors[name].masked_fill_(~kept.to(tensors[name].device), 0)
 
 
 def pack_bits(kept: Tensor) -> Tensor:

@@ -27,5 +27,6 @@ def magnitude(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def random(tensors: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """s_i uniform in [0, 1), drawn from `generator`: the control that any score must beat."""
     return {
-        name: torch.rand(tensor.shape, generator=generator, device=tensor.device) for name, tensor in tensors.items()
+        name: torch.rand(tensor.shape, generator=generator, device=generator.device).to(tensor.device)
+        for name, tensor in tensors.items()
     }

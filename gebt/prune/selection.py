@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ def pruned_count(size: int, ratio: float) -> int:
     """
     if not 0.0 <= ratio < 1.0:
         raise ValueError(f"prune ratio (got {ratio}), expected 0 <= ratio < 1")
-    return math.floor(ratio * size + 1e-9 * size)
+    return math.floor(Decimal(str(float(ratio))) * size)
 
 
 def tie_order(size: int, generator: torch.Generator) -> Tensor:

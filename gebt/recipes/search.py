@@ -40,7 +40,9 @@ class SearchSettings:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if not self.edge_learning_rate > 0 or self.edge_l1 < 0:
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope (got {self.scope!r}), expected one of {get_args(Scope)}")
+        if not (self.edge_learning_rate > 0 and self.edge_l1 >= 0):
             got = (self.edge_learning_rate, self.edge_l1)
             raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
         if self.edge_score not in get_args(EdgeScore):

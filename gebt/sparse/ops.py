@@ -64,6 +64,8 @@ def _spmm_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     crow, col, tcrow, tcol, values, tvalues, x = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        raise RuntimeError("spmm (got create_graph=True), expected first gradients only: second ones are not there")
     dx = dvalues = None
     if ctx.needs_input_grad[4]:
         dvalues = _sddmm(crow, col, tcrow, tcol, col[:0], grad, x)
@@ -123,6 +125,8 @@ def spmm(pattern: Pattern, values: Tensor, x: Tensor, tvalues: Tensor | None = N
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _spmm(pattern.crow, pattern.col, pattern.crow, pattern.col, values, values, x)
     turned = pattern.transposed
+    if tvalues is not None and tvalues.shape != values.shape:
+        raise ValueError(f"tvalues (got shape {tuple(tvalues.shape)}), expected {tuple(values.shape)}")
     if tvalues is None:
         tvalues = values.detach().index_select(0, pattern.permutation)
     return _spmm(pattern.crow, pattern.col, turned.crow, turned.col, values, tvalues.detach(), x)
@@ -135,6 +139,8 @@ def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     """
     _check_dense("a", a, pattern.shape[0], a.dtype)
     _check_dense("b", b, pattern.shape[1], a.dtype)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a, b (got {a.shape[1]} and {b.shape[1]} columns), expected equal widths")
     turned = pattern.transposed
     return _sddmm(pattern.crow, pattern.col, turned.crow, turned.col, pattern.permutation, a, b)
 

@@ -37,6 +37,9 @@ class Pattern:
         outside `shape` or given twice.
         """
         rows, cols = shape
+        if row.dim() != 1 or row.shape != col.shape:
+            got = f"{tuple(row.shape)} and {tuple(col.shape)}"
+            raise ValueError(f"rows and columns of entries (got shapes {got}), expected one (E,)")
         for name, index, size in (("row", row, rows), ("column", col, cols)):
             if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
                 bad = int(index.min()) if int(index.min()) < 0 else int(index.max())

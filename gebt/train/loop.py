@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs (got {self.epochs}), expected at least 1")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
+        if not (self.learning_rate > 0 and self.weight_decay >= 0):
             got = (self.learning_rate, self.weight_decay)
             raise ValueError(f"learning rate, weight decay (got {got}), expected > 0 and >= 0")
 
@@ -124,6 +125,10 @@ def fit(
             history.losses.append(_step(model, task, optimizers, gates, penalty))
             if evaluate:
                 val_accuracy, val_loss, test_accuracy = task.evaluate(model)
+                if not math.isfinite(val_loss):
+                    raise ValueError(
+                        f"validation loss (got {val_loss}), expected a finite number; use a lower learning rate"
+                    )
                 history.val_accuracy.append(val_accuracy)
                 history.test_accuracy.append(test_accuracy)
                 if (val_accuracy, -val_loss) > best:

@@ -157,7 +157,6 @@ def test_values_of_another_length_are_refused() -> None:
         edges.normalised(torch.ones(2))
 
 
-@pytest.mark.xfail(strict=True, reason="unit_weights cached in inference mode cannot be saved for a backward pass")
 def test_edges_seen_in_inference_mode_can_still_be_trained_on() -> None:
     edges, x = Edges.from_pairs(torch.tensor([[0], [1]]), 2), torch.rand(2, 2, requires_grad=True)
     with torch.inference_mode():
