@@ -179,3 +179,26 @@ def test_an_order_of_another_size_is_refused() -> None:
 def test_no_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="got no tensor"):
         select({}, ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        torch.rand(20_000, generator=torch.Generator().manual_seed(0)),
+        torch.randn(20_000, generator=torch.Generator().manual_seed(1)),
+        torch.zeros(20_000),
+        -torch.zeros(20_000),
+        torch.rand(20_000, generator=torch.Generator().manual_seed(2)).mul(5).floor(),
+        torch.rand(20_000, generator=torch.Generator().manual_seed(3)).pow(40),
+        torch.rand(20_000, generator=torch.Generator().manual_seed(4)).double(),
+        torch.cat((torch.full((9_999,), float("inf")), torch.rand(10_001, generator=torch.Generator().manual_seed(5)))),
+    ],
+    ids=["uniform", "signed", "equal", "minus zero", "ties", "tiny", "double", "infinite"],
+)
+@pytest.mark.parametrize("ratio", [0.0001, 0.2, 0.5, 0.9, 0.9999])
+def test_large_selections_equal_a_sort(score, ratio):
+    order = torch.randperm(score.numel(), generator=torch.Generator().manual_seed(6))
+    ranked = sorted(range(score.numel()), key=lambda i: (float(score[i]), int(order[i])))
+    expected = torch.ones(score.numel(), dtype=torch.bool)
+    expected[ranked[: int(ratio * score.numel())]] = False
+    assert torch.equal(select({"s": score}, ratio=ratio, order=order)["s"], expected)
