@@ -13,6 +13,9 @@ from gebt.prune.holding import hold
 from gebt.ticket import EDGES, StartWeights, Ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, fit
 
+# "reinit" must not meet the seed that the model was built from: it would be "rewind".
+REINIT_SEED = 1_000_003
+
 
 @dataclass(frozen=True)
 class RetrainSettings:
@@ -59,7 +62,7 @@ def run(
     """
     settings = settings or RetrainSettings()
     ticket.check(model, graph)
-    ticket.start(model, settings.start, seed)
+    ticket.start(model, settings.start, seed + REINIT_SEED)
     edges = Edges.from_pairs(graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)], graph.num_nodes)
     optimizer = adam(model, settings.training)
     handle = hold(model, ticket.weight_mask, optimizer)

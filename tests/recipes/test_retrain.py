@@ -57,7 +57,7 @@ def test_training_starts_from_the_weights_asked_for(
     source = {
         "inherit": found.model.state_dict(),
         "rewind": found.before,
-        "reinit": make_model(seed=11).state_dict(),
+        "reinit": make_model(seed=11 + retrain.REINIT_SEED).state_dict(),
     }[start]
     for name, tensor in model.state_dict().items():
         kept = found.ticket.weight_mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
