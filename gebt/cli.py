@@ -12,14 +12,16 @@ import torch
 from cyclopts import App, Parameter
 from cyclopts.config import Json
 from cyclopts.exceptions import CycloptsError
+from safetensors.torch import save
 from tqdm import tqdm
 
 from gebt import __version__, report
 from gebt.config import RunOptions
 from gebt.data import check_dataset, data_root, dataset_info, dataset_names
 from gebt.experiment import described, epochs_of, find_ticket, graph_for, model_for, run
+from gebt.files import write_atomically
 from gebt.recipes import retrain
-from gebt.record import RECORD, RunFolder
+from gebt.record import MODEL, RECORD, RunFolder
 from gebt.ticket import EDGES, Ticket
 
 Options = Annotated[RunOptions, Parameter(name="*")]
@@ -59,12 +61,12 @@ def run_command(
     with _bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as bar:
         record = run(resolved, folder, lambda arm, seed: _advance(bar, f"seed {seed} {arm}"))
     drawn = report.pictures(record, folder.path)
-    _say(f"record    {folder.path / RECORD}")
-    _say(f"pictures  {', '.join(str(path) for path in drawn)}")
+    tell = _say if as_json else _print
+    tell(report.table(record))
+    tell(f"\nrecord    {folder.path / RECORD}")
+    tell(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
         _print(json.dumps(_answer(resolved, record)))
-    else:
-        _print(report.table(record))
 
 
 @app.command(name="search")
@@ -135,6 +137,7 @@ def retrain_command(
         "best_epoch": trained.best_epoch,
         **_ticket_facts(loaded),
     }
+    write_atomically(folder.path / MODEL, save(model.state_dict()))
     folder.write({"complete": True, "dataset": resolved.dataset, "graph": described(graph), "retrained": result})
     _show([result], as_json)
 

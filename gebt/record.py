@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gebt import __version__
 from gebt.files import write_atomically
 
 SCHEMA = 1
-RECORD, CONFIG, TICKET = "record.json", "config.json", "ticket.safetensors"
+RECORD, CONFIG, TICKET, MODEL = "record.json", "config.json", "ticket.safetensors", "model.safetensors"
 PICTURES = ("trajectory.png", "distances.png", "savings.png")
 
 
@@ -78,6 +79,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "system": f"{platform.system()} {platform.machine()}",
+        "gebt": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -93,7 +95,7 @@ def _processor() -> str:
 
 
 def _remove_run(path: Path) -> None:
-    for name in (RECORD, CONFIG, TICKET, *PICTURES):
+    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES):
         (path / name).unlink(missing_ok=True)
     for folder in path.glob("seed-*"):
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {TICKET}:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from gebt.cli import main
 from gebt.record import read_record
@@ -106,6 +107,10 @@ def test_retrain_takes_the_tickets_own_settings(finished, capsys, tmp_path):
     assert found["accuracy"] == read_record(finished[0])["per_seed"][1]["ticket"]["accuracy"]
     assert found["seed"] == 1
     assert read_record(tmp_path / "out")["retrained"]["weight_sparsity"] == found["weight_sparsity"]
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    for name, kept in Ticket.load(path).weight_mask.items():
+        assert not trained[name][~kept].any()
+        assert trained[name][kept].all()
 
 
 def test_a_ticket_of_another_graph_is_refused(finished, capsys, tmp_path):

@@ -5,14 +5,16 @@ import json
 import pytest
 
 from gebt.config import RunOptions
-from gebt.recipes.search import PRESETS
+from gebt.recipes.retrain import RetrainSettings
+from gebt.recipes.search import PRESETS, SearchSettings
 
 
 def test_open_options_come_from_the_data_set_and_the_preset():
     options = RunOptions(dataset="cora", edge_ratio=0.2, weight_ratio=0.9).resolved()
     assert (options.hidden, options.depth, options.dropout, options.epochs) == (16, 2, 0.5, 200)
     assert options.retrain_learning_rate == pytest.approx(4 * options.learning_rate)
-    assert options.search() == PRESETS["default"]
+    assert options.search() == PRESETS["default"] == SearchSettings()
+    assert options.retraining() == RetrainSettings()
 
 
 def test_paper_preset_is_the_papers_settings():

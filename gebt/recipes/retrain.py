@@ -21,7 +21,7 @@ REINIT_SEED = 1_000_003
 class RetrainSettings:
     """How a ticket is trained; the values of the presets and why are in docs/method.md."""
 
-    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100))
+    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100, learning_rate=0.04))
     start: StartWeights = "inherit"
 
 
