@@ -79,7 +79,7 @@ def _distances(record: dict[str, Any]) -> Figure:
         image = axes.imshow(
             pairwise[kind], cmap="viridis", origin="lower", extent=(0.5, last, 0.5, last), interpolation="nearest"
         )
-        axes.set(title=f"{kind} masks", xlabel="epoch drawn", ylabel="epoch drawn")
+        axes.set(title=f"{kind[:-1]} masks", xlabel="epoch drawn", ylabel="epoch drawn")
         figure.colorbar(image, ax=axes, fraction=0.046, label="share of entries that differ")
     figure.suptitle(f"{record['dataset']}, seed 0: distance of the masks drawn at every two epochs")
     figure.tight_layout()
@@ -91,9 +91,10 @@ def _savings(record: dict[str, Any]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(1, 2))
     for place, arm in enumerate(ARM_NAMES):
         accuracy = summary[arm]["accuracy"]
-        left.bar(place, 100 * accuracy["mean"], yerr=100 * (accuracy["std"] or 0), color=COLOURS[arm], capsize=3)
-    means = [100 * summary[arm]["accuracy"]["mean"] for arm in ARM_NAMES]
-    left.set_ylim(max(0, min(means) - 10), min(100, max(means) + 5))
+        spread = 100 * (accuracy["std"] or 0)
+        left.errorbar(place, 100 * accuracy["mean"], spread, fmt="o", ms=8, color=COLOURS[arm], capsize=4)
+    left.grid(axis="y", alpha=0.3)
+    left.margins(x=0.15)
     left.set_xticks(range(len(ARM_NAMES)), ARM_NAMES.values(), rotation=25)
     left.set_title("test accuracy, %")
     measures = [
@@ -104,6 +105,7 @@ def _savings(record: dict[str, Any]) -> Figure:
         share = 100 * _whole(summary["ticket"], key, part) / _whole(summary["dense"], key, part)
         right.barh(place, share, color=COLOURS["ticket"])
         right.text(share + 1, place, f"{share:.0f} %", va="center")
+    right.margins(x=0.12)
     right.axvline(100, color=COLOURS["dense"], ls="--", lw=1)
     right.set_yticks(range(len(measures)), [f"{key}, {part}" for key, part in measures])
     right.invert_yaxis()
