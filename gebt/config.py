@@ -174,10 +174,10 @@ class RunOptions:
         self.training(), self.search(), self.retraining()
 
 
+# Options of the search that come from its preset; the two that it shares with dense training come from the data set.
 _SEARCH_FIELDS = tuple(
-    field.name for field in dataclasses.fields(SearchSettings) if field.name in RunOptions.__dataclass_fields__
+    field.name for field in dataclasses.fields(SearchSettings) if field.name not in ("learning_rate", "weight_decay")
 )
-_SEARCH_FIELDS = tuple(name for name in _SEARCH_FIELDS if name not in ("learning_rate", "weight_decay"))
 
 
 def _given(value: Any, otherwise: Any) -> Any:

@@ -17,6 +17,7 @@ from gebt.cost import flops_executed, macs_paper, measure_seconds, peak_memory, 
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
 from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
@@ -24,7 +25,7 @@ from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, retrain, search
 from gebt.record import RunFolder, machine
 from gebt.ticket import Ticket
-from gebt.train.loop import History, NodeTask, seeded
+from gebt.train.loop import History, NodeTask, TrainingSettings, seeded
 
 ARMS = ("dense", "random", "random_edges", "ticket")
 # More entries than this are sampled for the heat maps of mask distances, which only picture the search.
@@ -178,7 +179,6 @@ class _Comparison:
 
     def run(self) -> dict[str, Any]:
         """Trains and measures every arm; `ticket` and `draws` are set afterwards."""
-        full = NodeTask(self.graph)
         dense = self._train("dense", lambda model, tick: self._dense(model, tick))
         search_model, start = self._model(), time.perf_counter()
         self.ticket = find_ticket(
@@ -186,17 +186,17 @@ class _Comparison:
         )
         search_seconds = time.perf_counter() - start
         rows: dict[str, Any] = {"seed": self.seed, "fingerprint": self.graph.fingerprint}
-        rows["dense"] = self._row(dense, full, None, 0.0, 0.0)
+        rows["dense"] = self._row(dense, None, 0.0, 0.0)
         ratios = {name: self.ticket.provenance[name] for name in ("edge_ratio", "weight_ratio")}
         arms = {
             "random": (baselines.random_ticket(self._model(), self.graph, seed=self.seed, **ratios), 0.0),
             "random_edges": (baselines.random_edges(self.ticket, self.graph, seed=self.seed), search_seconds),
             "ticket": (self.ticket, search_seconds),
         }
-        searched = self._search_flops(search_model, full)
+        searched = self._search_flops(search_model)
         for arm, (ticket, seconds) in arms.items():
             trained = self._train(arm, lambda model, tick, ticket=ticket: self._retrain(ticket, model, tick))
-            rows[arm] = self._row(trained, full, ticket, seconds, searched if seconds else 0.0)
+            rows[arm] = self._row(trained, ticket, seconds, searched if seconds else 0.0)
         rows["ticket"]["epoch_drawn"] = self.ticket.epoch_drawn
         rows["ticket"]["fired"] = self.ticket.fired
         rows["ticket"]["trajectory"] = self.ticket.provenance["trajectory"]
@@ -209,25 +209,24 @@ class _Comparison:
         self.progress(arm, self.seed)
         return False
 
-    def _dense(self, model: nn.Module, tick: Callable[..., bool]) -> tuple[History, NodeTask]:
-        history = baselines.dense(model, self.graph, self.options.training(), seed=self.seed, on_epoch=tick)
-        return history, NodeTask(self.graph)
+    def _dense(self, model: nn.Module, tick: Callable[..., bool]) -> tuple[History, Edges | None]:
+        return baselines.dense(model, self.graph, self.options.training(), seed=self.seed, on_epoch=tick), None
 
-    def _retrain(self, ticket: Ticket, model: nn.Module, tick: Callable[..., bool]) -> tuple[History, NodeTask]:
+    def _retrain(self, ticket: Ticket, model: nn.Module, tick: Callable[..., bool]) -> tuple[History, Edges | None]:
         settings = self.options.retraining()
         trained = retrain.run(ticket, model, self.graph, settings, seed=self.seed, on_epoch=tick)
-        return trained.history, NodeTask(self.graph, trained.edges)
+        return trained.history, trained.edges
 
-    def _train(self, arm: str, work: Callable[..., tuple[History, NodeTask]]) -> _Trained:
+    def _train(self, arm: str, work: Callable[..., tuple[History, Edges | None]]) -> _Trained:
         model = self._model()
         with peak_memory() as peak:
             start = time.perf_counter()
-            history, task = work(model, lambda *_: self._tick(arm))
+            history, edges = work(model, lambda *_: self._tick(arm))
             seconds = time.perf_counter() - start
-        return _Trained(model, task, history, seconds, peak.bytes)
+        return _Trained(model, NodeTask(self.graph, edges), history, seconds, peak.bytes)
 
     def _row(
-        self, trained: _Trained, full: NodeTask, ticket: Ticket | None, search_seconds: float, search_flops: float
+        self, trained: _Trained, ticket: Ticket | None, search_seconds: float, search_flops: float
     ) -> dict[str, Any]:
         history = trained.history
         whole, kept = self._macs(None), self._macs(ticket)
@@ -267,16 +266,18 @@ class _Comparison:
         pretrained = self.options.epochs if self.options.algorithm == "graph" else 0
         return self.ticket.epoch_drawn + pretrained  # type: ignore[operator]
 
-    def _search_flops(self, model: nn.Module, full: NodeTask) -> float:
-        gates = torch.ones(self.graph.num_pairs, requires_grad=True) if self.options.algorithm != "weights" else None
-        pretrained = self.options.epochs if self.options.algorithm == "graph" else 0
-        plain = _step_flops(model, full, None) * pretrained  # type: ignore[operator]
-        return plain + self.ticket.epoch_drawn * _step_flops(model, full, gates)
+    def _search_flops(self, model: nn.Module) -> float:
+        task, algorithm = NodeTask(self.graph), self.options.algorithm
+        gates = torch.ones(self.graph.num_pairs, requires_grad=True) if algorithm != "weights" else None
+        drawn = self.ticket.epoch_drawn * _step_flops(model, task, gates, train_weights=algorithm != "graph")
+        if algorithm != "graph":
+            return drawn
+        return drawn + self.options.epochs * _step_flops(model, task, None)  # type: ignore[operator]
 
 
-def _step_flops(model: nn.Module, task: NodeTask, gates: torch.Tensor | None) -> int:
+def _step_flops(model: nn.Module, task: NodeTask, gates: torch.Tensor | None, train_weights: bool = True) -> int:
     # On a copy and under a seed of its own: counting must not move the gradients or random state of a run.
-    counted = copy.deepcopy(model).train()
+    counted = copy.deepcopy(model).train().requires_grad_(train_weights)
     with seeded(0):
         return flops_executed(lambda: task.loss(task.logits(counted, gates)).backward())
 
@@ -285,8 +286,7 @@ def _warm_up(options: RunOptions, graph: Graph) -> None:
     # The first products of a process pay for allocations and thread start; no arm should.
     model = model_for(options, graph, 0)
     ticket = baselines.random_ticket(model, graph, edge_ratio=options.edge_ratio, weight_ratio=options.weight_ratio)
-    few = retrain.RetrainSettings(options.training().__class__(epochs=3))
-    retrain.run(ticket, model, graph, few)
+    retrain.run(ticket, model, graph, retrain.RetrainSettings(TrainingSettings(epochs=3)))
 
 
 def described(graph: Graph) -> dict[str, Any]:
