@@ -18,10 +18,10 @@ from tqdm import tqdm
 from gebt import __version__, report
 from gebt.config import RunOptions
 from gebt.data import check_dataset, data_root, dataset_info, dataset_names
-from gebt.experiment import described, epochs_of, find_ticket, graph_for, model_for, run
+from gebt.experiment import DrawLog, epochs_of, find_ticket, graph_for, model_for, opening, run
 from gebt.files import write_atomically
 from gebt.recipes import retrain
-from gebt.record import MODEL, RECORD, RunFolder
+from gebt.record import MODEL, RECORD, RunFolder, read_record
 from gebt.ticket import EDGES, Ticket
 
 Options = Annotated[RunOptions, Parameter(name="*")]
@@ -86,14 +86,25 @@ def search_command(
     """
     resolved, folder = _prepare(options, out, force, "-search")
     folder.write_config(resolved.to_json())
-    found = []
+    found, searched = [], []
+    draws = DrawLog()
     with _bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as bar:  # type: ignore[operator]
         for seed in range(resolved.seeds):
             graph = graph_for(resolved, seed)
             model = model_for(resolved, graph, seed)
-            ticket = find_ticket(resolved, graph, model, seed, on_epoch=lambda *_, s=seed: _advance(bar, f"seed {s}"))
+            watch = draws if seed == 0 else None
+            ticket = find_ticket(resolved, graph, model, seed, watch, lambda *_, s=seed: _advance(bar, f"seed {s}"))
             path = ticket.save(folder.ticket(seed, resolved.seeds))
             found.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
+            searched.append({"seed": seed, "ticket": {**found[-1], "trajectory": ticket.provenance["trajectory"]}})
+            folder.write(
+                {
+                    **opening(resolved, graph, complete=seed + 1 == resolved.seeds),
+                    "per_seed": searched,
+                    "pairwise": draws.pairwise(),
+                }
+            )
+    report.pictures(read_record(folder.path), folder.path)
     _show(found, as_json)
 
 
@@ -138,7 +149,9 @@ def retrain_command(
         **_ticket_facts(loaded),
     }
     write_atomically(folder.path / MODEL, save(model.state_dict()))
-    folder.write({"complete": True, "dataset": resolved.dataset, "graph": described(graph), "retrained": result})
+    history = {name: getattr(trained.history, name) for name in ("losses", "val_accuracy", "test_accuracy")}
+    folder.write({**opening(resolved, graph, complete=True), "retrained": result, "history": history})
+    report.pictures(read_record(folder.path), folder.path)
     _show([result], as_json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -93,11 +94,7 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda arm,
             row[arm]["file_bytes"] = row["ticket"]["file_bytes"]
         per_seed.append(row)
         record = {
-            "complete": seed + 1 == options.seeds,
-            "dataset": options.dataset,
-            "graph": described(graph),
-            "config": {name: str(v) if name == "data_root" and v else v for name, v in vars(options).items()},
-            "machine": machine(),
+            **opening(options, graph, complete=seed + 1 == options.seeds),
             "summary": summarise(per_seed),
             "per_seed": per_seed,
             "pairwise": record.get("pairwise") or comparison.draws.pairwise(),
@@ -112,11 +109,11 @@ def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
     for arm in ARMS:
         rows = [row[arm] for row in per_seed]
         values = [row["accuracy"] for row in rows]
-        std = statistics.stdev(values) if len(values) > 1 else None
         summary[arm] = {
-            "accuracy": {"mean": statistics.fmean(values), "std": std, "values": values},
+            "accuracy": {"mean": statistics.fmean(values), "std": _std(values), "values": values},
             "val_accuracy": statistics.fmean(row["val_accuracy"] for row in rows),
             "seconds": _over(rows, "seconds", statistics.median),
+            "seconds_std": _over(rows, "seconds", _std),
             "edge_sparsity": statistics.fmean(row["edge_sparsity"] for row in rows),
             "weight_sparsity": statistics.fmean(row["weight_sparsity"] for row in rows),
             "macs_paper": _over(rows, "macs_paper", statistics.fmean),
@@ -130,7 +127,11 @@ def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _over(rows: list[dict[str, Any]], key: str, reduce: Callable[[list[float]], float]) -> dict[str, float]:
+def _std(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _over(rows: list[dict[str, Any]], key: str, reduce: Callable[[list[float]], Any]) -> dict[str, Any]:
     return {part: reduce([row[key][part] for row in rows]) for part in rows[0][key]}
 
 
@@ -289,8 +290,18 @@ def _warm_up(options: RunOptions, graph: Graph) -> None:
     retrain.run(ticket, model, graph, retrain.RetrainSettings(TrainingSettings(epochs=3)))
 
 
-def described(graph: Graph) -> dict[str, Any]:
-    """The graph's counts, for a record."""
+def opening(options: RunOptions, graph: Graph, *, complete: bool) -> dict[str, Any]:
+    """What every record begins with: the data, the resolved options, the machine."""
+    return {
+        "complete": complete,
+        "dataset": options.dataset,
+        "graph": _described(graph),
+        "config": json.loads(options.to_json()),
+        "machine": machine(),
+    }
+
+
+def _described(graph: Graph) -> dict[str, Any]:
     return {
         "nodes": graph.num_nodes,
         "pairs": graph.num_pairs,

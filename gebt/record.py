@@ -17,7 +17,7 @@ from gebt.files import write_atomically
 
 SCHEMA = 1
 RECORD, CONFIG, TICKET, MODEL = "record.json", "config.json", "ticket.safetensors", "model.safetensors"
-PICTURES = ("trajectory.png", "distances.png", "savings.png")
+PICTURES = ("trajectory.png", "distances.png", "savings.png", "training.png")
 
 
 class RunFolder:

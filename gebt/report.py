@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from gebt.record import PICTURES
 
 ARM_NAMES = {"dense": "dense", "random": "random", "random_edges": "random edges", "ticket": "ticket"}
+DRAWN_FROM = dict(zip(PICTURES, ("pairwise", "pairwise", "summary", "history"), strict=True))
 COLOURS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges": "#e0a030", "ticket": "#1b7837"}
 
 
@@ -29,16 +32,21 @@ def table(record: dict[str, Any]) -> str:
     counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
     rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
     timed = (("search", "search"), ("retrain", "(re)training"), ("inference", "inference"))
-    rows.extend([f"seconds, {name}", *_against_dense(summary, "seconds", part, _seconds)] for part, name in timed)
-    rows.append(["peak memory", *(_bytes(summary[arm]["peak_bytes"]) for arm in ARM_NAMES)])
-    rows.append(["weights / ticket file", *(_bytes(summary[arm]["file_bytes"]) for arm in ARM_NAMES)])
+    rows.extend([f"seconds, {name}", *_times_against_dense(summary, part)] for part, name in timed)
+    sizes = (("peak_bytes", "peak memory"), ("file_bytes", "weights / ticket file"))
+    rows.extend([name, *_against_dense(summary, key, None, _bytes)] for key, name in sizes)
     return _aligned(rows)
 
 
 def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws `trajectory.png`, `distances.png` and `savings.png` of a record into `folder`; returns their paths."""
+    """Draws what a record holds into `folder`; returns the paths.
+
+    A search: `trajectory.png`, `distances.png`; a comparison: `savings.png` too; a retraining: `training.png`.
+    """
     paths = []
-    for name, draw in zip(PICTURES, (_trajectory, _distances, _savings), strict=True):
+    for name, draw in zip(PICTURES, (_trajectory, _distances, _savings, _training), strict=True):
+        if DRAWN_FROM[name] not in record:
+            continue
         figure = draw(record)
         figure.savefig(folder / name, dpi=130, bbox_inches="tight")
         plt.close(figure)
@@ -115,6 +123,18 @@ def _savings(record: dict[str, Any]) -> Figure:
     return figure
 
 
+def _training(record: dict[str, Any]) -> Figure:
+    history, best = record["history"], record["retrained"]["best_epoch"]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    epochs = range(1, len(history["val_accuracy"]) + 1)
+    for part, colour in (("val", "#2166ac"), ("test", "#1b7837")):
+        axes.plot(epochs, [100 * value for value in history[f"{part}_accuracy"]], color=colour, label=part)
+    axes.axvline(best, color="black", ls="--", lw=1, label=f"best on validation, epoch {best}")
+    axes.set(xlabel="epoch", ylabel="accuracy, %", title=f"{record['dataset']}: training the ticket")
+    axes.legend(frameon=False)
+    return figure
+
+
 def _whole(arm: dict[str, Any], key: str, part: str) -> float:
     if (key, part) == ("seconds", "training"):
         return float(arm["seconds"]["search"] + arm["seconds"]["retrain"])
@@ -128,19 +148,30 @@ def _accuracy(arm: dict[str, Any]) -> str:
 
 
 def _epochs(ticket: dict[str, Any]) -> str:
-    drawn, fired = ticket["epoch_drawn"], ticket["fired"]
-    span = f"{min(drawn)}" if min(drawn) == max(drawn) else f"{min(drawn)} to {max(drawn)}"
-    late = fired.count(False)
-    return span if not late else f"{span} ({late} did not fire)"
+    drawn, late = ticket["epoch_drawn"], ticket["fired"].count(False)
+    spread = f" ± {statistics.stdev(drawn):.1f}" if len(drawn) > 1 else ""
+    return f"{statistics.fmean(drawn):.4g}{spread}" + (f" ({late} did not fire)" if late else "")
 
 
-def _against_dense(summary: dict[str, Any], key: str, part: str, shown: Any) -> list[str]:
-    base = summary["dense"][key][part]
+def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: Callable[[float], str]) -> list[str]:
+    values = {arm: summary[arm][key][part] if part else summary[arm][key] for arm in ARM_NAMES}
+    base = values["dense"]
     cells = []
-    for arm in ARM_NAMES:
-        value = summary[arm][key][part]
+    for arm, value in values.items():
         ratio = f" ({value / base:.2f}x)" if base and arm != "dense" else ""
         cells.append(shown(value) + ratio if value else "")
+    return cells
+
+
+def _times_against_dense(summary: dict[str, Any], part: str) -> list[str]:
+    base = summary["dense"]["seconds"][part]
+    cells = []
+    for arm in ARM_NAMES:
+        value, std = summary[arm]["seconds"][part], summary[arm]["seconds_std"][part]
+        unit, size = ("s", 1.0) if value >= 0.1 else ("ms", 1e-3)
+        spread = f" ± {std / size:.3f}" if std is not None else ""
+        ratio = f" ({value / base:.2f}x)" if base and arm != "dense" else ""
+        cells.append(f"{value / size:.3f}{spread} {unit}{ratio}" if value else "")
     return cells
 
 
@@ -149,10 +180,6 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / size:.4g} {unit}"
     return f"{value:.0f}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3f} s" if value >= 0.1 else f"{1e3 * value:.3f} ms"
 
 
 def _bytes(value: float) -> str:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -106,7 +105,10 @@ def test_retrain_takes_the_tickets_own_settings(finished, capsys, tmp_path):
     # The same ticket, seed and settings as in the run: the same accuracy.
     assert found["accuracy"] == read_record(finished[0])["per_seed"][1]["ticket"]["accuracy"]
     assert found["seed"] == 1
-    assert read_record(tmp_path / "out")["retrained"]["weight_sparsity"] == found["weight_sparsity"]
+    record = read_record(tmp_path / "out")
+    assert record["retrained"]["weight_sparsity"] == found["weight_sparsity"]
+    assert record["history"]["test_accuracy"][found["best_epoch"] - 1] == found["accuracy"]
+    assert (tmp_path / "out" / "training.png").stat().st_size > 0
     trained = load_file(tmp_path / "out" / "model.safetensors")
     for name, kept in Ticket.load(path).weight_mask.items():
         assert not trained[name][~kept].any()
@@ -144,7 +146,11 @@ def test_inspect_shows_every_tensor_with_its_reason(finished, capsys):
 def test_search_writes_a_ticket_that_retrain_takes(tmp_path, capsys):
     main(["search", *FEW, "--weight-ratio", "0.3", "--out", str(tmp_path / "s"), "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert Path(found["ticket"]).is_file()
+    names = {path.name for path in (tmp_path / "s").iterdir()}
+    assert names == {"config.json", "record.json", "ticket.safetensors", "trajectory.png", "distances.png"}
+    record = read_record(tmp_path / "s")
+    assert record["complete"]
+    assert len(record["per_seed"][0]["ticket"]["trajectory"]) == found["epoch_drawn"] - 1
     main(["retrain", found["ticket"], *FEW, "--start", "rewind", "--out", str(tmp_path / "r"), "--json"])
     assert json.loads(capsys.readouterr().out)["weight_sparsity"] == found["weight_sparsity"]
 
