@@ -7,11 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed or opened
-
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from gebt.record import PICTURES
@@ -49,13 +44,13 @@ def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
             continue
         figure = draw(record)
         figure.savefig(folder / name, dpi=130, bbox_inches="tight")
-        plt.close(figure)
         paths.append(folder / name)
     return paths
 
 
 def _trajectory(record: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     config = record["config"]
     for number, row in enumerate(record["per_seed"]):
         steps = row["ticket"]["trajectory"]
@@ -81,7 +76,8 @@ def _trajectory(record: dict[str, Any]) -> Figure:
 
 def _distances(record: dict[str, Any]) -> Figure:
     pairwise = record["pairwise"]
-    figure, columns = plt.subplots(1, 2, figsize=(9, 4))
+    figure = Figure(figsize=(9, 4))
+    columns = figure.subplots(1, 2)
     for axes, kind in zip(columns, ("edges", "weights"), strict=True):
         last = len(pairwise[kind]) + 0.5
         image = axes.imshow(
@@ -96,7 +92,8 @@ def _distances(record: dict[str, Any]) -> Figure:
 
 def _savings(record: dict[str, Any]) -> Figure:
     summary = record["summary"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(1, 2))
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2))
     for place, arm in enumerate(ARM_NAMES):
         accuracy = summary[arm]["accuracy"]
         spread = 100 * (accuracy["std"] or 0)
@@ -125,7 +122,8 @@ def _savings(record: dict[str, Any]) -> Figure:
 
 def _training(record: dict[str, Any]) -> Figure:
     history, best = record["history"], record["retrained"]["best_epoch"]
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     epochs = range(1, len(history["val_accuracy"]) + 1)
     for part, colour in (("val", "#2166ac"), ("test", "#1b7837")):
         axes.plot(epochs, [100 * value for value in history[f"{part}_accuracy"]], color=colour, label=part)
