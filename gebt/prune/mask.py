@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Mask(Mapping[str, Tensor]):
         """Number of entries n."""
         return sum(tensor.numel() for tensor in self.values())
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """Number of kept entries k."""
         return sum(int(torch.count_nonzero(tensor)) for tensor in self.values())

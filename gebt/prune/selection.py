@@ -64,7 +64,8 @@ def select(
             raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
     ties = _Ties(sum(sizes), generator, order)
     if scope == "global" and flat:
-        kept = _keep_highest(torch.cat(flat), pruned_count(sum(sizes), ratio), ties, 0).split(sizes)
+        together = flat[0] if len(flat) == 1 else torch.cat(flat)
+        kept = _keep_highest(together, pruned_count(sum(sizes), ratio), ties, 0).split(sizes)
     else:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         each = zip(flat, starts, strict=True)
