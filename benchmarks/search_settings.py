@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "... swap, 0.03": {"edge_score": "magnitude"},
     "... share (default)": {},
     "default, edge values never move": {"edge_learning_rate": 1e-30},
+    "default, L1": {"edge_l1": 1e-4},
     "default, 0.1": {"threshold": 0.1},
     "default, 0.02": {"threshold": 0.02},
     "default, window 5": {"window": 5},

@@ -132,7 +132,7 @@ def retrain_command(
         Replace the run that the folder holds.
     """
     loaded = Ticket.load(ticket)
-    seed = int(loaded.provenance.get("seed", 0))
+    seed = loaded.provenance["seed"]
     resolved, folder = _prepare(options, out, force, "-retrain")
     graph = graph_for(resolved, seed)
     model = model_for(resolved, graph, seed)
@@ -167,10 +167,13 @@ def inspect(ticket: Path, /, *, as_json: AsJson = False) -> None:
         Print one JSON object on standard output, everything else on standard error.
     """
     loaded = Ticket.load(ticket)
+    settings = loaded.provenance.get("settings")
+    alone = isinstance(settings, dict) and settings.get("scope") == "tensor"
+    ranked = "each tensor ranked alone" if alone else "all masked weights ranked together"
     tensors = [_mask_row(EDGES, loaded.edge_mask[EDGES], f"pruned to edge_ratio {loaded.provenance['edge_ratio']:g}")]
     for name, tensor in loaded.drawn.items():
         if name in loaded.weight_mask:
-            why = f"pruned to weight_ratio {loaded.provenance['weight_ratio']:g} over all masked weights together"
+            why = f"pruned to weight_ratio {loaded.provenance['weight_ratio']:g}, {ranked}"
             tensors.append(_mask_row(name, loaded.weight_mask[name], why))
         else:
             why = "kept whole: one dimension (biases and scales are not masked)"

@@ -23,6 +23,17 @@ FORMAT = 1
 EDGES = "edges"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 34
+# What every ticket says of itself, and what a reader may rely on.
+PROVENANCE = {
+    "graph": str,
+    "fingerprint": str,
+    "method": str,
+    "seed": int,
+    "epoch_drawn": int,
+    "fired": bool,
+    "edge_ratio": int | float,
+    "weight_ratio": int | float,
+}
 
 StartWeights = Literal["inherit", "rewind", "reinit"]
 
@@ -169,12 +180,14 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     expected |= {f"{group}.{name}" for group in ("drawn", "initial") for name in shapes}
     if extra := sorted(tensors.keys() - expected):
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
-    for key in ("fingerprint", "graph", "epoch_drawn", "fired"):
-        header["provenance"][key]
-    for key in ("fingerprint", "graph"):
-        if not isinstance(header["provenance"][key], str):
-            raise ValueError(f"{key} (got {header['provenance'][key]!r}), expected text")
+    _check_provenance(header["provenance"])
     return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"])
+
+
+def _check_provenance(provenance: Mapping[str, Any]) -> None:
+    for key, kind in PROVENANCE.items():
+        if not isinstance(provenance.get(key), kind):
+            raise ValueError(f"provenance {key!r} (got {provenance.get(key)!r}), expected {kind}")
 
 
 def _restored(stored: Tensor, shape: tuple[int, ...], kept: Tensor | None) -> Tensor:
@@ -210,4 +223,5 @@ def make_ticket(
         weight_mask.apply_(copied)
         states.append(copied)
     origin = {"graph": graph.name, "fingerprint": graph.fingerprint, **provenance}
+    _check_provenance(origin)
     return Ticket(edge_mask, weight_mask, states[0], states[1], origin)

@@ -22,7 +22,15 @@ from gebt.prune import Mask, magnitude, prunable_weights, select
 from gebt.ticket import EDGES, Ticket, TicketError, make_ticket
 from gebt.train.loop import copy_state
 
-PROVENANCE = {"method": "test", "epoch_drawn": 4, "fired": True, "settings": {"window": 3, "name": "é"}}
+PROVENANCE = {
+    "method": "test",
+    "seed": 0,
+    "edge_ratio": 0.5,
+    "weight_ratio": 0.5,
+    "epoch_drawn": 4,
+    "fired": True,
+    "settings": {"window": 3, "name": "é"},
+}
 State = dict[str, Tensor]
 
 
@@ -108,7 +116,7 @@ def test_odd_shapes_and_buffers_round_trip(toy: Graph, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5), nn.Linear(1, 1))
     mask = Mask({"0.weight": torch.arange(45).view(5, 3, 3) % 2 == 0, "2.weight": torch.zeros(1, 1, dtype=torch.bool)})
     edges = Mask.ones({EDGES: toy.pairs[0]})
-    ticket = make_ticket(model, toy, edges, mask, copy_state(model), {"epoch_drawn": 0, "fired": False})
+    ticket = make_ticket(model, toy, edges, mask, copy_state(model), PROVENANCE)
     again = Ticket.load(ticket.save(tmp_path / "t"))
     assert again.weight_mask == mask
     assert equal_states(again.drawn, ticket.drawn)
@@ -339,3 +347,19 @@ def test_a_ticket_that_could_not_be_loaded_is_not_saved(ticket: Ticket, tmp_path
     bias = torch.full((6,), float("inf"))
     with pytest.raises(TicketError, match="finite"):
         replace(ticket, drawn=ticket.drawn | {"convs.0.bias": bias}).save(tmp_path / "t")
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", "x"), ("edge_ratio", None), ("method", 1), ("epoch_drawn", 1.5)])
+def test_a_provenance_that_readers_cannot_rely_on_is_refused(
+    content: bytes, scratch: Path, key: str, value: object
+) -> None:
+    with pytest.raises(TicketError, match=rf"provenance '{key}' \(got {value!r}\), expected"):
+        Ticket.load(rewritten(content, scratch, lambda h: h | {"provenance": h["provenance"] | {key: value}}))
+
+
+def test_no_ticket_is_made_that_could_not_be_loaded(toy: Graph) -> None:
+    model = model_of(toy)
+    mask = Mask.ones(prunable_weights(model))
+    edges = Mask({"edges": torch.ones(toy.num_pairs, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"provenance 'seed' \(got None\)"):
+        make_ticket(model, toy, edges, mask, copy_state(model), {k: v for k, v in PROVENANCE.items() if k != "seed"})

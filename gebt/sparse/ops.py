@@ -68,6 +68,7 @@ def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("spmm (got create_graph=True), expected first gradients only: second ones are not there")
     dx = dvalues = None
     if ctx.needs_input_grad[4]:
+        # No permutation is passed: only the gradient of this product would read it, and that is refused above.
         dvalues = _sddmm(crow, col, tcrow, tcol, col[:0], grad, x)
     if ctx.needs_input_grad[6]:
         dx = _spmm(tcrow, tcol, crow, col, tvalues, values, grad)

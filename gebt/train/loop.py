@@ -162,6 +162,6 @@ def _step(
     for optimizer in optimizers:
         optimizer.step()
     value = float(loss.detach())
-    if not value == value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise ValueError(f"training loss (got {value}), expected a finite number; use a lower learning rate")
     return value
