@@ -143,6 +143,15 @@ def test_inspect_shows_every_tensor_with_its_reason(finished, capsys):
     assert sum(row["pruned"] for row in masked) == (64 * 8 + 8 * 10) // 2
 
 
+def test_inspect_says_how_the_weights_were_ranked(tmp_path, capsys):
+    main(["search", *FEW, "--scope", "tensor", "--out", str(tmp_path / "s")])
+    capsys.readouterr()
+    main(["inspect", str(tmp_path / "s" / "ticket.safetensors"), "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
+    assert rows["convs.0.lin.weight"]["pruned"] == 64 * 8 // 2
+    assert rows["convs.0.lin.weight"]["why"] == "pruned to weight_ratio 0.5, each tensor ranked alone"
+
+
 def test_search_writes_a_ticket_that_retrain_takes(tmp_path, capsys):
     main(["search", *FEW, "--weight-ratio", "0.3", "--out", str(tmp_path / "s"), "--json"])
     found = json.loads(capsys.readouterr().out)
