@@ -22,7 +22,7 @@ LEVELS = (
     ("ticket", "cost", "graph"),
     ("sparse",),
     ("prune",),
-    ("files",),
+    ("files", "compiled"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(ROOT.rglob("*.py"))
