@@ -78,7 +78,7 @@ class Edges:
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
         """y = W x for symmetric entry weights [2P + N] and x [N, d]."""
-        return spmm(self.pattern, weights, x, tvalues=weights)
+        return spmm(self.pattern, weights, x, symmetric=True)
 
     def subset(self, kept: Tensor) -> Edges:
         """The graph of the kept pairs ([P] boolean): a pruned edge does not exist, degrees are those of the rest."""

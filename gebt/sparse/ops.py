@@ -1,82 +1,93 @@
 """Sparse products as registered torch ops: exact gradients, honest flops, never an E x d tensor.
 
-Notation: A is an R x C sparse matrix with E entries given by a `Pattern` and `values` [E]; X is dense.
+Notation: A is an R x C sparse matrix with E entries given by a `Pattern` and `values` [E]; X is dense. With H heads the
+values are [E, H] and X is [C, H, d]: H matrices of one pattern, each with its own X (attention, or many tickets at once).
+Which engine multiplies is settled in `gebt.sparse.backends`; its name travels with the op to the backward pass.
 """
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from gebt.sparse.backends import BACKENDS, Csr, engine
 from gebt.sparse.pattern import Pattern, SparseMatrix
 
 
-@cache
-def _take_beta_warning() -> None:
-    # torch says once a process that its CSR tensors are beta; users of this op can do nothing about it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
-
-
-def _csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
-    _take_beta_warning()
-    # Patterns are checked when they are built, so the invariants hold and need not be checked at each product.
-    return torch.sparse_csr_tensor(crow, col, values, (crow.numel() - 1, columns), check_invariants=False)
-
-
 @torch.library.custom_op("gebt::spmm", mutates_args=())
-def _spmm(crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, values: Tensor, tvalues: Tensor, x: Tensor) -> Tensor:
-    if values.numel() == 0 or x.numel() == 0:
-        return x.new_zeros(crow.numel() - 1, x.shape[1])
-    return torch.mm(_csr(crow, col, values, x.shape[0]), x.contiguous())
+def _spmm(
+    crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, values: Tensor, tvalues: Tensor, x: Tensor,
+    backend: str,
+) -> Tensor:  # fmt: skip
+    return BACKENDS[backend].spmm(Csr(crow, col), values, x)
 
 
 @_spmm.register_fake
-def _(crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, values: Tensor, tvalues: Tensor, x: Tensor) -> Tensor:
-    return x.new_empty(crow.shape[0] - 1, x.shape[1])
+def _(
+    crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, values: Tensor, tvalues: Tensor, x: Tensor,
+    backend: str,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(crow.shape[0] - 1, *x.shape[1:])
+
+
+@torch.library.custom_op("gebt::spmm_gradients", mutates_args=())
+def _spmm_gradients(
+    crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return BACKENDS[backend].gradients(Csr(crow, col), Csr(tcrow, tcol), perm, tvalues, x, grad)
+
+
+@_spmm_gradients.register_fake
+def _(
+    crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(x), torch.empty_like(tvalues)
 
 
 @torch.library.custom_op("gebt::sddmm", mutates_args=())
-def _sddmm(crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    if col.numel() == 0 or a.shape[1] == 0:
-        return a.new_zeros(col.numel())
-    zero = _csr(crow, col, a.new_zeros(col.numel()), b.shape[0])
-    # A row-major a and a column-major b' are the layout the kernel reads without a copy of its own.
-    return torch.sparse.sampled_addmm(zero, a.contiguous(), b.contiguous().t(), beta=0).values().clone()
+def _sddmm(
+    crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, a: Tensor, b: Tensor, backend: str
+) -> Tensor:
+    return BACKENDS[backend].sddmm(Csr(crow, col), a, b)
 
 
 @_sddmm.register_fake
-def _(crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(col.shape[0])
+def _(
+    crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, a: Tensor, b: Tensor, backend: str
+) -> Tensor:
+    return a.new_empty(col.shape[0], *a.shape[1:-1])
 
 
-def _spmm_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    crow, col, tcrow, tcol, values, tvalues, x = inputs
+def _spmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, x, ctx.backend = inputs
     # Only what a wanted gradient reads is kept alive: x for the values, the values for x.
-    ctx.save_for_backward(crow, col, tcrow, tcol, values, tvalues, x if ctx.needs_input_grad[4] else None)
+    ctx.save_for_backward(*tensors, x if ctx.needs_input_grad[5] else None)
 
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    crow, col, tcrow, tcol, values, tvalues, x = ctx.saved_tensors
+    crow, col, tcrow, tcol, perm, values, tvalues, x = ctx.saved_tensors
     if torch.is_grad_enabled():
         raise RuntimeError("spmm (got create_graph=True), expected first gradients only: second ones are not there")
+    to_values, to_x = ctx.needs_input_grad[5], ctx.needs_input_grad[7]
     dx = dvalues = None
-    if ctx.needs_input_grad[4]:
-        # No permutation is passed: only the gradient of this product would read it, and that is refused above.
-        dvalues = _sddmm(crow, col, tcrow, tcol, col[:0], grad, x)
-    if ctx.needs_input_grad[6]:
-        dx = _spmm(tcrow, tcol, crow, col, tvalues, values, grad)
-    return None, None, None, None, dvalues, None, dx
+    if to_values and to_x:
+        dx, dvalues = _spmm_gradients(crow, col, tcrow, tcol, perm, tvalues, x, grad, ctx.backend)
+    elif to_values:
+        dvalues = _sddmm(crow, col, tcrow, tcol, perm, grad, x, ctx.backend)
+    elif to_x:
+        dx = _spmm(tcrow, tcol, crow, col, perm, tvalues, values, grad, ctx.backend)
+    return None, None, None, None, None, dvalues, None, dx, None
 
 
-def _sddmm_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _sddmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,10 +95,10 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     da = db = None
     tgrad = grad.index_select(0, perm)
     if ctx.needs_input_grad[5]:
-        da = _spmm(crow, col, tcrow, tcol, grad, tgrad, b)
+        da = _spmm(crow, col, tcrow, tcol, perm, grad, tgrad, b, ctx.backend)
     if ctx.needs_input_grad[6]:
-        db = _spmm(tcrow, tcol, crow, col, tgrad, grad, a)
-    return None, None, None, None, None, da, db
+        db = _spmm(tcrow, tcol, crow, col, perm, tgrad, grad, a, ctx.backend)
+    return None, None, None, None, None, da, db, None
 
 
 _spmm.register_autograd(_spmm_backward, setup_context=_spmm_context)
@@ -96,54 +107,81 @@ _sddmm.register_autograd(_sddmm_backward, setup_context=_sddmm_context)
 
 @register_flop_formula(torch.ops.gebt.spmm)
 def spmm_flops(
-    crow: Any, col: Any, tcrow: Any, tcol: Any, values: Any, tvalues: Any, x: Any, out_shape: Any = None, **_: Any
-) -> int:
-    """Flops of `spmm`: 2 E d."""
-    return 2 * col[0] * x[1]
+    crow: Any, col: Any, tcrow: Any, tcol: Any, perm: Any, values: Any, tvalues: Any, x: Any, backend: str,
+    out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    """Flops of `spmm`: 2 E H d."""
+    return 2 * col[0] * math.prod(x[1:])
+
+
+@register_flop_formula(torch.ops.gebt.spmm_gradients)
+def spmm_gradients_flops(
+    crow: Any, col: Any, tcrow: Any, tcol: Any, perm: Any, tvalues: Any, x: Any, grad: Any, backend: str,
+    out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    """Flops of both gradients of `spmm`: 4 E H d."""
+    return 4 * col[0] * math.prod(x[1:])
 
 
 @register_flop_formula(torch.ops.gebt.sddmm)
 def sddmm_flops(
-    crow: Any, col: Any, tcrow: Any, tcol: Any, perm: Any, a: Any, b: Any, out_shape: Any = None, **_: Any
-) -> int:
-    """Flops of `sddmm`: 2 E d."""
-    return 2 * col[0] * a[1]
+    crow: Any, col: Any, tcrow: Any, tcol: Any, perm: Any, a: Any, b: Any, backend: str,
+    out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    """Flops of `sddmm`: 2 E H d."""
+    return 2 * col[0] * math.prod(a[1:])
 
 
-def spmm(pattern: Pattern, values: Tensor, x: Tensor, tvalues: Tensor | None = None) -> Tensor:
+def spmm(
+    pattern: Pattern, values: Tensor, x: Tensor, tvalues: Tensor | None = None, *, symmetric: bool = False
+) -> Tensor:
     """Sparse times dense: y = A X, with gradients to X and to the values of A.
 
     y_r = sum over entries e = (r, c) of values_e * x_c; dX = A^T dY through the stored transpose;
-    dvalues_e = <dY_r, X_c>, computed entry by entry (`sddmm`).
+    dvalues_e = <dY_r, X_c>, computed entry by entry, with dX in one pass where the engine can.
 
-    `values` [E], `x` [C, d], both of one floating dtype. `tvalues` [E] are the values in the order of
-    `pattern.transposed` when the caller already has them (constant or symmetric A); they are gathered here
-    otherwise. Returns [R, d]. Raises `ValueError` when sizes or dtypes do not fit.
+    `values` [E] and `x` [C, d], or with heads [E, H] and [C, H, d], of one floating dtype. `tvalues` are the values in
+    the order of `pattern.transposed` when the caller already has them (constant A); they are gathered here otherwise.
+    `symmetric` says that A = A^T, values included: nothing is gathered, and the gradient of an entry may stand at
+    its mirror entry. Returns [R, d] or [R, H, d]. Raises `ValueError` when sizes or dtypes do not fit, and
+    `BackendError` when the engine in use does not take these tensors.
     """
     _check_dense("x", x, pattern.shape[1], values.dtype)
-    if values.shape != (pattern.nnz,):
-        raise ValueError(f"values (got shape {tuple(values.shape)}), expected one for each of {pattern.nnz} entries")
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return _spmm(pattern.crow, pattern.col, pattern.crow, pattern.col, values, values, x)
+    if values.shape != (pattern.nnz, *x.shape[1:-1]):
+        expected = (pattern.nnz, *x.shape[1:-1])
+        raise ValueError(f"values (got shape {tuple(values.shape)}), expected {expected}, one for each entry")
+    own, grads = Csr(pattern.crow, pattern.col), torch.is_grad_enabled()
+    to_values, to_x = grads and values.requires_grad, grads and x.requires_grad
+    backend = engine(own, values, x, to_values=to_values, to_x=to_x).name
+    if not to_x:
+        return _spmm(*own, *own, own.col[:0], values, values, x, backend)
+    if symmetric:
+        # Its transpose is itself: rows, values and all.
+        return _spmm(*own, *own, own.col[:0], values, values.detach(), x, backend)
     turned = pattern.transposed
     if tvalues is not None and tvalues.shape != values.shape:
         raise ValueError(f"tvalues (got shape {tuple(tvalues.shape)}), expected {tuple(values.shape)}")
     if tvalues is None:
         tvalues = values.detach().index_select(0, pattern.permutation)
-    return _spmm(pattern.crow, pattern.col, turned.crow, turned.col, values, tvalues.detach(), x)
+    return _spmm(
+        *own, turned.crow, turned.col, pattern.permutation, values, tvalues.detach(), x, backend
+    )  # fmt: skip
 
 
 def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     """Sampled dense-dense product: out_e = <a_r, b_c> for each entry e = (r, c) of the pattern.
 
-    `a` [R, d], `b` [C, d]. Returns [E]; gradients go to both sides. Raises `ValueError` as `spmm`.
+    `a` [R, d], `b` [C, d], or with heads [R, H, d] and [C, H, d]. Returns [E] or [E, H]; gradients go to both sides.
+    Raises `ValueError` as `spmm`.
     """
     _check_dense("a", a, pattern.shape[0], a.dtype)
     _check_dense("b", b, pattern.shape[1], a.dtype)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a, b (got {a.shape[1]} and {b.shape[1]} columns), expected equal widths")
-    turned = pattern.transposed
-    return _sddmm(pattern.crow, pattern.col, turned.crow, turned.col, pattern.permutation, a, b)
+    if a.shape[1:] != b.shape[1:]:
+        got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
+        raise ValueError(f"a, b (got rows of {got}), expected equal widths")
+    own, turned = Csr(pattern.crow, pattern.col), pattern.transposed
+    backend = engine(own, a.new_zeros(pattern.nnz, *a.shape[1:-1]), b, to_values=True, to_x=False).name
+    return _sddmm(*own, turned.crow, turned.col, pattern.permutation, a, b, backend)
 
 
 def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
@@ -153,7 +191,7 @@ def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
 
 
 def _check_dense(name: str, x: Tensor, rows: int, dtype: torch.dtype) -> None:
-    if x.dim() != 2 or x.shape[0] != rows:
+    if x.dim() not in (2, 3) or x.shape[0] != rows:
         raise ValueError(f"{name} (got shape {tuple(x.shape)}), expected a matrix of {rows} rows")
     if x.dtype != dtype:
         raise ValueError(f"{name} (got {x.dtype}), expected {dtype} as the values have")

@@ -1,0 +1,70 @@
+"""The torch-sparse package (extra "torch-sparse", built from source): its products under our contract."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from gebt.sparse.backends.base import Backend, Csr, by_head
+from gebt.sparse.backends.oracles import rows_of
+
+# Entries gathered at once for a sampled product, which torch-sparse does not have: E x d is never built.
+CHUNK = 1 << 16
+
+
+@cache
+def _load() -> None:
+    import torch_sparse  # noqa: F401 - registers torch.ops.torch_sparse
+
+
+class TorchSparse(Backend):
+    """`torch.ops.torch_sparse.spmm_sum`, whose backward gives the gradient of the values as well."""
+
+    name = "torch-sparse"
+
+    def missing(self) -> str | None:
+        """When torch-sparse is not installed."""
+        if all(find_spec(module) for module in ("torch_sparse", "torch_scatter")):
+            return None
+        return "torch-sparse is not installed; pip install --no-build-isolation torch-scatter torch-sparse"
+
+    def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """float32 and float64."""
+        return dtype in (torch.float32, torch.float64)
+
+    def spmm(self, a: Csr, values: Tensor, x: Tensor) -> Tensor:
+        """See `Backend.spmm`."""
+        if values.dim() == 2:
+            return by_head("spmm", self, a, values, x)
+        if values.numel() == 0 or x.numel() == 0:
+            return x.new_zeros(a.rows, x.shape[1])
+        _load()
+        none = None
+        crow, col = a.crow.long(), a.col.long()
+        return torch.ops.torch_sparse.spmm_sum(none, crow, col, values.contiguous(), none, none, x.contiguous())
+
+    def sddmm(self, a: Csr, left: Tensor, right: Tensor) -> Tensor:
+        """See `Backend.sddmm`; in chunks of entries."""
+        row, col = rows_of(a), a.col.long()
+        parts = [(left[r] * right[c]).sum(-1) for r, c in zip(row.split(CHUNK), col.split(CHUNK), strict=True)]
+        return torch.cat(parts)
+
+    def gradients(
+        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.gradients`; through torch-sparse's own backward."""
+        if tvalues.dim() == 2 or not permutation.numel() or x.numel() == 0:
+            return super().gradients(a, turned, permutation, tvalues, x, grad)
+        _load()
+        back = permutation.long()
+        values = torch.empty_like(tvalues).index_copy_(0, back, tvalues)
+        with torch.enable_grad():
+            inputs = values.requires_grad_(), x.detach().contiguous().requires_grad_()
+            out = torch.ops.torch_sparse.spmm_sum(
+                rows_of(a), a.crow.long(), a.col.long(), inputs[0], turned.crow.long(), back, inputs[1]
+            )
+            dvalues, dx = torch.autograd.grad(out, inputs, grad.contiguous())
+        return dx, dvalues
