@@ -22,6 +22,7 @@ from gebt.experiment import DrawLog, epochs_of, find_ticket, graph_for, model_fo
 from gebt.files import write_atomically
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record
+from gebt.sparse import backends
 from gebt.ticket import EDGES, Ticket
 
 Options = Annotated[RunOptions, Parameter(name="*")]
@@ -261,6 +262,7 @@ def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: st
     resolved = (options or RunOptions()).resolved()
     if resolved.threads is not None:
         torch.set_num_threads(resolved.threads)
+    backends.use(resolved.backend)
     graph_for(resolved, 0)  # data that cannot be had is said before a folder is made
     stem = f"{resolved.dataset}-g{100 * resolved.edge_ratio:g}-w{100 * resolved.weight_ratio:g}{kind}"
     return resolved, RunFolder(out or RunFolder.named(stem), force=force)

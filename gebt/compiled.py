@@ -9,8 +9,9 @@ while after each of its operations, and on a machine without idle cores the two 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,9 +37,9 @@ def available() -> bool:
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    # The name under which torch has already loaded its own copy, so this is that copy.
+    # Only a copy that is already loaded, which is torch's own: a second one would bring a pool of its own.
     try:
-        library = ctypes.CDLL("libgomp.so.1")
+        library = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0))
     except OSError:
         return None
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -48,10 +49,10 @@ def _openmp() -> ctypes.CDLL | None:
 
 @cache
 def toolbox() -> Any:
-    """What kernels are written with: `callback`, `inlined`, `thread`, `threads`, `array`.
+    """What kernels are written with: `callback`, `inlined`, `thread`, `threads`.
 
-    `callback` makes a function of one int64 pointer `p` a kernel; in it `thread()` and `threads()` number the threads of
-    the pool and `array(p[i], shape, dtype)` is the array that starts at address p[i].
+    `callback` makes a function of one int64 pointer a kernel, `inlined` one that kernels call; `thread()` and
+    `threads()` number the threads of the pool in both.
     """
     from types import SimpleNamespace
 
@@ -63,15 +64,38 @@ def toolbox() -> Any:
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         binding.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     return SimpleNamespace(
-        callback=numba.cfunc(types.void(types.CPointer(types.int64)), cache=True),
-        inlined=numba.njit(nogil=True, cache=True),
+        callback=_kept(partial(numba.cfunc, types.void(types.CPointer(types.int64)))),
+        inlined=_kept(partial(numba.njit, nogil=True)),
         thread=types.ExternalFunction("omp_get_thread_num", types.int32()),
         threads=types.ExternalFunction("omp_get_num_threads", types.int32()),
     )
 
 
+def _kept(decorator: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """The decorator that keeps what it compiles on disk, wherever numba finds a folder to keep it in."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return decorator(cache=True)(function)
+        except RuntimeError:
+            # Neither the package's folder nor the user's cache may be written to: compiled anew in every process.
+            return decorator(cache=False)(function)
+
+    return decorate
+
+
 def run(kernel: Any, *arguments: int | torch.Tensor) -> None:
-    """Runs a kernel on torch's threads. Tensors are passed by address: they must be contiguous and stay alive."""
-    numbers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    """Runs a kernel on torch's threads. Tensors are passed by address and must stay alive meanwhile.
+
+    Raises `ValueError` for a tensor that is not contiguous in the machine's own memory.
+    """
+    numbers = [_address(a) if isinstance(a, torch.Tensor) else a for a in arguments]
     packed = (ctypes.c_int64 * len(numbers))(*numbers)
     _openmp().GOMP_parallel(kernel.address, packed, torch.get_num_threads(), 0)  # type: ignore[union-attr]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    if not (tensor.is_cpu and tensor.is_contiguous()):
+        got = f"strides {tensor.stride()} on {tensor.device}"
+        raise ValueError(f"tensor for a kernel (got {got}), expected a contiguous one on the CPU; call .contiguous()")
+    return tensor.data_ptr()

@@ -14,6 +14,8 @@ from gebt.prune.detector import Criterion, Normalisation
 from gebt.prune.selection import Scope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import SearchSettings, search_preset
+from gebt.sparse.backends import AUTO, DEFAULT, find
+from gebt.sparse.structure import UnitScore, WeightStructure
 from gebt.ticket import StartWeights
 from gebt.train.loop import TrainingSettings
 
@@ -36,7 +38,14 @@ class RunOptions:
     edge_ratio
         Share of undirected edges to prune, in [0, 1).
     weight_ratio
-        Share of weights to prune, in [0, 1).
+        Share of weights to prune, in [0, 1); of each layer's hidden units where whole units are pruned.
+    feature_ratio
+        Share of input features to prune where whole features are; default: the weight ratio.
+    weight_structure
+        What a weight mask removes: single weights ("entry"), hidden units ("unit"), input features ("feature") or
+        both ("joint").
+    unit_score
+        What ranks units: "magnitude", the scales of batch "norm", or the loss's "gradient".
     seeds
         Number of seeds: 0, 1, ... one full comparison each.
     preset
@@ -87,6 +96,10 @@ class RunOptions:
         Distances that must be under the threshold, one after the other.
     warmup
         Draws that do not count.
+    compaction
+        Train a ticket as the smaller network it is.
+    backend
+        Engine of the sparse products; "auto" times those that are installed and says which it takes.
     threads
         CPU threads; default: torch's own choice.
     """
@@ -94,6 +107,7 @@ class RunOptions:
     dataset: str = "digits"
     edge_ratio: float = 0.2
     weight_ratio: float = 0.5
+    feature_ratio: float | None = None
     seeds: int = 1
     preset: Preset = "default"
     algorithm: Algorithm = "joint"
@@ -119,6 +133,10 @@ class RunOptions:
     threshold: float | None = None
     window: int | None = None
     warmup: int | None = None
+    weight_structure: WeightStructure | None = None
+    unit_score: UnitScore | None = None
+    compaction: bool = True
+    backend: str = DEFAULT
     threads: int | None = None
 
     def resolved(self) -> RunOptions:
@@ -154,7 +172,7 @@ class RunOptions:
     def retraining(self) -> RetrainSettings:
         """Settings of the retraining (of resolved options)."""
         training = TrainingSettings(self.retrain_epochs, self.retrain_learning_rate, self.weight_decay)  # type: ignore[arg-type]
-        return RetrainSettings(training, self.start)
+        return RetrainSettings(training, self.start, self.compaction)
 
     def to_json(self) -> str:
         """These options as a configuration file that `--config` reads."""
@@ -166,7 +184,13 @@ class RunOptions:
             raise ValueError(f"--seeds (got {self.seeds}), expected at least 1")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads (got {self.threads}), expected at least 1")
-        for flag, ratio in (("--edge-ratio", self.edge_ratio), ("--weight-ratio", self.weight_ratio)):
+        if self.backend != AUTO:
+            find(self.backend)
+        structured = self.weight_structure in ("feature", "joint")
+        if self.feature_ratio is not None and not structured:
+            raise ValueError(f"--feature-ratio (got {self.feature_ratio}), expected --weight-structure feature or joint")
+        asked = {"--edge-ratio": self.edge_ratio, "--weight-ratio": self.weight_ratio}
+        for flag, ratio in {**asked, "--feature-ratio": self.feature_ratio or 0.0}.items():
             try:
                 pruned_count(1, ratio)
             except ValueError as error:

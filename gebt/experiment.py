@@ -25,6 +25,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, retrain, search
 from gebt.record import RunFolder, machine
+from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, seeded
 
@@ -64,10 +65,11 @@ def find_ticket(
 ) -> Ticket:
     """The ticket of one seed by the chosen algorithm; a graph-only search pretrains the network first."""
     common: dict[str, Any] = {"settings": options.search(), "seed": seed, "on_draw": on_draw, "on_epoch": on_epoch}
+    weights = {"weight_ratio": options.weight_ratio, "feature_ratio": options.feature_ratio}
     if options.algorithm == "joint":
-        return search.joint(model, graph, edge_ratio=options.edge_ratio, weight_ratio=options.weight_ratio, **common)
+        return search.joint(model, graph, edge_ratio=options.edge_ratio, **weights, **common)
     if options.algorithm == "weights":
-        return search.weights_only(model, graph, weight_ratio=options.weight_ratio, **common)
+        return search.weights_only(model, graph, **weights, **common)
     baselines.dense(model, graph, options.training(), seed=seed, on_epoch=on_epoch)
     return search.graph_only(model, graph, edge_ratio=options.edge_ratio, **common)
 
@@ -188,9 +190,15 @@ class _Comparison:
         search_seconds = time.perf_counter() - start
         rows: dict[str, Any] = {"seed": self.seed, "fingerprint": self.graph.fingerprint}
         rows["dense"] = self._row(dense, None, 0.0, 0.0)
-        ratios = {name: self.ticket.provenance[name] for name in ("edge_ratio", "weight_ratio")}
+        ratios = {name: self.ticket.provenance.get(name) for name in ("edge_ratio", "weight_ratio", "feature_ratio")}
+        structure = self.ticket.provenance["settings"]["weight_structure"]
         arms = {
-            "random": (baselines.random_ticket(self._model(), self.graph, seed=self.seed, **ratios), 0.0),
+            "random": (
+                baselines.random_ticket(
+                    self._model(), self.graph, seed=self.seed, weight_structure=structure, **ratios
+                ),
+                0.0,
+            ),
             "random_edges": (baselines.random_edges(self.ticket, self.graph, seed=self.seed), search_seconds),
             "ticket": (self.ticket, search_seconds),
         }
@@ -298,6 +306,7 @@ def opening(options: RunOptions, graph: Graph, *, complete: bool) -> dict[str, A
         "graph": _described(graph),
         "config": json.loads(options.to_json()),
         "machine": machine(),
+        "products": backends.choices(),
     }
 
 

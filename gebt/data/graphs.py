@@ -14,6 +14,7 @@ from gebt.data.npz import read_npz
 from gebt.data.planetoid import read_planetoid
 from gebt.data.raw import RawGraph, row_scaled
 from gebt.data.splits import seeded_split
+from gebt.data.surrogate import generate
 from gebt.graph.canonical import Graph, GraphError, canonical_graph
 from gebt.sparse.pattern import SparseMatrix
 
@@ -30,9 +31,12 @@ def load_graph(
 
     `split_seed` draws the split; sets with a public split have only seed 0. Missing files are downloaded and
     verified unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none.
+    A surrogate has no files: it is generated at every call.
     Raises `GraphError` for an unknown name, missing or unsound files, or counts other than the manifest's.
     """
     info = dataset_info(name)
+    if info.surrogate is not None:
+        return generate(info.surrogate, info.seed, name, split_seed)
     raw = _read(info, data_root(root), download)
     masks = _masks(info, raw, split_seed)
     features = raw.features
@@ -58,7 +62,8 @@ def data_root(root: str | Path | None = None) -> Path:
 def check_dataset(name: str, root: str | Path | None = None) -> list[tuple[Path, str]]:
     """Each raw file of a data set and its status: "present", "missing" or "sha256 differs".
 
-    A file that differs can still load: other releases hold the same arrays in other bytes.
+    A file that differs can still load: other releases hold the same arrays in other bytes. Sets that are embedded or
+    generated have no files.
     """
     info = dataset_info(name)
     folder = data_root(root) / info.folder

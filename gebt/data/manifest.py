@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from gebt.data.surrogate import SurrogateSpec
 from gebt.graph.canonical import GraphError
 
 CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
@@ -42,12 +43,12 @@ class DatasetInfo:
 
     `folder` is relative to the data root. `pairs` are undirected edges without self-loops. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
-    direction only and mean both.
+    direction only and mean both. `surrogate`: what to generate with `seed` where `format` is "surrogate".
     """
 
     name: str
     title: str
-    format: Literal["digits", "planetoid", "npz"]
+    format: Literal["digits", "planetoid", "npz", "surrogate"]
     folder: str
     nodes: int
     pairs: int
@@ -62,6 +63,8 @@ class DatasetInfo:
     train_per_class: int = 0
     val_per_class: int = 0
     one_way_edges: bool = False
+    surrogate: SurrogateSpec | None = None
+    seed: int = 0
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -94,4 +97,10 @@ def _manifest() -> dict[str, DatasetInfo]:
 def _entry(name: str, table: dict[str, Any]) -> DatasetInfo:
     files = tuple(FileInfo(**file) for file in table.pop("files", ()))
     training = RecordedSettings(**table.pop("training"))
-    return DatasetInfo(name=name, files=files, training=training, **table)
+    surrogate = _surrogate(table, table.pop("surrogate")) if table["format"] == "surrogate" else None
+    return DatasetInfo(name=name, files=files, training=training, surrogate=surrogate, **table)
+
+
+def _surrogate(table: dict[str, Any], skews: dict[str, Any]) -> SurrogateSpec:
+    counts = {what: table[what] for what in ("nodes", "pairs", "features", "classes")}
+    return SurrogateSpec(**counts, **skews | {"split_sizes": tuple(skews["split_sizes"])})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gebt.sparse.memory import check_room
 from gebt.sparse.ops import spmm
 from gebt.sparse.pattern import Pattern, index_dtype
 
@@ -19,30 +20,46 @@ class Edges:
     """The adjacency A + I of an undirected graph of N nodes and P pairs, as a CSR pattern of 2P + N entries.
 
     `pairs` [2, P]; `pattern` N x N, its own transpose; `source` [2P + N]: for each entry the pair it belongs to,
-    or P + u for the self-loop of node u. One value a pair moves both directions, so no ticket is directed
+    or P + u for the self-loop of node u; `places` [2P + N]: the reverse, where the two entries of each pair stand, pair
+    by pair, then each self-loop. One value a pair moves both directions, so no ticket is directed
     by accident, and a self-loop has no value, so none can be pruned.
     """
 
     pairs: Tensor
     pattern: Pattern
     source: Tensor
+    places: Tensor
 
     @staticmethod
     def from_pairs(pairs: Tensor, num_nodes: int) -> Edges:
-        """Builds the pattern of `pairs` [2, P] (each undirected pair once, no self-loops)."""
-        u, v = pairs
-        count = pairs.shape[1]
-        loops = torch.arange(num_nodes, device=pairs.device)
-        ids = torch.arange(count, device=pairs.device)
-        pattern, order = Pattern.from_entries(
-            torch.cat((u, v, loops)), torch.cat((v, u, loops)), (num_nodes, num_nodes)
-        )
-        dtype = index_dtype(pattern.nnz)
-        source = torch.cat((ids, ids, loops + count))[order].to(dtype)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(order.numel(), device=order.device)
-        mirror = torch.cat((place[count : 2 * count], place[:count], place[2 * count :]))[order].to(dtype)
-        return Edges(pairs, pattern.with_transpose(pattern, mirror), source)
+        """Builds the pattern of `pairs` [2, P] (each undirected pair once, no self-loops).
+
+        Linear in P but for one sort of the larger ends. Raises `ValueError` for a pair given twice or a self-loop, and
+        `OutOfRoomError` before more is allocated than is free.
+        """
+        count, device = pairs.shape[1], pairs.device
+        dtype = index_dtype(2 * count + num_nodes)
+        check_room(f"adjacency of {num_nodes} nodes and {count} pairs", 60 * count + 40 * num_nodes, device)
+        low, high, ids = _sorted_pairs(pairs, num_nodes, dtype)
+        below, above = (torch.bincount(end, minlength=num_nodes).to(dtype) for end in (high, low))
+        crow = torch.zeros(num_nodes + 1, dtype=dtype, device=device)
+        torch.cumsum(below + above + 1, 0, dtype=dtype, out=crow[1:])
+        # A row is its smaller neighbours, then itself, then its larger ones; each run is in order already.
+        loops = crow[:-1] + below
+        numbers = torch.arange(count, dtype=dtype, device=device)
+        upper = (loops + 1 - _starts(above))[low] + numbers
+        by_high = torch.sort(high, stable=True).indices
+        lower = torch.empty_like(upper)
+        lower[by_high] = (crow[:-1] - _starts(below))[high[by_high]] + numbers
+        del by_high
+        col, source = (torch.empty(2 * count + num_nodes, dtype=dtype, device=device) for _ in "ab")
+        nodes = torch.arange(num_nodes, dtype=dtype, device=device)
+        for place, target, number in ((upper, high, ids), (lower, low, ids), (loops, nodes, nodes + count)):
+            col[place], source[place] = target, number
+        own = torch.stack((upper, lower), 1)
+        own = torch.empty_like(own).index_copy_(0, ids.long(), own)
+        pattern = Pattern(crow, col, (num_nodes, num_nodes)).mirrored()
+        return Edges(pairs, pattern, source, torch.cat((own.flatten(), loops)))
 
     @property
     def num_nodes(self) -> int:
@@ -53,11 +70,6 @@ class Edges:
     def num_pairs(self) -> int:
         """P."""
         return self.pairs.shape[1]
-
-    @cached_property
-    def places(self) -> Tensor:
-        """[2P + N]: where in the pattern the two entries of each pair stand, pair by pair, then each self-loop."""
-        return torch.argsort(self.source.long(), stable=True).to(self.source.dtype)
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -88,6 +100,26 @@ class Edges:
         """For every node the sum of `values` [P] over its pairs. Returns [N]."""
         u, v = self.pairs
         return values.new_zeros(self.num_nodes).index_add_(0, u, values).index_add_(0, v, values)
+
+
+def _sorted_pairs(pairs: Tensor, num_nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The smaller and the larger end of every pair, in lexicographic order, and which pair each is."""
+    low, high = torch.minimum(*pairs).to(dtype), torch.maximum(*pairs).to(dtype)
+    ids = torch.arange(low.numel(), dtype=dtype, device=pairs.device)
+    rising = (low[1:] > low[:-1]) | ((low[1:] == low[:-1]) & (high[1:] > high[:-1]))
+    if not bool(rising.all()):
+        key, order = torch.sort(low.long() * num_nodes + high.long())
+        if bool((key[1:] == key[:-1]).any()):
+            raise ValueError("pairs (got the same pair twice), expected each undirected pair once")
+        low, high, ids = low[order], high[order], order.to(dtype)
+    if bool((low == high).any()):
+        raise ValueError("pairs (got a self-loop), expected two different nodes; self-loops are there by themselves")
+    return low, high, ids
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """Where each run of `counts` begins: the sum of those before it."""
+    return torch.cumsum(counts, 0, dtype=counts.dtype) - counts
 
 
 class _Normalise(torch.autograd.Function):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,11 @@ from torch.nn import functional as F
 
 from gebt.graph.edges import Edges
 from gebt.models.dropout import dropout
-from gebt.sparse.ops import matmul
-from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.compaction import Group
+from gebt.sparse.ops import matmul, spmm
+from gebt.sparse.pattern import Pattern, SparseMatrix
+
+Norm = Literal["batch"]
 
 
 class Projection(nn.Module):
@@ -25,6 +30,25 @@ class Projection(nn.Module):
     def forward(self, x: Tensor | SparseMatrix) -> Tensor:
         """Returns [N, out]."""
         return matmul(x, self.weight.t()) if isinstance(x, SparseMatrix) else F.linear(x, self.weight)
+
+
+class SparseProjection(nn.Module):
+    """y = X W^T for dense X [N, in] and a W [out, in] of which only the kept entries exist: `values` [k], row by row."""
+
+    def __init__(self, weight: Tensor, kept: Tensor) -> None:
+        super().__init__()
+        row, col = kept.nonzero(as_tuple=True)
+        self.pattern, order = Pattern.from_entries(row, col, (weight.shape[0], weight.shape[1]))
+        self.values = nn.Parameter(weight.detach()[row, col][order].clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """W as a dense tensor, zeros where nothing is kept."""
+        return SparseMatrix(self.pattern, self.values.detach()).to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, out]."""
+        return spmm(self.pattern, self.values, x.t().contiguous()).t()
 
 
 class GCNConv(nn.Module):
@@ -45,55 +69,148 @@ class GCNConv(nn.Module):
             self.lin.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
             self.bias.zero_()
 
-    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor) -> Tensor:
-        """Returns [N, out]; `weights` are the normalised values of the entries of `edges`."""
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor, aggregated: bool = False) -> Tensor:
+        """Returns [N, out]; `weights` are the normalised values of the entries of `edges`.
+
+        (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated` says that x is A X.
+        """
+        if aggregated:
+            return self.lin(x) + self.bias
+        if isinstance(x, Tensor) and self._narrow_first(x, weights):
+            return self.lin(edges.propagate(weights, x)) + self.bias
         return edges.propagate(weights, self.lin(x)) + self.bias
+
+    def _narrow_first(self, x: Tensor, weights: Tensor) -> bool:
+        out_channels, in_channels = self.lin.weight.shape
+        back = torch.is_grad_enabled()
+        # A X passes back through A only for x's sake, A (X W) for the weights' too.
+        first = in_channels * (1 + (back and x.requires_grad))
+        return first < out_channels * (1 + (back and self.lin.weight.requires_grad))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over nodes; named as in PyG, whose own class wraps `torch.nn.BatchNorm1d` too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.module = nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, channels]."""
+        return self.module(x)  # type: ignore[no-any-return]
 
 
 class GCN(nn.Module):
     """Graph convolutional network: `depth` convolutions, dropout before each and ReLU between them.
 
-    X_{l+1} = relu(A_hat dropout(X_l) W_l^T + b_l); the last layer gives logits [N, C]. Built and seeded in one call:
-    equal arguments give equal weights, and no global random state is read or moved.
-    Its state dict loads into `torch_geometric.nn.GCN` of the same sizes, and back.
+    X_{l+1} = relu(norm(A_hat dropout(X_l) W_l^T + b_l)), plus X_l with `residual`; the last layer gives logits [N, C].
+    `hidden_channels`: one width, or one for each hidden layer (`depth` is then their number + 1). `input_dropout`: the
+    rate for the features, `dropout` where it is None. `norm`: "batch" or None. Built and seeded in one call: equal
+    arguments give equal weights, and no global random state is read or moved.
+    Its state dict loads into `torch_geometric.nn.GCN` of the same sizes (norm="batch_norm"), and back.
     """
+
+    starts_from_aggregated = True
 
     def __init__(
         self,
         in_channels: int,
-        hidden_channels: int,
+        hidden_channels: int | Sequence[int],
         out_channels: int,
         depth: int = 2,
         dropout: float = 0.5,
         seed: int = 0,
+        *,
+        input_dropout: float | None = None,
+        norm: Norm | None = None,
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        if min(in_channels, hidden_channels, out_channels, depth) < 1:
+        hidden = [hidden_channels] * (depth - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
+        if min(in_channels, *hidden, out_channels, depth) < 1:
             got = (in_channels, hidden_channels, out_channels, depth)
             raise ValueError(f"GCN sizes (got in, hidden, out, depth = {got}), expected all at least 1")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout (got {dropout}), expected 0 <= dropout < 1")
-        widths = [in_channels, *[hidden_channels] * (depth - 1), out_channels]
-        self.dropout = dropout
+        for rate in (dropout, input_dropout or 0.0):
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"dropout (got {rate}), expected 0 <= dropout < 1")
+        if norm not in (None, "batch"):
+            raise ValueError(f"norm (got {norm!r}), expected 'batch' or None")
+        if residual and len(set(hidden)) > 1:
+            raise ValueError(f"residual network (got widths {hidden}), expected one width for all hidden layers")
+        widths = [in_channels, *hidden, out_channels]
+        self.dropout, self.residual = dropout, residual
+        self.input_dropout = dropout if input_dropout is None else input_dropout
         self.convs = nn.ModuleList(GCNConv(a, b) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(BatchNorm(width) for width in hidden) if norm else None
         self.reset(seed)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels in, of each hidden layer, and out."""
+        return [self.convs[0].lin.weight.shape[1], *(conv.lin.weight.shape[0] for conv in self.convs)]  # type: ignore[union-attr]
 
     def reset(self, seed: int) -> None:
         """Draws fresh weights from `seed`."""
         generator = torch.Generator().manual_seed(seed)
         for conv in self.convs:
             conv.reset(generator)  # type: ignore[operator]
+        for norm in self.norms or ():
+            norm.module.reset_parameters()  # type: ignore[union-attr, operator]
 
-    def forward(self, features: Tensor | SparseMatrix, edges: Edges, gates: Tensor | None = None) -> Tensor:
-        """Logits [N, C]. `gates` [P] are soft values of the pairs (search only); without them every pair counts 1."""
+    def groups(self) -> list[Group]:
+        """What can be removed as a whole, input first: input features, and hidden units of each layer.
+
+        With `residual` the hidden layers add up into one stream, so a unit lives or dies in all of them together.
+        """
+        layers = [f"convs.{number}" for number in range(len(self.convs))]
+        hidden = [Group(f"hidden.{i}", *self._sides(i, (i + 1,))) for i in range(len(layers) - 1)]
+        if self.residual and hidden:
+            sides = [self._sides(i, (i + 1,)) for i in range(len(layers) - 1)]
+            made, read = ([part for side in sides for part in side[k]] for k in (0, 1))
+            hidden = [Group("hidden", made, read)]
+        return [Group("features", [], [("convs.0.lin.weight", 1)]), *hidden]
+
+    def resized(self, in_channels: int, hidden: Sequence[int]) -> GCN:
+        """A network of the same kind with other widths; its weights are to be loaded."""
+        norm: Norm | None = "batch" if self.norms is not None else None
+        return GCN(
+            in_channels, hidden, self.widths[-1], len(hidden) + 1, self.dropout,
+            input_dropout=self.input_dropout, norm=norm, residual=self.residual,
+        ).to(self.convs[0].bias.device, self.convs[0].bias.dtype)  # fmt: skip
+
+    def _sides(self, layer: int, readers: Sequence[int]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        made = [(f"convs.{layer}.lin.weight", 0), (f"convs.{layer}.bias", 0)]
+        if self.norms is not None:
+            parts = ("weight", "bias", "running_mean", "running_var")
+            made += [(f"norms.{layer}.module.{part}", 0) for part in parts]
+        return made, [(f"convs.{reader}.lin.weight", 1) for reader in readers]
+
+    def forward(
+        self,
+        features: Tensor | SparseMatrix,
+        edges: Edges,
+        gates: Tensor | None = None,
+        aggregated: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [N, C]. `gates` [P] are soft values of the pairs (search only); without them every pair counts 1.
+
+        `aggregated` is A_hat X where the caller has kept it; it is read when it serves: no gates and nothing dropped from X.
+        """
         weights = edges.unit_weights if gates is None else edges.normalised(gates)
-        x = self._dropped(features)
-        for conv in self.convs[:-1]:
-            x = dropout(torch.relu(conv(x, edges, weights)), self.dropout, self.training)
-        return self.convs[-1](x, edges, weights)
+        known = aggregated is not None and gates is None and not (self.training and self.input_dropout)
+        x = aggregated if known else self._dropped(features)
+        for number, conv in enumerate(self.convs[:-1]):
+            y = conv(x, edges, weights, known and number == 0)
+            y = y if self.norms is None else self.norms[number](y)
+            if self.residual and number:
+                x = dropout(torch.relu(y) + x, self.dropout, self.training)
+            else:
+                x = dropout(y, self.dropout, self.training, relu=True)
+        return self.convs[-1](x, edges, weights, known and len(self.convs) == 1)
 
     def _dropped(self, features: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
-        if isinstance(features, SparseMatrix) and self.training and self.dropout:
+        rate = self.input_dropout
+        if isinstance(features, SparseMatrix) and self.training and rate:
             # Zeros stay zero under dropout, so dropping stored values is dropout of the dense matrix.
-            return SparseMatrix(features.pattern, dropout(features.values, self.dropout, True))
-        return features if isinstance(features, SparseMatrix) else dropout(features, self.dropout, self.training)
+            return SparseMatrix(features.pattern, dropout(features.values, rate, True))
+        return features if isinstance(features, SparseMatrix) else dropout(features, rate, self.training)

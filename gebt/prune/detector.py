@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
+from gebt.prune.passes import differing, usable
 
 Normalisation = Literal["entry", "swap", "first"]
 Criterion = Literal["sum", "weights", "edges"]
@@ -26,15 +27,22 @@ def distance(a: Mask, b: Mask, per: Normalisation = "entry") -> float:
     """
     if a.keys() != b.keys():
         raise ValueError(f"masks of different tensors (got {sorted(a)} and {sorted(b)}), expected the same names")
-    moved = 0
-    for name, kept in a.items():
-        if kept.shape != b[name].shape:
-            raise ValueError(f"mask {name!r} (got {tuple(kept.shape)} and {tuple(b[name].shape)}), expected one shape")
-        moved += int(torch.count_nonzero(kept ^ b[name]))
+    for name, shape in a.shapes.items():
+        if shape != b.shapes[name]:
+            raise ValueError(f"mask {name!r} (got {tuple(shape)} and {tuple(b.shapes[name])}), expected one shape")
+    moved = _differing(a, b)
     if per != "swap":
         return moved / a.size if a.size else 0.0
     reachable = 2 * min(a.kept, a.size - a.kept)
     return moved / reachable if reachable else float(moved > 0)
+
+
+def _differing(a: Mask, b: Mask) -> int:
+    if a is b:
+        return 0
+    if a.words is not None and b.words is not None and list(a) == list(b) and usable(a.words):
+        return differing(a.words, b.words)
+    return sum(int(torch.count_nonzero(kept ^ b[name])) for name, kept in a.items())
 
 
 class EarlyBird:

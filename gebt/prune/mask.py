@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -22,21 +23,41 @@ class Mask(Mapping[str, Tensor]):
         for name, tensor in kept.items():
             if tensor.dtype != torch.bool:
                 raise ValueError(f"mask tensor {name!r} (got {tensor.dtype}), expected torch.bool")
-        self._kept = dict(kept)
+        self._tensors: dict[str, Tensor] | None = dict(kept)
+        self._words: Tensor | None = None
+        self.shapes = {name: tensor.shape for name, tensor in kept.items()}
 
     @staticmethod
     def ones(tensors: Mapping[str, Tensor]) -> Mask:
         """The mask that keeps every entry of the given tensors."""
         return Mask({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()})
 
+    @staticmethod
+    def of_words(words: Tensor, shapes: Mapping[str, torch.Size], kept: int) -> Mask:
+        """A mask of `kept` entries as bits, all tensors one after the other: [ceil(n / 64)] int64, the last bits 0.
+
+        Laid out as `pack_bits` does. Boolean tensors are made of it when one is first asked for.
+        """
+        mask = Mask.__new__(Mask)
+        mask._tensors, mask._words, mask.shapes = None, words, dict(shapes)
+        mask.__dict__["kept"] = kept
+        return mask
+
+    @property
+    def words(self) -> Tensor | None:
+        """The bits that `of_words` was given; None for a mask made of boolean tensors."""
+        return self._words
+
     def __getitem__(self, name: str) -> Tensor:
-        return self._kept[name]
+        if self._tensors is None:
+            self._tensors = self._unpacked()
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
+        return iter(self.shapes)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.shapes)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -53,7 +74,7 @@ class Mask(Mapping[str, Tensor]):
     @property
     def size(self) -> int:
         """Number of entries n."""
-        return sum(tensor.numel() for tensor in self.values())
+        return sum(shape.numel() for shape in self.shapes.values())
 
     @cached_property
     def kept(self) -> int:
@@ -75,11 +96,23 @@ class Mask(Mapping[str, Tensor]):
         tensors = list(self.values())
         return tensors[0].flatten() if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
 
+    def at(self, entries: Tensor) -> Tensor:
+        """The entries of these numbers in `flat()`, without unpacking the others."""
+        if self._words is None:
+            return self.flat()[entries]
+        return (self._words[entries >> 6] >> (entries & 63) & 1).bool()
+
     def apply_(self, tensors: Mapping[str, Tensor]) -> None:
         """Sets the pruned entries of the named tensors to zero, in place."""
         with torch.no_grad():
             for name, kept in self.items():
                 tensors[name].masked_fill_(~kept.to(tensors[name].device), 0)
+
+    def _unpacked(self) -> dict[str, Tensor]:
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        assert self._words is not None
+        flat = unpack_bits(self._words.view(torch.uint8)[: (sum(sizes) + 7) // 8], (sum(sizes),)).split(sizes)
+        return {name: kept.view(shape) for (name, shape), kept in zip(self.shapes.items(), flat, strict=True)}
 
 
 def pack_bits(kept: Tensor) -> Tensor:
@@ -93,9 +126,7 @@ def pack_bits(kept: Tensor) -> Tensor:
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The boolean tensor of the given shape that `pack_bits` packed; raises `ValueError` for a wrong length."""
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
         got = f"{packed.dtype} {tuple(packed.shape)}"
         raise ValueError(f"packed mask (got {got}), expected uint8 ({(count + 7) // 8},) for shape {shape}")

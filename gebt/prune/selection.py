@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
+from gebt.prune.ties import Order, TieOrder, ranks
 
 Scope = Literal["global", "tensor"]
 
@@ -27,28 +28,20 @@ def pruned_count(size: int, ratio: float) -> int:
     return math.floor(Decimal(str(float(ratio))) * size)
 
 
-def tie_order(size: int, generator: torch.Generator) -> Tensor:
-    """A random order [n] of entries: among equal scores, the entry with the larger number is kept.
-
-    Draw it once and pass it to every `select` of a search, so that ties do not look like motion to a detector.
-    """
-    return torch.randperm(size, generator=generator, device=generator.device)
-
-
 def select(
     scores: Mapping[str, Tensor],
     *,
     ratio: float,
     scope: Scope = "global",
     generator: torch.Generator | None = None,
-    order: Tensor | None = None,
+    order: Order | None = None,
     allow_empty: bool = False,
 ) -> Mask:
     """The mask that removes exactly the floor(ratio * n) entries of lowest score.
 
     `scope`: "global" ranks all tensors together, "tensor" each alone (floor for each). Equal scores are
-    settled by `order` [n] (see `tie_order`), else by a random order drawn from `generator`, else by one of
-    seed 0; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score, an unknown scope,
+    settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by a random order drawn from
+    `generator`, else by that of seed 0; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score, an unknown scope,
     or a tensor that would lose every entry (unless `allow_empty`).
 
     >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
@@ -58,22 +51,26 @@ def select(
         raise ValueError(f"scope (got {scope!r}), expected 'global' or 'tensor'")
     sizes = [tensor.numel() for tensor in scores.values()]
     flat = [tensor.detach().flatten() for tensor in scores.values()]
-    for name, score in zip(scores, flat, strict=True):
-        # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
-        if bool(torch.isnan(score.sum())) and bool(torch.isnan(score).any()):
-            raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
+    refuse_nan(scores)
     ties = _Ties(sum(sizes), generator, order)
     if scope == "global" and flat:
         together = flat[0] if len(flat) == 1 else torch.cat(flat)
-        kept = _keep_highest(together, pruned_count(sum(sizes), ratio), ties, 0).split(sizes)
+        kept = _kept(together, ratio, ties).split(sizes)
     else:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        each = zip(flat, starts, strict=True)
-        kept = tuple(_keep_highest(score, pruned_count(score.numel(), ratio), ties, start) for score, start in each)
+        kept = tuple(_kept(score, ratio, ties, start) for score, start in zip(flat, starts, strict=True))
     mask = Mask({name: k.view(score.shape) for (name, score), k in zip(scores.items(), kept, strict=True)})
     if not allow_empty:
         check_no_layer_empty(mask, ratio)
     return mask
+
+
+def refuse_nan(scores: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` naming the first tensor that holds a NaN."""
+    for name, score in scores.items():
+        # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
+        if bool(torch.isnan(score.sum())) and bool(torch.isnan(score).any()):
+            raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
 
 
 def check_no_layer_empty(mask: Mask, ratio: float) -> None:
@@ -87,31 +84,40 @@ def check_no_layer_empty(mask: Mask, ratio: float) -> None:
 
 
 class _Ties:
-    """The random order of all n entries, drawn only when a tie has to be settled."""
+    """Ranks of the entries that stand at the threshold, in an order drawn only when a tie has to be settled."""
 
-    def __init__(self, size: int, generator: torch.Generator | None, order: Tensor | None) -> None:
-        if order is not None and order.shape != (size,):
+    def __init__(self, size: int, generator: torch.Generator | None, order: Order | None) -> None:
+        if isinstance(order, Tensor) and order.shape != (size,):
             raise ValueError(f"tie order (got shape {tuple(order.shape)}), expected ({size},)")
-        self._size, self._generator, self._order = size, generator, order
+        self._generator, self._order = generator, order
 
     def of(self, entries: Tensor) -> Tensor:
         if self._order is None:
-            self._order = tie_order(self._size, self._generator or torch.Generator().manual_seed(0))
-        return self._order.to(entries.device)[entries]
+            self._order = TieOrder(0) if self._generator is None else TieOrder.drawn(self._generator)
+        return ranks(self._order, entries)
 
 
-def _keep_highest(score: Tensor, prune: int, ties: _Ties, start: int) -> Tensor:
+def _kept(score: Tensor, ratio: float, ties: _Ties, start: int = 0) -> Tensor:
+    prune = pruned_count(score.numel(), ratio)
     if prune == 0:
         return torch.ones_like(score, dtype=torch.bool)
+    return keep_highest(score, prune, lambda tied: ties.of(tied + start))[0]
+
+
+def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Which entries of `score` [n] stay when the `prune` lowest (at least 1) go, and the highest score that goes.
+
+    `ranks_of` gives the ranks of tied entries by their numbers; it is called only when a tie has to be settled.
+    """
     threshold = _kth_smallest(score, prune)
     kept = score > threshold
     surplus = score.numel() - int(torch.count_nonzero(kept)) - prune
     if surplus:
         # More entries stand at the threshold than may go: the last of them in the random order stay.
         tied = (score == threshold).nonzero().squeeze(1)
-        rank = ties.of(tied + start)
+        rank = ranks_of(tied)
         kept[tied[rank > torch.kthvalue(rank, tied.numel() - surplus).values]] = True
-    return kept
+    return kept, threshold
 
 
 def _kth_smallest(score: Tensor, k: int) -> Tensor:

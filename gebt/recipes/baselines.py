@@ -11,6 +11,7 @@ from gebt.graph.canonical import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
+from gebt.sparse.structure import WeightStructure, entry_mask, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 
@@ -28,11 +29,28 @@ def dense(
     return fit(model, NodeTask(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
 
 
-def random_ticket(model: nn.Module, graph: Graph, *, edge_ratio: float, weight_ratio: float, seed: int = 0) -> Ticket:
-    """Edges and weights removed at random, same counts as a search would; start weights are the model's own."""
+def random_ticket(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    edge_ratio: float,
+    weight_ratio: float,
+    feature_ratio: float | None = None,
+    weight_structure: WeightStructure = "entry",
+    seed: int = 0,
+) -> Ticket:
+    """Edges and weights (or units) removed at random, same counts as a search would; start weights are the model's own."""
     generator = torch.Generator().manual_seed(seed)
     edge_mask = _random_edges(graph, edge_ratio, generator)
-    weight_mask = select(random(prunable_weights(model), generator), ratio=weight_ratio)
+    if weight_structure == "entry":
+        weight_mask = select(random(prunable_weights(model), generator), ratio=weight_ratio)
+    else:
+        groups = groups_of(model, weight_structure)
+        state = model.state_dict()
+        scores = random({group.name: torch.empty(group.size(state)) for group in groups}, generator)
+        feature_ratio = weight_ratio if feature_ratio is None else feature_ratio
+        units = select_units(groups, scores, ratio=weight_ratio, feature_ratio=feature_ratio, seed=seed)
+        weight_mask = entry_mask(groups, units, model)
     provenance = {
         "method": "random",
         "edge_ratio": edge_ratio,

@@ -9,7 +9,10 @@ from torch import nn
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.models.compact import Compact, compact
+from gebt.models.gnn import GCN
 from gebt.prune.holding import hold
+from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, fit
 
@@ -23,14 +26,16 @@ class RetrainSettings:
 
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100, learning_rate=0.04))
     start: StartWeights = "inherit"
+    compaction: bool = True
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A trained ticket: the hard result on the pruned graph."""
+    """A trained ticket: the hard result on the pruned graph, and the small problem that was trained, if any."""
 
     history: History
     edges: Edges
+    compact: Compact | None
     edge_sparsity: float
     weight_sparsity: float
 
@@ -56,6 +61,8 @@ def run(
 ) -> Retrained:
     """Trains the ticket: pruned edges do not exist, pruned weights are held at zero throughout.
 
+    With `settings.compaction` a GCN is trained as the smaller network that the masks leave (`models.compact`): the same
+    in law, not bit for bit, since dropout then draws fewer numbers.
     `model` receives the ticket's start weights and ends in the state of its best validation epoch.
     Raises `TicketError` when the ticket belongs to another graph or model, and `RuntimeError` if the trained
     weights should not have the ticket's sparsity.
@@ -63,17 +70,33 @@ def run(
     settings = settings or RetrainSettings()
     ticket.check(model, graph)
     ticket.start(model, settings.start, seed + REINIT_SEED)
-    edges = Edges.from_pairs(graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)], graph.num_nodes)
-    optimizer = adam(model, settings.training)
-    handle = hold(model, ticket.weight_mask, optimizer)
-    try:
-        history = fit(
-            model, NodeTask(graph, edges), [optimizer], settings.training.epochs, seed=seed, on_epoch=on_epoch
-        )
-    finally:
-        handle.remove()
+    pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
+    edges = Edges.from_pairs(pairs, graph.num_nodes)
+    small = compact(model, ticket.weight_mask, graph) if settings.compaction and isinstance(model, GCN) else None
+    if small is None:
+        history = _train(model, ticket.weight_mask, NodeTask(graph, edges), settings, seed, on_epoch)
+    else:
+        history = _train(small.model, small.mask, NodeTask(small.graph, edges), settings, seed, on_epoch)
+        small.restore(model)
     _check_held(model, ticket)
-    return Retrained(history, edges, ticket.edge_sparsity, ticket.weight_sparsity)
+    return Retrained(history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity)
+
+
+def _train(
+    model: nn.Module,
+    mask: Mask | None,
+    task: NodeTask,
+    settings: RetrainSettings,
+    seed: int,
+    on_epoch: Callable[[int, History], bool] | None,
+) -> History:
+    optimizer = adam(model, settings.training)
+    handle = hold(model, mask, optimizer) if mask is not None else None
+    try:
+        return fit(model, task, [optimizer], settings.training.epochs, seed=seed, on_epoch=on_epoch)
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _check_held(model: nn.Module, ticket: Ticket) -> None:

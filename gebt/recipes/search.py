@@ -13,9 +13,12 @@ from torch import Tensor, nn, optim
 from gebt.graph.canonical import Graph
 from gebt.graph.scores import EdgeScore, NeighbourhoodShare
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
+from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask
-from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import Scope, check_no_layer_empty, select, tie_order
+from gebt.prune.scores import prunable_weights
+from gebt.prune.selection import Scope, check_no_layer_empty
+from gebt.prune.ties import TieOrder
+from gebt.sparse.structure import UnitScore, WeightStructure, entry_mask, groups_of, select_units, unit_scores
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 
@@ -38,6 +41,8 @@ class SearchSettings:
     threshold: float = 0.03
     window: int = 3
     warmup: int = 0
+    weight_structure: WeightStructure = "entry"
+    unit_score: UnitScore = "magnitude"
 
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):
@@ -47,6 +52,12 @@ class SearchSettings:
             raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
         if self.edge_score not in get_args(EdgeScore):
             raise ValueError(f"edge score (got {self.edge_score!r}), expected one of {get_args(EdgeScore)}")
+        for what, got, known in (
+            ("weight structure", self.weight_structure, get_args(WeightStructure)),
+            ("unit score", self.unit_score, get_args(UnitScore)),
+        ):
+            if got not in known:
+                raise ValueError(f"{what} (got {got!r}), expected one of {known}")
         self.training()
         self.detector()
 
@@ -79,6 +90,7 @@ def joint(
     *,
     edge_ratio: float,
     weight_ratio: float,
+    feature_ratio: float | None = None,
     settings: SearchSettings | str = "default",
     seed: int = 0,
     on_draw: DrawObserver | None = None,
@@ -94,7 +106,8 @@ def joint(
     `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask, edge_mask)` watches.
     Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
     """
-    return _Search(model, graph, edge_ratio, weight_ratio, _resolved(settings), seed).run(on_draw, on_epoch)
+    ratios = (edge_ratio, weight_ratio, feature_ratio)
+    return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
 
 
 def graph_only(
@@ -108,8 +121,8 @@ def graph_only(
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> Ticket:
     """GEBT, Algorithm 1: edge masks alone, from a pretrained `model` whose weights stay as they are."""
-    chosen = dataclasses.replace(_resolved(settings), criterion="edges")
-    return _Search(model, graph, edge_ratio, 0.0, chosen, seed, train_weights=False).run(on_draw, on_epoch)
+    chosen = dataclasses.replace(_resolved(settings), criterion="edges", weight_structure="entry")
+    return _Search(model, graph, (edge_ratio, 0.0, None), chosen, seed, train_weights=False).run(on_draw, on_epoch)
 
 
 def weights_only(
@@ -117,6 +130,7 @@ def weights_only(
     graph: Graph,
     *,
     weight_ratio: float,
+    feature_ratio: float | None = None,
     settings: SearchSettings | str = "default",
     seed: int = 0,
     on_draw: DrawObserver | None = None,
@@ -124,15 +138,12 @@ def weights_only(
 ) -> Ticket:
     """Weight masks alone, on the full graph: the early-bird ticket of an ordinary network."""
     chosen = dataclasses.replace(_resolved(settings), criterion="weights")
-    return _Search(model, graph, 0.0, weight_ratio, chosen, seed, train_edges=False).run(on_draw, on_epoch)
+    ratios = (0.0, weight_ratio, feature_ratio)
+    return _Search(model, graph, ratios, chosen, seed, train_edges=False).run(on_draw, on_epoch)
 
 
 def _resolved(settings: SearchSettings | str) -> SearchSettings:
     return search_preset(settings) if isinstance(settings, str) else settings
-
-
-def _magnitude(values: Tensor) -> Tensor:
-    return values.detach().abs()
 
 
 class _Search:
@@ -142,8 +153,7 @@ class _Search:
         self,
         model: nn.Module,
         graph: Graph,
-        edge_ratio: float,
-        weight_ratio: float,
+        ratios: tuple[float, float, float | None],
         settings: SearchSettings,
         seed: int,
         *,
@@ -151,31 +161,37 @@ class _Search:
         train_edges: bool = True,
     ) -> None:
         self.model, self.graph, self.settings, self.seed = model, graph, settings, seed
+        edge_ratio, weight_ratio, feature_ratio = ratios
         self.ratios = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
+        self.structured = settings.weight_structure != "entry"
+        if self.structured:
+            self.groups = groups_of(model, settings.weight_structure)
+            self.ratios["feature_ratio"] = weight_ratio if feature_ratio is None else feature_ratio
+        elif feature_ratio is not None:
+            raise ValueError(f"feature ratio (got {feature_ratio}), expected weight_structure='feature' or 'joint'")
         self.train_weights, self.train_edges = train_weights, train_edges
         self.weights = prunable_weights(model)
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
-        self.edge_order = tie_order(graph.num_pairs, ties)
-        self.weight_order = tie_order(sum(w.numel() for w in self.weights.values()), ties)
-        self.score_edges: Callable[[Tensor], Tensor] = _magnitude
-        if settings.edge_score == "share":
-            self.score_edges = NeighbourhoodShare(graph.pairs, graph.num_nodes, self.edge_order)
+        edge_order, weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
+        share = settings.edge_score == "share"
+        weight = NeighbourhoodShare(graph.pairs, graph.num_nodes, edge_order).weight if share else None
+        self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, order=edge_order, weight=weight)
+        self.weight_drawing = Drawing(self.weights, ratio=weight_ratio, scope=settings.scope, order=weight_order)
 
     def draw(self) -> tuple[Mask, Mask]:
-        """The weight mask and the edge mask of the present weights and edge values."""
-        edge_scores = {EDGES: self.score_edges(self.values)}
-        edge_mask = select(edge_scores, ratio=self.ratios["edge_ratio"], order=self.edge_order)
-        weight_mask = select(
-            magnitude(self.weights),
-            ratio=self.ratios["weight_ratio"],
-            scope=self.settings.scope,
-            order=self.weight_order,
-            # A layer may be empty for an epoch on the way; the ticket's own draw is checked.
-            allow_empty=True,
-        )
-        return weight_mask, edge_mask
+        """The mask over weights (or over units) and the edge mask of the present weights and edge values."""
+        edge_mask = self.edge_drawing.draw({EDGES: self.values})
+        if self.structured:
+            return self.draw_units(), edge_mask
+        return self.weight_drawing.draw(self.weights), edge_mask
+
+    def draw_units(self) -> Mask:
+        """The mask over the model's units at present."""
+        scores = unit_scores(self.groups, self.model, self.settings.unit_score)
+        ratios = {"ratio": self.ratios["weight_ratio"], "feature_ratio": self.ratios["feature_ratio"]}
+        return select_units(self.groups, scores, seed=self.seed, **ratios)
 
     def run(self, on_draw: DrawObserver | None, on_epoch: Callable[[int, History], bool] | None) -> Ticket:
         settings = self.settings
@@ -209,6 +225,8 @@ class _Search:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         weight_mask, edge_mask = drawn
+        if self.structured:
+            weight_mask = entry_mask(self.groups, weight_mask, self.model)
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
         provenance = self._provenance(detector, len(history.losses))
         return make_ticket(self.model, self.graph, edge_mask, weight_mask, initial, provenance)

@@ -1,8 +1,8 @@
 """Sparse products as registered torch ops: exact gradients, honest flops, never an E x d tensor.
 
-Notation: A is an R x C sparse matrix with E entries given by a `Pattern` and `values` [E]; X is dense. With H heads the
-values are [E, H] and X is [C, H, d]: H matrices of one pattern, each with its own X (attention, or many tickets at once).
-Which engine multiplies is settled in `gebt.sparse.backends`; its name travels with the op to the backward pass.
+Notation: A is an R x C sparse matrix with E entries given by a `Pattern` and `values` [E]; X is dense. With H heads
+the values are [E, H] and X is [C, H, d]: H matrices of one pattern, each with its own X (attention, or many tickets at
+once). Which engine multiplies is settled in `gebt.sparse.backends`; its name travels with the op to the backward pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from gebt.sparse.backends import BACKENDS, Csr, engine
+from gebt.sparse.backends import BACKENDS, Csr, Product, engine
 from gebt.sparse.pattern import Pattern, SparseMatrix
 
 
@@ -47,7 +47,7 @@ def _(
     crow: Tensor, col: Tensor, tcrow: Tensor, tcol: Tensor, perm: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(x), torch.empty_like(tvalues)
+    return x.new_empty(x.shape), tvalues.new_empty(tvalues.shape)
 
 
 @torch.library.custom_op("gebt::sddmm", mutates_args=())
@@ -72,8 +72,7 @@ def _spmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     crow, col, tcrow, tcol, perm, values, tvalues, x = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        raise RuntimeError("spmm (got create_graph=True), expected first gradients only: second ones are not there")
+    _refuse_second_gradients("spmm")
     to_values, to_x = ctx.needs_input_grad[5], ctx.needs_input_grad[7]
     dx = dvalues = None
     if to_values and to_x:
@@ -92,13 +91,18 @@ def _sddmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     crow, col, tcrow, tcol, perm, a, b = ctx.saved_tensors
+    _refuse_second_gradients("sddmm")
     da = db = None
-    tgrad = grad.index_select(0, perm)
     if ctx.needs_input_grad[5]:
-        da = _spmm(crow, col, tcrow, tcol, perm, grad, tgrad, b, ctx.backend)
+        da = _spmm(crow, col, crow, col, perm, grad, grad, b, ctx.backend)
     if ctx.needs_input_grad[6]:
-        db = _spmm(tcrow, tcol, crow, col, perm, tgrad, grad, a, ctx.backend)
+        db = _spmm(tcrow, tcol, crow, col, perm, grad.index_select(0, perm), grad, a, ctx.backend)
     return None, None, None, None, None, da, db, None
+
+
+def _refuse_second_gradients(op: str) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op} (got create_graph=True), expected first gradients only: second ones are not there")
 
 
 _spmm.register_autograd(_spmm_backward, setup_context=_spmm_context)
@@ -146,26 +150,29 @@ def spmm(
     its mirror entry. Returns [R, d] or [R, H, d]. Raises `ValueError` when sizes or dtypes do not fit, and
     `BackendError` when the engine in use does not take these tensors.
     """
-    _check_dense("x", x, pattern.shape[1], values.dtype)
+    _check_dense("x", x, pattern.shape[1], values.dtype, pattern)
     if values.shape != (pattern.nnz, *x.shape[1:-1]):
         expected = (pattern.nnz, *x.shape[1:-1])
         raise ValueError(f"values (got shape {tuple(values.shape)}), expected {expected}, one for each entry")
+    _check_device("values", values, pattern)
     own, grads = Csr(pattern.crow, pattern.col), torch.is_grad_enabled()
     to_values, to_x = grads and values.requires_grad, grads and x.requires_grad
-    backend = engine(own, values, x, to_values=to_values, to_x=to_x).name
-    if not to_x:
-        return _spmm(*own, *own, own.col[:0], values, values, x, backend)
-    if symmetric:
-        # Its transpose is itself: rows, values and all.
-        return _spmm(*own, *own, own.col[:0], values, values.detach(), x, backend)
-    turned = pattern.transposed
-    if tvalues is not None and tvalues.shape != values.shape:
-        raise ValueError(f"tvalues (got shape {tuple(tvalues.shape)}), expected {tuple(values.shape)}")
-    if tvalues is None:
-        tvalues = values.detach().index_select(0, pattern.permutation)
-    return _spmm(
-        *own, turned.crow, turned.col, pattern.permutation, values, tvalues.detach(), x, backend
-    )  # fmt: skip
+    if symmetric and pattern.shape[0] != pattern.shape[1]:
+        raise ValueError(f"pattern (got {pattern.shape}), expected a square one; leave symmetric=False")
+    # Without a gradient to x no transpose is read; that of a symmetric A is A itself, rows, values and all.
+    turned, permutation = own, own.col[:0]
+    if not to_x or symmetric:
+        tvalues = values
+    else:
+        turned, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
+        if tvalues is None:
+            tvalues = values.detach().index_select(0, permutation)
+        if (tvalues.shape, tvalues.dtype) != (values.shape, values.dtype):
+            got = f"{tuple(tvalues.shape)} of {tvalues.dtype}"
+            raise ValueError(f"tvalues (got {got}), expected {tuple(values.shape)} of {values.dtype} as the values")
+        _check_device("tvalues", tvalues, pattern)
+    backend = engine(Product(own, turned, permutation, x, to_values, to_x)).name
+    return _spmm(*own, *turned, permutation, values, tvalues.detach(), x, backend)
 
 
 def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
@@ -174,14 +181,17 @@ def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     `a` [R, d], `b` [C, d], or with heads [R, H, d] and [C, H, d]. Returns [E] or [E, H]; gradients go to both sides.
     Raises `ValueError` as `spmm`.
     """
-    _check_dense("a", a, pattern.shape[0], a.dtype)
-    _check_dense("b", b, pattern.shape[1], a.dtype)
+    _check_dense("a", a, pattern.shape[0], a.dtype, pattern)
+    _check_dense("b", b, pattern.shape[1], a.dtype, pattern)
     if a.shape[1:] != b.shape[1:]:
         got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
         raise ValueError(f"a, b (got rows of {got}), expected equal widths")
-    own, turned = Csr(pattern.crow, pattern.col), pattern.transposed
-    backend = engine(own, a.new_zeros(pattern.nnz, *a.shape[1:-1]), b, to_values=True, to_x=False).name
-    return _sddmm(*own, turned.crow, turned.col, pattern.permutation, a, b, backend)
+    own = Csr(pattern.crow, pattern.col)
+    turned, permutation = own, own.col[:0]
+    if torch.is_grad_enabled() and b.requires_grad:
+        turned, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
+    backend = engine(Product(own, own, own.col[:0], b, to_values=True, to_x=False)).name
+    return _sddmm(*own, *turned, permutation, a, b, backend)
 
 
 def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
@@ -190,8 +200,16 @@ def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
     return spmm(matrix.pattern, matrix.values, x, tvalues)
 
 
-def _check_dense(name: str, x: Tensor, rows: int, dtype: torch.dtype) -> None:
+def _check_dense(name: str, x: Tensor, rows: int, dtype: torch.dtype, pattern: Pattern) -> None:
     if x.dim() not in (2, 3) or x.shape[0] != rows:
         raise ValueError(f"{name} (got shape {tuple(x.shape)}), expected a matrix of {rows} rows")
     if x.dtype != dtype:
         raise ValueError(f"{name} (got {x.dtype}), expected {dtype} as the values have")
+    _check_device(name, x, pattern)
+
+
+def _check_device(name: str, tensor: Tensor, pattern: Pattern) -> None:
+    if tensor.device != pattern.col.device:
+        raise ValueError(
+            f"{name} (got a tensor on {tensor.device}), expected {pattern.col.device} as the pattern; move it"
+        )

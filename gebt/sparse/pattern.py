@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gebt.sparse.memory import check_room
+
 INT32_LIMIT = 2**31 - 1
 
 
@@ -44,6 +46,8 @@ class Pattern:
             if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
                 bad = int(index.min()) if int(index.min()) < 0 else int(index.max())
                 raise ValueError(f"{name} index (got {bad}), expected 0 to {size - 1}")
+        # Keys before and after the sort, the order, and room for the sort itself: eight bytes each.
+        check_room(f"pattern of {rows} x {cols} with {row.numel()} entries", 40 * row.numel(), row.device)
         key, order = torch.sort(row.long() * cols + col.long())
         if key.numel() > 1 and bool((key[1:] == key[:-1]).any()):
             raise ValueError("entries of a pattern (got the same position twice), expected each at most once; coalesce")
@@ -70,23 +74,23 @@ class Pattern:
         return rows.repeat_interleave(counts)
 
     @cached_property
-    def _transposition(self) -> tuple[Pattern, Tensor]:
+    def _by_column(self) -> tuple[Pattern, Tensor]:
         turned, order = Pattern.from_entries(self.col, self.row, (self.shape[1], self.shape[0]))
         return turned, order.to(self.col.dtype)
 
-    @property
+    @cached_property
     def transposed(self) -> Pattern:
         """The pattern of the transpose, C x R."""
-        return self._transposition[0]
+        return self._by_column[0]
 
-    @property
+    @cached_property
     def permutation(self) -> Tensor:
         """[E]: `values[permutation]` are the values in the order of `transposed`."""
-        return self._transposition[1]
+        return self._by_column[1]
 
-    def with_transpose(self, transposed: Pattern, permutation: Tensor) -> Pattern:
-        """This pattern with a transpose that the caller already has (a symmetric pattern is its own)."""
-        self.__dict__["_transposition"] = (transposed, permutation)
+    def mirrored(self) -> Pattern:
+        """This pattern, which the caller knows to be its own transpose."""
+        self.__dict__["transposed"] = self
         return self
 
     def keep(self, kept: Tensor) -> Pattern:
@@ -123,6 +127,15 @@ class SparseMatrix:
     def transposed_values(self) -> Tensor:
         """The values in the order of `pattern.transposed`, gathered once."""
         return self.values.index_select(0, self.pattern.permutation)
+
+    def columns(self, kept: Tensor) -> SparseMatrix:
+        """The matrix of the columns `kept` (ascending indices) alone."""
+        number = torch.full((self.shape[1],), -1, dtype=self.pattern.col.dtype, device=kept.device)
+        number[kept] = torch.arange(kept.numel(), dtype=number.dtype, device=kept.device)
+        col = number[self.pattern.col.long()]
+        stays = col >= 0
+        smaller = self.pattern.keep(stays)
+        return SparseMatrix(Pattern(smaller.crow, col[stays], (self.shape[0], kept.numel())), self.values[stays])
 
     def to_dense(self) -> Tensor:
         """The matrix as a dense [R, C] tensor (small matrices and tests only)."""

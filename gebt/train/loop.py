@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn, optim
@@ -52,18 +53,32 @@ class History:
 
 
 class NodeTask:
-    """Node classification on one graph, seen through the given edges (the graph's own, or a ticket's)."""
+    """Node classification on one graph, seen through the given edges (the graph's own, or a ticket's).
 
-    def __init__(self, graph: Graph, edges: Edges | None = None) -> None:
-        self.graph = graph
+    `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
+    """
+
+    def __init__(self, graph: Graph, edges: Edges | None = None, *, keep_aggregated: bool = True) -> None:
+        self.graph, self.keep_aggregated = graph, keep_aggregated
         self.edges = edges if edges is not None else Edges.from_pairs(graph.pairs, graph.num_nodes)
         self._train, self._val, self._test = (
             (nodes, graph.labels[nodes])
             for nodes in (mask.nonzero().squeeze(1) for mask in (graph.train_mask, graph.val_mask, graph.test_mask))
         )
 
+    @cached_property
+    def aggregated(self) -> Tensor | None:
+        """A_hat X [N, F] for dense features, constant since neither trains; None where X is sparse, A_hat X being less so."""
+        features = self.graph.features
+        if not self.keep_aggregated or not isinstance(features, Tensor):
+            return None
+        with torch.no_grad():
+            return self.edges.propagate(self.edges.unit_weights.to(features.dtype), features)
+
     def logits(self, model: nn.Module, gates: Tensor | None = None) -> Tensor:
         """Logits [N, C] of the model on this graph."""
+        if gates is None and getattr(model, "starts_from_aggregated", False):
+            return model(self.graph.features, self.edges, None, self.aggregated)
         return model(self.graph.features, self.edges, gates)
 
     def loss(self, logits: Tensor) -> Tensor:
@@ -71,8 +86,8 @@ class NodeTask:
         nodes, labels = self._train
         return F.cross_entropy(logits[nodes], labels)
 
-    def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
-        """Validation accuracy, validation loss and test accuracy of the model in evaluation mode."""
+    def measures(self, model: nn.Module) -> Tensor:
+        """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device."""
         model.eval()
         with torch.no_grad():
             logits = self.logits(model)
@@ -80,7 +95,12 @@ class NodeTask:
             val_logits = logits[val]
             val_hits = (val_logits.argmax(1) == val_labels).float().mean()
             test_hits = (logits[test].argmax(1) == test_labels).float().mean()
-            return float(val_hits), float(F.cross_entropy(val_logits, val_labels)), float(test_hits)
+            return torch.stack((val_hits, F.cross_entropy(val_logits, val_labels), test_hits))
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
+        """The `measures` as numbers."""
+        val_accuracy, val_loss, test_accuracy = self.measures(model).tolist()
+        return val_accuracy, val_loss, test_accuracy
 
 
 def adam(model: nn.Module, settings: TrainingSettings) -> optim.Adam:
@@ -122,13 +142,16 @@ def fit(
     history, best = History(), (-1.0, 0.0)
     with seeded(seed):
         for epoch in range(1, epochs + 1):
-            history.losses.append(_step(model, task, optimizers, gates, penalty))
+            measured = [_step(model, task, optimizers, gates, penalty).unsqueeze(0)]
             if evaluate:
-                val_accuracy, val_loss, test_accuracy = task.evaluate(model)
-                if not math.isfinite(val_loss):
-                    raise ValueError(
-                        f"validation loss (got {val_loss}), expected a finite number; use a lower learning rate"
-                    )
+                measured.append(task.measures(model))
+            # The only time an epoch waits for a device.
+            loss, *evaluation = torch.cat(measured).tolist()
+            if not all(map(math.isfinite, (loss, *evaluation))):
+                raise ValueError(_not_finite(model, task, gates, loss))
+            history.losses.append(loss)
+            if evaluate:
+                val_accuracy, val_loss, test_accuracy = evaluation
                 history.val_accuracy.append(val_accuracy)
                 history.test_accuracy.append(test_accuracy)
                 if (val_accuracy, -val_loss) > best:
@@ -152,7 +175,8 @@ def _step(
     optimizers: Sequence[optim.Optimizer],
     gates: Tensor | None,
     penalty: Callable[[], Tensor] | None,
-) -> float:
+) -> Tensor:
+    """One step; returns the loss before it, still on its device."""
     model.train()
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -161,7 +185,28 @@ def _step(
     total.backward()
     for optimizer in optimizers:
         optimizer.step()
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise ValueError(f"training loss (got {value}), expected a finite number; use a lower learning rate")
-    return value
+    return loss.detach()
+
+
+def _not_finite(model: nn.Module, task: NodeTask, gates: Tensor | None, loss: float) -> str:
+    """What to tell when a loss is NaN or infinite: the first layer whose weights or output are."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                found.append(f"the output of layer {name!r}")
+
+        return hook
+
+    broken = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if not broken:
+        handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
+        try:
+            with torch.no_grad():
+                task.logits(model, gates)
+        finally:
+            for handle in handles:
+                handle.remove()
+    where = f"weights {broken[0]!r}" if broken else found[0] if found else "the loss alone"
+    return f"training loss (got {loss}; first in {where}), expected finite numbers; use a lower learning rate"

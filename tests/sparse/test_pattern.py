@@ -114,10 +114,10 @@ def test_a_dense_matrix_round_trips(size: tuple[int, int, int], make_pattern: Ca
     assert torch.equal(turned.to_dense(), dense.t())
 
 
-def test_a_given_transpose_is_used(make_pattern: Callable[..., Pattern]) -> None:
-    pattern, permutation = make_pattern(3, 3, 9), torch.arange(9)
-    assert pattern.with_transpose(pattern, permutation).transposed is pattern
-    assert pattern.permutation is permutation
+def test_a_mirrored_pattern_is_its_own_transpose(make_pattern: Callable[..., Pattern]) -> None:
+    pattern = make_pattern(3, 3, 9)
+    assert pattern.mirrored().transposed is pattern
+    assert torch.equal(pattern.permutation.long(), torch.arange(9).view(3, 3).T.flatten())
 
 
 def test_moving_to_a_device_keeps_the_pattern(make_pattern: Callable[..., Pattern]) -> None:

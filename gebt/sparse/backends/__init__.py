@@ -2,8 +2,8 @@
 
 `use("compiled")` sets the engine of the process; the default is "torch-csr". "auto" times every engine that can do a
 product on the first such product it meets, keeps the fastest whose result agrees, and says so (`choices`, logger
-"gebt.sparse"). A product is "such" by its device, types, width, heads and wanted gradients, and by its rows
-and entries to within a factor of two.
+"gebt.sparse"). A product is "such" by its device, types, width, heads, threads and wanted gradients, and by its rows,
+columns and entries to within a factor of two.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,9 +39,26 @@ REPEATS = 3
 log = logging.getLogger("gebt.sparse")
 
 
+class Product(NamedTuple):
+    """A product y = A x that an engine is wanted for, with the gradients that will be asked of it.
+
+    `turned` and `permutation` as in `Backend.gradients`, read where `to_x`. Of `x` only shape, type and device count.
+    """
+
+    a: Csr
+    turned: Csr
+    permutation: Tensor
+    x: Tensor
+    to_values: bool
+    to_x: bool
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What "auto" found for one kind of product: seconds (medians) of every engine that agreed, and the fastest."""
+    """What "auto" found for one kind of product: median seconds of every engine that agreed, and the fastest.
+
+    `dropped` says of every other engine that takes such tensors why it is out of question.
+    """
 
     rows: int
     columns: int
@@ -49,12 +67,15 @@ class Choice:
     heads: int
     gradients: str
     seconds: dict[str, float]
+    dropped: dict[str, str]
     chosen: str
 
     def __str__(self) -> str:
-        times = ", ".join(f"{name} {1e3 * value:.3f} ms" for name, value in self.seconds.items())
-        shape = f"{self.rows} x {self.columns}, {self.entries} entries, width {self.width}"
-        return f"sparse product {shape}, gradients {self.gradients}: {self.chosen} ({times})"
+        times = [f"{name} {1e3 * value:.3f} ms" for name, value in self.seconds.items()]
+        found = ", ".join(times + [f"{name} dropped: {why}" for name, why in self.dropped.items()])
+        width = f"width {self.width}" + (f" x {self.heads} heads" if self.heads > 1 else "")
+        shape = f"{self.rows} x {self.columns}, {self.entries} entries, {width}"
+        return f"sparse product {shape}, gradients {self.gradients}: {self.chosen} ({found})"
 
 
 _current = DEFAULT
@@ -62,7 +83,7 @@ _choices: dict[tuple[object, ...], Choice] = {}
 
 
 def find(name: str) -> Backend:
-    """The backend of that name; raises `BackendError` for an unknown one, or one that is not here with how to get it."""
+    """The backend of that name; raises `BackendError` for an unknown one, and how to get one that is not here."""
     if name not in BACKENDS:
         raise BackendError(f"backend (got {name!r}), expected one of {', '.join(NAMES)}")
     if (missing := BACKENDS[name].missing()) is not None:
@@ -99,58 +120,83 @@ def choices() -> list[dict[str, object]]:
     return [asdict(choice) for choice in _choices.values()]
 
 
-def engine(a: Csr, values: Tensor, x: Tensor, *, to_values: bool, to_x: bool) -> Backend:
-    """The engine for y = A x with the wanted gradients; raises `BackendError` when it does not take these tensors."""
-    if _current == AUTO:
-        return BACKENDS[_chosen(a, values, x, to_values, to_x).chosen]
-    backend = BACKENDS[_current]
-    if not backend.supports(x.device, x.dtype):
-        raise BackendError(f"backend {_current!r} (got {x.dtype} on {x.device}), expected another type or 'auto'")
-    return backend
+def engine(product: Product) -> Backend:
+    """The engine of a product; raises `BackendError` when none, or not the one in use, takes its tensors.
+
+    A function that `torch.compile` traces cannot stop and measure: there "auto" is the default engine.
+    """
+    if _current == AUTO and not torch.compiler.is_compiling():
+        return BACKENDS[_chosen(product).chosen]
+    name, x = DEFAULT if _current == AUTO else _current, product.x
+    if not BACKENDS[name].supports(x.device, x.dtype):
+        raise BackendError(
+            f"backend {name!r} (got {x.dtype} on {x.device}), expected a type and device it multiplies; "
+            "convert the tensors or use another backend"
+        )
+    return BACKENDS[name]
 
 
-def _chosen(a: Csr, values: Tensor, x: Tensor, to_values: bool, to_x: bool) -> Choice:
+def _chosen(product: Product) -> Choice:
+    a, x = product.a, product.x
     size = (a.rows.bit_length(), x.shape[0].bit_length(), a.col.numel().bit_length())
-    key = (*size, x.device.type, x.dtype, a.col.dtype, *x.shape[1:], to_values, to_x, torch.get_num_threads())
+    wanted = (product.to_values, product.to_x, product.permutation.numel() > 0)
+    key = (*size, x.device, x.dtype, a.col.dtype, *x.shape[1:], *wanted, torch.get_num_threads())
     if key not in _choices:
-        _choices[key] = _measure(a, values.detach(), x.detach(), to_values, to_x)
+        _choices[key] = _measure(product)
         log.info("%s", _choices[key])
     return _choices[key]
 
 
-def _measure(a: Csr, values: Tensor, x: Tensor, to_values: bool, to_x: bool) -> Choice:
-    usable = [
-        b for b in BACKENDS.values()
-        if b.name not in ORACLES and b.missing() is None and b.supports(x.device, x.dtype)
-    ]  # fmt: skip
-    if not usable:
-        raise BackendError(f"no backend takes {x.dtype} on {x.device}, expected float32 or float64")
-    work = {b.name: _work(b, a, values, x, to_values, to_x) for b in usable}
-    expected = work[usable[0].name]()
-    seconds = {name: _median(run) for name, run in work.items() if _agree(run(), expected)}
-    wanted = " and ".join([name for name, wish in (("values", to_values), ("x", to_x)) if wish]) or "none"
-    heads = x.shape[1] if x.dim() == 3 else 1
-    shape = (a.rows, x.shape[0], a.col.numel(), x.shape[-1], heads)
-    return Choice(*shape, wanted, seconds, min(seconds, key=lambda name: seconds[name]))
+def _measure(product: Product) -> Choice:
+    a, x = product.a, product.x
+    work = {
+        backend.name: _work(backend, product)
+        for backend in BACKENDS.values()
+        if backend.name not in ORACLES and backend.missing() is None and backend.supports(x.device, x.dtype)
+    }
+    expected: tuple[Tensor, ...] | None = None
+    seconds: dict[str, float] = {}
+    dropped: dict[str, str] = {}
+    for name, run in work.items():
+        try:
+            found = run()
+        except Exception as error:
+            # An engine that breaks here is one that is not chosen; the record and the log say so.
+            dropped[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        expected = found if expected is None else expected
+        if _agree(found, expected):
+            seconds[name] = _median(run, x.device)
+        else:
+            dropped[name] = "its result differs"
+    if not seconds:
+        why = "".join(f"; {name} failed with {error}" for name, error in dropped.items())
+        raise BackendError(f"sparse product (got {x.dtype} on {x.device}), expected what some backend takes{why}")
+    gradients = " and ".join(name for name, wish in (("values", product.to_values), ("x", product.to_x)) if wish)
+    shape = (a.rows, x.shape[0], a.col.numel(), x.shape[-1], x.shape[1] if x.dim() == 3 else 1)
+    return Choice(*shape, gradients or "none", seconds, dropped, min(seconds, key=lambda name: seconds[name]))
 
 
-def _work(
-    backend: Backend, a: Csr, values: Tensor, x: Tensor, to_values: bool, to_x: bool
-) -> Callable[[], tuple[Tensor, ...]]:
-    # The transpose is not at hand here and has the same entries, so A stands in for it: same work, same answer for all.
-    grad = x.new_ones(a.rows, *x.shape[1:])
-    side = x.new_ones(max(a.rows, x.shape[0]), *x.shape[1:])
+def _work(backend: Backend, product: Product) -> Callable[[], tuple[Tensor, ...]]:
+    """The product with all its wanted gradients, on numbers of its own: those at hand may all be zero."""
+    a, turned, permutation, like, to_values, to_x = product
+    generator = torch.Generator(like.device).manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    values, tvalues = (drawn(a.col.numel(), *like.shape[1:-1]) for _ in range(2))
+    x = drawn(*like.shape)
+    # Without a permutation A = A^T and an engine may mirror the gradient of the values. With grad = x none shows it.
+    grad = x if to_x and not permutation.numel() else drawn(a.rows, *like.shape[1:])
 
     def run() -> tuple[Tensor, ...]:
         y = backend.spmm(a, values, x)
-        if to_values and to_x and a.rows == x.shape[0]:
-            return (y, *backend.gradients(a, a, a.col[:0], values, x, grad))
-        results = [y]
+        if to_values and to_x:
+            return (y, *backend.gradients(a, turned, permutation, tvalues, x, grad))
         if to_values:
-            results.append(backend.sddmm(a, grad, x))
-        if to_x:
-            results.append(backend.spmm(a, values, side[: x.shape[0]]))
-        return tuple(results)
+            return y, backend.sddmm(a, grad, x)
+        return (y, backend.spmm(turned, tvalues, grad)) if to_x else (y,)
 
     return run
 
@@ -158,17 +204,22 @@ def _work(
 def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     for ours, right in zip(found, expected, strict=True):
         scale = float(right.abs().max()) if right.numel() else 0.0
-        if not torch.allclose(ours, right, rtol=0.0, atol=AGREEMENT[right.dtype] * max(scale, 1e-30), equal_nan=True):
+        same = ours.shape == right.shape and ours.dtype == right.dtype
+        if not same or not torch.allclose(ours, right, rtol=0.0, atol=AGREEMENT[right.dtype] * max(scale, 1e-30)):
             return False
     return True
 
 
-def _median(run: Callable[[], object]) -> float:
+def _median(run: Callable[[], object], device: torch.device) -> float:
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = _now(device)
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(_now(device) - start)
     return sorted(times)[REPEATS // 2]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

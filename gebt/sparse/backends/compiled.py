@@ -52,7 +52,9 @@ def _run(
 ) -> None:
     heads = x.shape[1] if x.dim() == 3 else 1
     sizes = (a.rows, x.shape[0], a.col.numel(), permutation.numel(), heads, x.shape[-1])
-    tensors = (a.crow, a.col, values, x, out, own, dots, permutation)
+    # The kernel reads all three as the type of the columns.
+    crow, permutation = a.crow.to(a.col.dtype), permutation.to(a.col.dtype)
+    tensors = (crow, a.col, values, x, out, own, dots, permutation)
     compiled.run(_kernel(kind, a.col.dtype, x.dtype), *sizes, *tensors)
 
 

@@ -1,8 +1,8 @@
 """The compiled products, written for the registers: imported only where numba is (see `gebt.compiled`).
 
 The inner loops are emitted as LLVM vectors of 64 bytes, which LLVM lowers to what the processor has. A block of
-columns of one output row stays in registers while the row's entries go by: each entry costs its own loads and multiply-adds
-and nothing else. Kernels know no threads but their own part of the rows.
+columns of one output row stays in registers while the row's entries go by: each entry costs its own loads and
+multiply-adds and nothing else. Kernels know no threads but their own part of the rows.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ def row_block(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         first, last, _, _, column, width, row, step, head, *_ = args
-        col, x, values, out, own, dots, permutation = (
+        kinds = (*signature.args[2:4], *signature.args[9:14])
+        arrays: list[Any] = [
             context.make_array(kind)(context, builder, value) if kind is not types.none else None
-            for kind, value in zip(
-                (*signature.args[2:4], *signature.args[9:14]), (*args[2:4], *args[9:14]), strict=True
-            )
-        )
+            for kind, value in zip(kinds, (*args[2:4], *args[9:14]), strict=True)
+        ]
+        col, x, values, out, own, dots, permutation = arrays
         count = vectors.literal_value
         emit = Emitter(builder, signature.args[3].dtype)
         length = cgutils.unpack_tuple(builder, x.shape)[1]

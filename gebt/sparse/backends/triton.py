@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA: a program a row and block of columns, no atomics, so results are bit-stable."""
+"""Triton kernels for CUDA: rows in parallel, both gradients in one pass, no atomics, so results are bit-stable."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebt.sparse.backends.base import Backend, Csr, by_head
+from gebt.sparse.backends.base import Backend, BackendError, Csr
 
+# Features a program of sums holds; wider rows are shared by several programs.
 WIDEST_BLOCK = 128
+# The pass for both gradients needs a whole row in one program: above this width there are two passes.
+WIDEST_FUSED = 512
+# Numbers that the loads of one program fetch at once, eight a thread.
+TILE = 1024
+MOST_ENTRIES, FEWEST_ENTRIES, MOST_ROWS = 32, 4, 16
+MOST_PROGRAMS = 2**31 - 1
 
 
 class Triton(Backend):
-    """One program sums one row; entries are read once for all columns of a block."""
+    """A program sums a few rows of one head, several entries at a time."""
 
     name = "triton"
 
@@ -34,30 +41,76 @@ class Triton(Backend):
 
     def spmm(self, a: Csr, values: Tensor, x: Tensor) -> Tensor:
         """See `Backend.spmm`."""
-        if values.dim() == 2:
-            return by_head("spmm", self, a, values, x)
-        out = x.new_empty(a.rows, x.shape[1])
+        out = x.new_empty(a.rows, *x.shape[1:])
         if out.numel():
-            block = _block(x.shape[1])
-            grid = (a.rows, -(-x.shape[1] // block))
-            _kernels().sums[grid](a.crow, a.col, values.contiguous(), x.contiguous(), out, x.shape[1], BLOCK=block)
+            _sums(a, values, x, out, None, None, None)
         return out
 
     def sddmm(self, a: Csr, left: Tensor, right: Tensor) -> Tensor:
         """See `Backend.sddmm`."""
-        if left.dim() == 3:
-            return by_head("sddmm", self, a, left, right)
-        out = left.new_zeros(a.col.numel())
-        if out.numel() and left.shape[1]:
-            block = _block(left.shape[1])
-            _kernels().dots[(a.rows,)](
-                a.crow, a.col, left.contiguous(), right.contiguous(), out, left.shape[1], BLOCK=block
-            )
-        return out
+        dots = left.new_zeros(a.col.numel(), *left.shape[1:-1])
+        if dots.numel() and left.shape[-1]:
+            heads, width = _heads(left), left.shape[-1]
+            tile = _tile(a, width, WIDEST_BLOCK)
+            arguments = (a.crow, a.col, left.contiguous(), right.contiguous(), dots, a.rows, heads, width)
+            _launch("products", -(-a.rows // tile["ROWS"]) * heads, arguments, left, tile)
+        return dots
+
+    def gradients(
+        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.gradients`; every row of `grad` is read once for both."""
+        if not tvalues.numel() or not 0 < x.shape[-1] <= WIDEST_FUSED:
+            return super().gradients(a, turned, permutation, tvalues, x, grad)
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dvalues = torch.empty_like(tvalues, memory_format=torch.contiguous_format)
+        _sums(turned, tvalues, grad, dx, x, dvalues, permutation)
+        return dx, dvalues
 
 
-def _block(width: int) -> int:
-    return min(WIDEST_BLOCK, max(16, 1 << (width - 1).bit_length()))
+def _sums(
+    a: Csr, values: Tensor, x: Tensor, out: Tensor, own: Tensor | None, dots: Tensor | None, permutation: Tensor | None
+) -> None:
+    heads, width = _heads(x), x.shape[-1]
+    tile = _tile(a, width, WIDEST_BLOCK if own is None else WIDEST_FUSED)
+    blocks = -(-width // tile["COLUMNS"])
+    permuted = permutation is not None and permutation.numel() > 0
+    # An argument that the program does not read still needs an address: that of `out`.
+    others = [
+        out if tensor is None else tensor.contiguous() for tensor in (own, dots, permutation if permuted else None)
+    ]
+    arguments = (a.crow, a.col, values.contiguous(), x.contiguous(), out, *others, a.rows, heads, width, blocks)
+    constants = tile | {"DOTS": own is not None, "PERMUTED": permuted}
+    _launch("sums", -(-a.rows // tile["ROWS"]) * heads * blocks, arguments, x, constants)
+
+
+def _launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, constants: dict[str, Any]) -> None:
+    if programs > MOST_PROGRAMS:
+        raise BackendError(f"product for triton (got {programs} programs), expected at most {MOST_PROGRAMS}; split it")
+    kernels, kind = _kernels(), "float64" if x.dtype == torch.float64 else "float32"
+    # Triton 3.9 warns where fusing multiply-adds is left to its default, which the next version changes.
+    options = constants | {"KIND": getattr(kernels.tl, kind), "enable_fp_fusion": True}
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(x):
+        getattr(kernels, kernel)[(programs,)](*arguments, **options)
+
+
+def _tile(a: Csr, width: int, widest: int) -> dict[str, int]:
+    """How much one program takes at once: as many entries of a row as rows have on average, then several rows."""
+    columns = min(widest, _power_of_two(width))
+    entries = max(FEWEST_ENTRIES, min(MOST_ENTRIES, TILE // columns, _power_of_two(a.col.numel() // a.rows)))
+    rows = max(1, min(MOST_ROWS, TILE // (columns * entries)))
+    warps = max(1, min(8, rows * entries * columns // 256))
+    return {"ROWS": rows, "ENTRIES": entries, "COLUMNS": columns, "num_warps": warps}
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def _heads(x: Tensor) -> int:
+    return x.shape[1] if x.dim() == 3 else 1
 
 
 def _interpreted() -> bool:

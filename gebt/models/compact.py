@@ -1,0 +1,120 @@
+"""A masked network and its graph as the smaller problem they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from gebt.cost import measure_seconds
+from gebt.graph.canonical import Graph
+from gebt.models.gnn import GCN, SparseProjection
+from gebt.prune.mask import Mask
+from gebt.sparse.compaction import check_pruned_are_zero, live_units, sliced, spread
+from gebt.sparse.pattern import SparseMatrix
+
+# Below this share of kept entries a weight matrix is worth a try as a sparse one (the measurement decides).
+SPARSE_WEIGHT_DENSITY = 0.5
+# Above it, stored features are worth a try as a dense matrix.
+DENSE_FEATURE_DENSITY = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """What `compact` returns: a smaller `model` and `graph` (fewer feature columns, same nodes and split).
+
+    `mask`: the entries still pruned inside what is left, to be held at zero in training; None when nothing is.
+    `live`: for every group the indices of the units left. `products`: how each layer multiplies, with measured seconds.
+    """
+
+    model: GCN
+    graph: Graph
+    mask: Mask | None
+    live: dict[str, Tensor]
+    products: list[dict[str, float | str]]
+
+    def restore(self, model: GCN) -> None:
+        """Writes the weights of the small network into the full one it was made from."""
+        state = dict(self.model.state_dict())
+        for number, conv in enumerate(self.model.convs):
+            if isinstance(conv.lin, SparseProjection):
+                del state[f"convs.{number}.lin.values"]
+                state[f"convs.{number}.lin.weight"] = conv.lin.weight
+        model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
+
+
+def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True) -> Compact:
+    """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
+
+    Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
+    For each layer the cheapest product is then chosen by measuring it: features stored sparse or dense, weights dense
+    (pruned entries inside zero) or sparse. `training`: measured with the backward pass. Outputs and gradients
+    are those of the masked network up to rounding. Raises `ValueError` naming the tensor when pruned entries are
+    not zero, so that removing them would change the output.
+    """
+    state, groups = model.state_dict(), model.groups()
+    check_pruned_are_zero(state, mask)
+    live = live_units(groups, state, mask)
+    hidden = [live[group.name].numel() for group in groups[1:]]
+    if model.residual:
+        hidden = hidden * (len(model.convs) - 1)
+    small = model.resized(live["features"].numel(), hidden)
+    small.load_state_dict(sliced(state, groups, live))
+    small.train(model.training)
+    inside = Mask(sliced(mask, groups, live))
+    features = graph.features
+    columns = live["features"]
+    if columns.numel() < features.shape[1]:
+        features = features.columns(columns) if isinstance(features, SparseMatrix) else features[:, columns]
+    features, products = _cheapest_products(small, inside, features, training)
+    left = {name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()}
+    return Compact(small, replace(graph, features=features), Mask(left) if left else None, live, products)
+
+
+def _cheapest_products(
+    model: GCN, mask: Mask, features: Tensor | SparseMatrix, training: bool
+) -> tuple[Tensor | SparseMatrix, list[dict[str, float | str]]]:
+    """Settles in place how each layer of `model` multiplies; returns the features as they are best stored."""
+    products = []
+    for number, conv in enumerate(model.convs):
+        weight, kept = conv.lin.weight, mask.get(f"convs.{number}.lin.weight")
+        stored: dict[str, Tensor | SparseMatrix] = {}
+        if number == 0:
+            stored = _ways_to_store(features)
+        else:
+            stored["dense"] = torch.ones(features.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
+        ways = {name: (x, conv.lin) for name, x in stored.items()}
+        if kept is not None and float(kept.float().mean()) <= SPARSE_WEIGHT_DENSITY and "dense" in stored:
+            ways["sparse weights"] = (stored["dense"], SparseProjection(weight, kept))
+        found: dict[str, float | str] = {}
+        if len(ways) > 1:
+            back_to_x = number > 0
+            found.update({name: _seconds(lin, x, training, back_to_x) for name, (x, lin) in ways.items()})
+        chosen = min(found, key=lambda name: found[name]) if found else next(iter(ways))
+        if number == 0:
+            features = ways[chosen][0]
+        conv.lin = ways[chosen][1]
+        products.append({"layer": f"convs.{number}", "chosen": chosen, **found})
+    return features, products
+
+
+def _ways_to_store(features: Tensor | SparseMatrix) -> dict[str, Tensor | SparseMatrix]:
+    if isinstance(features, SparseMatrix):
+        ways: dict[str, Tensor | SparseMatrix] = {"sparse features": features}
+        if features.pattern.density >= DENSE_FEATURE_DENSITY:
+            ways["dense"] = features.to_dense()
+        return ways
+    return {"dense": features}
+
+
+def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x: bool) -> float:
+    def forward() -> None:
+        with torch.no_grad():
+            lin(x)
+
+    def both() -> None:
+        source = x.detach().requires_grad_() if back_to_x and isinstance(x, Tensor) else x
+        torch.autograd.grad(lin(source).sum(), [*lin.parameters(), *([source] if source is not x else [])])
+
+    return measure_seconds(both if training else forward, repeats=3, warmup=1).median

@@ -1,0 +1,169 @@
+"""Drawing: the same selection epoch after epoch, in one pass over the values.
+
+From epoch to epoch the score at which pruning ends hardly moves. So a draw guesses a narrow bracket around it, and one
+pass keeps what lies above, counts what lies below and collects the few entries inside. If the counts prove that the
+threshold is inside, ranking those few completes the mask; if not, histograms of all scores say where it is. Either
+way the mask equals that of `select`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from gebt.prune.mask import Mask
+from gebt.prune.passes import LOWER, Passes, Span, usable
+from gebt.prune.selection import Scope, keep_highest, pruned_count, refuse_nan, select
+from gebt.prune.ties import ALL, TieOrder
+
+INFINITY = 0x7F800000
+FIRST_HALF = 1 << 12
+
+
+class Drawing:
+    """Draws masks of the same tensors again and again: `select` on |values| * weight, and as exact.
+
+    `tensors` give names and shapes; `ratio` and `scope` as in `select`; `order` settles ties, by default that of seed
+    0. `weight` [n] >= 0, finite, multiplies the entries of all tensors, one after the other. A tensor may lose every
+    entry: see `check_no_layer_empty`. Raises `ValueError` for a ratio outside [0, 1) or another weight.
+
+    >>> drawing = Drawing({"w": torch.zeros(4)}, ratio=0.5)
+    >>> drawing.draw({"w": torch.tensor([3.0, -1.0, 2.0, -4.0])})["w"]
+    tensor([ True, False, False,  True])
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        ratio: float,
+        scope: Scope = "global",
+        order: TieOrder | None = None,
+        weight: Tensor | None = None,
+    ) -> None:
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self._size = sum(shape.numel() for shape in self._shapes.values())
+        self._ratio, self._scope, self._prune = ratio, scope, pruned_count(self._size, ratio)
+        self._order, self._bracket = order or TieOrder(0), Bracket()
+        if weight is not None and (
+            weight.shape != (self._size,) or not bool(((weight >= 0) & weight.isfinite()).all())
+        ):
+            raise ValueError(
+                f"weight (got {tuple(weight.shape)} numbers), expected {self._size} that are >= 0 and finite"
+            )
+        self._weight = weight
+        self._all_kept: Mask | None = None
+        self._passes: Passes | None = None
+
+    def draw(self, tensors: Mapping[str, Tensor]) -> Mask:
+        """The mask of the present values. Raises `ValueError` naming a tensor that holds a NaN."""
+        values = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
+        if not self._prune:
+            refuse_nan(values)
+            self._all_kept = self._all_kept or Mask.ones(tensors)
+            return self._all_kept
+        flat = next(iter(values.values())) if len(values) == 1 else torch.cat(list(values.values()))
+        if flat.dtype != torch.float32 or (self._scope == "tensor" and len(values) > 1):
+            return self._selected(flat)
+        if usable(flat):
+            return self._by_kernels(flat)
+        return self._by_torch(flat)
+
+    def _scores(self, flat: Tensor) -> Tensor:
+        return flat.abs() if self._weight is None else flat.abs().mul_(self._weight)
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([shape.numel() for shape in self._shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def _selected(self, flat: Tensor) -> Mask:
+        scores = self._named(self._scores(flat))
+        return select(scores, ratio=self._ratio, scope=self._scope, order=self._order, allow_empty=True)
+
+    def _by_torch(self, flat: Tensor) -> Mask:
+        score = self._scores(flat)
+        refuse_nan(self._named(score))
+        if self._bracket.known:
+            low, high = (_float(key) for key in self._bracket.guess())
+            kept = score > high
+            entries = ((score >= low) ^ kept).nonzero().squeeze(1)
+            prune = self._prune - (self._size - int(torch.count_nonzero(kept)) - entries.numel())
+            if 0 < prune <= entries.numel():
+                kept[entries], threshold = keep_highest(
+                    score[entries], prune, lambda tied: self._order.of(entries[tied])
+                )
+                self._bracket.learn(_key(float(threshold)))
+                return Mask(self._named(kept))
+        kept, threshold = keep_highest(score, self._prune, self._order.of)
+        self._bracket.learn(_key(float(threshold)))
+        return Mask(self._named(kept))
+
+    def _by_kernels(self, flat: Tensor) -> Mask:
+        threads = torch.get_num_threads()
+        if self._passes is None or self._passes.threads != threads:
+            self._passes = Passes(self._size, self._weight, self._order.start, threads)
+        passes = self._passes.over(flat)
+        for span in self._spans(passes):
+            above, inside = passes.scan(span)
+            if passes.nan:
+                refuse_nan(self._named(self._scores(flat)))
+            prune = self._prune - (self._size - above - inside)
+            if passes.complete and 0 < prune <= inside:
+                self._bracket.learn(passes.settle(prune))
+                return Mask.of_words(passes.words, self._shapes, self._size - self._prune)
+        return self._selected(flat)
+
+    def _spans(self, passes: Passes) -> Iterator[Span]:
+        if self._bracket.known:
+            yield Span(*self._bracket.guess())
+        upper, before, there = passes.bin_of(self._prune, -1)
+        if there <= passes.room:
+            yield Span(upper << 16, upper << 16 | LOWER)
+        prune = self._prune - before
+        lower, before, tied = passes.bin_of(prune, upper)
+        key, prune = upper << 16 | lower, prune - before
+        # Ranks of ties are evenly spread: the one at which pruned ones end is a quantile, give or take some deviations.
+        for deviations in (8, 64):
+            share, spread = prune / tied, deviations * (1 + math.sqrt(prune * (tied - prune) / tied)) / tied
+            yield Span(key, key, _cut(share - spread), _cut(share + spread))
+
+
+class Bracket:
+    """Where the threshold is expected: a span of the integers that the bits of non-negative floats are.
+
+    It goes on as it went from the last draw but one to the last, give or take twice the error of that guess.
+    """
+
+    def __init__(self) -> None:
+        self.known = False
+        self._last = self._drift = self._half = 0
+
+    def guess(self) -> tuple[int, int]:
+        """Both ends of the span."""
+        centre = self._last + self._drift
+        return min(max(centre - self._half, 0), INFINITY), min(max(centre + self._half, 0), INFINITY)
+
+    def learn(self, key: int) -> None:
+        """Takes the threshold that was found."""
+        if self.known:
+            error = abs(key - self._last - self._drift)
+            self._half, self._drift = max(2 * error, self._half // 2), key - self._last
+        else:
+            self._half = FIRST_HALF
+        self._last, self.known = key, True
+
+
+def _cut(share: float) -> int:
+    return min(max(int(share * (ALL + 1)), 0), ALL)
+
+
+def _key(number: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
+
+
+def _float(key: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<i", key))[0])

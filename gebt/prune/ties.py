@@ -1,0 +1,61 @@
+"""The order that settles ties: random, seeded, and computed for no entries but those that stand at the threshold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+SIGN, ALL = 1 << 63, (1 << 64) - 1
+
+
+class TieOrder:
+    """r(i) = mix(start + i * golden), a number of 64 bits for entry i: the larger one is kept among equal scores.
+
+    mix is the finaliser of SplitMix64 (Steele et al. 2014), `start` the mixed seed. Everything is a bijection of the
+    64-bit integers, so no two entries share a rank, and nothing is stored: an order of any length costs nothing.
+    One order serves every draw of a search, so that ties do not look like motion to a detector.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.start = _mixed((seed + GOLDEN) & ALL)
+
+    @staticmethod
+    def drawn(generator: torch.Generator) -> TieOrder:
+        """An order whose seed is drawn from `generator`."""
+        return TieOrder(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+
+    def of(self, entries: Tensor) -> Tensor:
+        """Ranks of the entries of these numbers: int64, of the same shape."""
+        # Ranks are unsigned numbers: with their highest bit turned over, signed ones are ordered alike.
+        return splitmix64(entries, _signed(self.start)) ^ _signed(SIGN)
+
+
+Order = Tensor | TieOrder
+
+
+def splitmix64(numbers: Tensor, start: int) -> Tensor:
+    """mix(start + number * golden) for int64 `numbers`: 64 random bits each, the same on every device."""
+    bits = numbers * _signed(GOLDEN) + start
+    bits = _folded(bits, 30) * _signed(FIRST)
+    bits = _folded(bits, 27) * _signed(SECOND)
+    return _folded(bits, 31)
+
+
+def ranks(order: Order, entries: Tensor) -> Tensor:
+    """Ranks in `order` of the entries of these numbers, on their device."""
+    return order.of(entries) if isinstance(order, TieOrder) else order.to(entries.device)[entries]
+
+
+def _folded(numbers: Tensor, by: int) -> Tensor:
+    return numbers ^ ((numbers >> by) & (ALL >> by))  # the shift copies the sign, the mask takes it away
+
+
+def _mixed(number: int) -> int:
+    number = (number ^ (number >> 30)) * FIRST & ALL
+    number = (number ^ (number >> 27)) * SECOND & ALL
+    return number ^ (number >> 31)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >= SIGN else number

@@ -1,0 +1,32 @@
+"""Room for what is about to be built: asked before, not found out by the system after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+MEMINFO = Path("/proc/meminfo")
+
+
+class OutOfRoomError(ValueError):
+    """Something that would not fit into memory; the message says how much it needs."""
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes free on the device, or in this machine's memory; None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def check_room(what: str, needed: int, device: torch.device) -> None:
+    """Raises `OutOfRoomError` when building `what` needs more bytes than are free."""
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        got, most = f"{needed / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
+        raise OutOfRoomError(f"{what} (got a need of {got}), expected at most the {most} that are free on {device}")
