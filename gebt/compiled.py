@@ -1,8 +1,8 @@
 """Kernels compiled by numba, where it is installed (extra "compiled"), that run on torch's own threads.
 
 A kernel is a C callback of one argument, an array of int64: sizes, and addresses of tensors. It is run by every thread
-of the OpenMP pool that torch itself uses. numba's own pools would be a second set of threads: torch's keep spinning for a
-while after each of its operations, and on a machine without idle cores the two then wait for each other's time slices
+of the OpenMP pool that torch itself uses. numba's own pools would be a second set of threads: torch's keep spinning for
+a while after each of its operations, and on a machine without idle cores the two then wait for each other's time slices
 (measured: 8 ms instead of 0.7 ms for one product; docs/method.md).
 """
 

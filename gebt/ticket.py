@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from gebt.graph.canonical import Graph
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
 from gebt.prune.scores import prunable_weights
 
-FORMAT = 1
+FORMAT = 2
 EDGES = "edges"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 34
@@ -42,19 +45,28 @@ class TicketError(ValueError):
     """A ticket that is broken, or that belongs to another graph or model."""
 
 
+@dataclass(frozen=True)
+class Seeded:
+    """Start weights that `model.reset(seed)` draws again; `digest`: sha256 of that state."""
+
+    seed: int
+    digest: str
+
+
 @dataclass(frozen=True, eq=False)
 class Ticket:
     """What a search found: hard masks, start weights and where they come from.
 
     `edge_mask` holds one tensor "edges" [P]; `weight_mask` one tensor a pruned parameter. `drawn` and `initial`
-    are the model's full state (name -> tensor) at the draw and before the search, pruned entries zero.
+    are the model's full state (name -> tensor) at the draw and before the search, pruned entries zero; where the model
+    can draw the latter again from its seed, `initial` is that seed alone, and the file a third smaller.
     `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
     """
 
     edge_mask: Mask
     weight_mask: Mask
     drawn: dict[str, Tensor]
-    initial: dict[str, Tensor]
+    initial: dict[str, Tensor] | Seeded
     provenance: dict[str, Any]
 
     @property
@@ -106,18 +118,27 @@ class Ticket:
         """
         if how == "reinit":
             model.reset(seed)  # type: ignore[operator]
-        elif how in ("inherit", "rewind"):
-            model.load_state_dict(self.drawn if how == "inherit" else self.initial)
+        elif how == "inherit":
+            model.load_state_dict(self.drawn)
+        elif how == "rewind" and isinstance(self.initial, Seeded):
+            model.reset(self.initial.seed)  # type: ignore[operator]
+            if _digest(model.state_dict()) != self.initial.digest:
+                raise TicketError(
+                    f"start weights of seed {self.initial.seed} (got other numbers than the search began with), expected "
+                    "the same: this version of torch, or this model, draws them differently; start from 'inherit'"
+                )
+        elif how == "rewind":
+            model.load_state_dict(self.initial)
         else:
             raise ValueError(f"start weights (got {how!r}), expected 'inherit', 'rewind' or 'reinit'")
         self.weight_mask.apply_(dict(model.named_parameters()))
 
     def save(self, path: str | Path) -> Path:
         """Writes the ticket (safetensors, masks as bits, kept weights only); never leaves half a file."""
-        tensors = {f"mask.{EDGES}": pack_bits(self.edge_mask[EDGES])}
+        tensors = {f"mask.{EDGES}": _deflated(self.edge_mask[EDGES])}
         for name, kept in self.weight_mask.items():
-            tensors[f"mask.{name}"] = pack_bits(kept)
-        for group, state in (("drawn", self.drawn), ("initial", self.initial)):
+            tensors[f"mask.{name}"] = _deflated(kept)
+        for group, state in self._states():
             for name, tensor in state.items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise TicketError(f"tensor {name!r} (got NaN or infinity), expected finite numbers to save")
@@ -128,6 +149,7 @@ class Ticket:
             "pairs": self.edge_mask[EDGES].numel(),
             "shapes": {name: list(tensor.shape) for name, tensor in self.drawn.items()},
             "masked": sorted(self.weight_mask),
+            "initial": vars(self.initial) if isinstance(self.initial, Seeded) else None,
             "provenance": self.provenance,
         }
         # One metadata key: the writer does not promise an order among several, and equal tickets are equal bytes.
@@ -135,13 +157,17 @@ class Ticket:
         moved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         return write_atomically(Path(path), to_safetensors(moved, metadata))
 
+    def _states(self) -> list[tuple[str, dict[str, Tensor]]]:
+        states = [("drawn", self.drawn)]
+        return states if isinstance(self.initial, Seeded) else [*states, ("initial", self.initial)]
+
     @staticmethod
     def load(path: str | Path) -> Ticket:
         """Reads a ticket. Raises `TicketError` naming the file and what is wrong with it."""
         header, tensors = _read(Path(path))
         try:
             return _assemble(header, tensors)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, zlib.error) as error:
             raise TicketError(f"ticket {path} (got broken content: {error}), expected format {FORMAT}") from error
 
 
@@ -170,18 +196,37 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     for name, shape in {**shapes, EDGES: (pairs,)}.items():
         if min(shape, default=0) < 0 or math.prod(shape) > MAX_ENTRIES:
             raise ValueError(f"tensor {name!r} (got shape {shape}), expected at most {MAX_ENTRIES} entries")
-    weight_mask = Mask({name: unpack_bits(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
-    edge_mask = Mask({EDGES: unpack_bits(tensors[f"mask.{EDGES}"], (pairs,))})
-    states = [
+    weight_mask = Mask({name: _inflated(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
+    edge_mask = Mask({EDGES: _inflated(tensors[f"mask.{EDGES}"], (pairs,))})
+    seeded = header["initial"]
+    groups = ("drawn",) if seeded else ("drawn", "initial")
+    states: list[Any] = [
         {name: _restored(tensors[f"{group}.{name}"], shape, weight_mask.get(name)) for name, shape in shapes.items()}
-        for group in ("drawn", "initial")
+        for group in groups
     ]
+    if seeded:
+        states.append(Seeded(int(seeded["seed"]), str(seeded["digest"])))
     expected = {f"mask.{name}" for name in (EDGES, *weight_mask)}
-    expected |= {f"{group}.{name}" for group in ("drawn", "initial") for name in shapes}
+    expected |= {f"{group}.{name}" for group in groups for name in shapes}
     if extra := sorted(tensors.keys() - expected):
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     _check_provenance(header["provenance"])
     return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"])
+
+
+def _deflated(kept: Tensor) -> Tensor:
+    """A mask as bits, deflated: nine pruned of ten is 0.55 bits an entry, a mask of whole rows next to nothing."""
+    return torch.frombuffer(bytearray(zlib.compress(pack_bits(kept).cpu().numpy().tobytes(), 9)), dtype=torch.uint8)
+
+
+def _inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+    length = (math.prod(shape) + 7) // 8
+    inflating = zlib.decompressobj()
+    # One byte more than there may be, so that a longer stream shows without being unpacked in full.
+    found = inflating.decompress(stored.numpy().tobytes(), length + 1)
+    if len(found) != length or not inflating.eof:
+        raise ValueError(f"mask (got {len(found)} bytes or more), expected {length} for shape {shape}")
+    return unpack_bits(torch.frombuffer(bytearray(found), dtype=torch.uint8), shape)
 
 
 def _check_provenance(provenance: Mapping[str, Any]) -> None:
@@ -217,11 +262,33 @@ def make_ticket(
     weights = prunable_weights(model)
     if unknown := sorted(weight_mask.keys() - weights.keys()):
         raise ValueError(f"weight mask (got tensors {unknown}), expected only {sorted(weights)}")
-    states = []
-    for state in (model.state_dict(), initial):
-        copied = {name: tensor.detach().clone() for name, tensor in state.items()}
-        weight_mask.apply_(copied)
-        states.append(copied)
     origin = {"graph": graph.name, "fingerprint": graph.fingerprint, **provenance}
     _check_provenance(origin)
-    return Ticket(edge_mask, weight_mask, states[0], states[1], origin)
+    seeded = _seeded(model, initial)
+    start = seeded if seeded is not None else _masked(initial, weight_mask)
+    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin)
+
+
+def _masked(state: Mapping[str, Tensor], weight_mask: Mask) -> dict[str, Tensor]:
+    copied = {name: tensor.detach().clone() for name, tensor in state.items()}
+    weight_mask.apply_(copied)
+    return copied
+
+
+def _seeded(model: nn.Module, initial: Mapping[str, Tensor]) -> Seeded | None:
+    """The seed from which the model draws `initial` again, bit for bit; None when it does not."""
+    seed = getattr(model, "seed", None)
+    if not isinstance(seed, int):
+        return None
+    twin = copy.deepcopy(model)
+    twin.reset(seed)  # type: ignore[operator]
+    digest = _digest(initial)
+    return Seeded(seed, digest) if _digest(twin.state_dict()) == digest else None
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -151,6 +151,7 @@ class GCN(nn.Module):
 
     def reset(self, seed: int) -> None:
         """Draws fresh weights from `seed`."""
+        self.seed = seed
         generator = torch.Generator().manual_seed(seed)
         for conv in self.convs:
             conv.reset(generator)  # type: ignore[operator]

@@ -21,7 +21,8 @@ from gebt.prune.selection import Scope, keep_highest, pruned_count, refuse_nan, 
 from gebt.prune.ties import ALL, TieOrder
 
 INFINITY = 0x7F800000
-FIRST_HALF = 1 << 12
+FIRST_HALF = 1 << 14
+FEW = 64
 
 
 class Drawing:
@@ -48,7 +49,7 @@ class Drawing:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._size = sum(shape.numel() for shape in self._shapes.values())
         self._ratio, self._scope, self._prune = ratio, scope, pruned_count(self._size, ratio)
-        self._order, self._bracket = order or TieOrder(0), Bracket()
+        self._order, self._bracket = order or TieOrder(0), Bracket(self._size)
         if weight is not None and (
             weight.shape != (self._size,) or not bool(((weight >= 0) & weight.isfinite()).all())
         ):
@@ -96,7 +97,7 @@ class Drawing:
                 kept[entries], threshold = keep_highest(
                     score[entries], prune, lambda tied: self._order.of(entries[tied])
                 )
-                self._bracket.learn(_key(float(threshold)))
+                self._bracket.learn(_key(float(threshold)), entries.numel())
                 return Mask(self._named(kept))
         kept, threshold = keep_highest(score, self._prune, self._order.of)
         self._bracket.learn(_key(float(threshold)))
@@ -107,53 +108,59 @@ class Drawing:
         if self._passes is None or self._passes.threads != threads:
             self._passes = Passes(self._size, self._weight, self._order.start, threads)
         passes = self._passes.over(flat)
-        for span in self._spans(passes):
+        for span, guessed in self._spans(passes):
             above, inside = passes.scan(span)
             if passes.nan:
                 refuse_nan(self._named(self._scores(flat)))
             prune = self._prune - (self._size - above - inside)
             if passes.complete and 0 < prune <= inside:
-                self._bracket.learn(passes.settle(prune))
+                self._bracket.learn(passes.settle(prune), inside if guessed else None)
                 return Mask.of_words(passes.words, self._shapes, self._size - self._prune)
         return self._selected(flat)
 
-    def _spans(self, passes: Passes) -> Iterator[Span]:
+    def _spans(self, passes: Passes) -> Iterator[tuple[Span, bool]]:
         if self._bracket.known:
-            yield Span(*self._bracket.guess())
+            yield Span(*self._bracket.guess()), True
         upper, before, there = passes.bin_of(self._prune, -1)
         if there <= passes.room:
-            yield Span(upper << 16, upper << 16 | LOWER)
+            yield Span(upper << 16, upper << 16 | LOWER), False
         prune = self._prune - before
         lower, before, tied = passes.bin_of(prune, upper)
         key, prune = upper << 16 | lower, prune - before
         # Ranks of ties are evenly spread: the one at which pruned ones end is a quantile, give or take some deviations.
         for deviations in (8, 64):
             share, spread = prune / tied, deviations * (1 + math.sqrt(prune * (tied - prune) / tied)) / tied
-            yield Span(key, key, _cut(share - spread), _cut(share + spread))
+            yield Span(key, key, _cut(share - spread), _cut(share + spread)), False
 
 
 class Bracket:
     """Where the threshold is expected: a span of the integers that the bits of non-negative floats are.
 
-    It goes on as it went from the last draw but one to the last, give or take twice the error of that guess.
+    It goes on as it went from the last draw but one to the last, give or take a few times the error of that guess. It is
+    widened while next to nothing is inside, since to miss costs more, and narrowed when ranking what is would cost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.known = False
-        self._last = self._drift = self._half = 0
+        self._few, self._many = FEW + size // 8192, FEW + size // 1024
+        self._last = self._drift = self._error = 0
+        self._half = FIRST_HALF
 
     def guess(self) -> tuple[int, int]:
         """Both ends of the span."""
         centre = self._last + self._drift
         return min(max(centre - self._half, 0), INFINITY), min(max(centre + self._half, 0), INFINITY)
 
-    def learn(self, key: int) -> None:
-        """Takes the threshold that was found."""
+    def learn(self, key: int, inside: int | None = None) -> None:
+        """Takes the threshold that was found, and how many entries were inside the guess, unless it was missed."""
         if self.known:
-            error = abs(key - self._last - self._drift)
-            self._half, self._drift = max(2 * error, self._half // 2), key - self._last
-        else:
-            self._half = FIRST_HALF
+            self._error = max(abs(key - self._last - self._drift), self._error * 3 // 4)
+            self._drift = key - self._last
+            if inside is not None and inside < self._few:
+                self._half *= 2
+            elif inside is not None and inside > self._many:
+                self._half //= 2
+            self._half = min(max(self._half, 4 * self._error), INFINITY)
         self._last, self.known = key, True
 
 

@@ -250,5 +250,6 @@ class _Search:
             "epoch_drawn": epochs,
             "fired": detector.fired,
             "settings": dataclasses.asdict(self.settings),
-            "trajectory": detector.trajectory,
+            # A millionth is more than a mask of any length moves in a meaningful way, and the file holds every epoch.
+            "trajectory": [{kind: round(d, 6) for kind, d in row.items()} for row in detector.trajectory],
         }

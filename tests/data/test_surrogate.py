@@ -83,6 +83,7 @@ def test_the_size_of_the_blocks_changes_nothing(usual, monkeypatch, draws, value
 
 
 def test_generating_leaves_the_global_random_state_alone():
+    np.random.random(1000)  # noqa: NPY002
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
     generate(SPECS["crowded"])
     assert np.array_equal(np.random.get_state()[1], before[0])
@@ -153,9 +154,17 @@ def test_features_are_the_mean_of_the_class_under_noise():
     quiet = generate(replace(spec, feature_noise=0.0)).features
     means = torch.stack([quiet[graph.labels == number][0] for number in range(3)])
     assert torch.equal(quiet, means[graph.labels])
+    assert float(torch.pdist(means).min()) > 4
     noise = graph.features * math.sqrt(5) - means[graph.labels]
     assert float(noise.std()) == pytest.approx(2, abs=0.02)
     assert float(noise.mean(0).abs().max()) < 0.15
+
+
+def test_another_seed_has_other_noise():
+    spec = SurrogateSpec(50, 0, 40, 1)
+    parts = [generate(spec, seed).features for seed in range(2)]
+    noises = torch.stack([(part - part.mean(0)).ravel() for part in parts])
+    assert float(torch.corrcoef(noises)[0, 1].abs()) < 0.1
 
 
 def test_a_sample_that_falls_short_is_drawn_again(monkeypatch):
@@ -203,7 +212,10 @@ def test_a_spec_that_no_graph_can_have_is_refused(changed, message):
     ("changed", "message"),
     [
         ({"pairs": 179700}, "got room for 44615 and 135085 for 125790 inside classes and 53910 between"),
-        ({"homophily": 0.24, "pairs": 177000}, "got more than 20 draws a pair for 42480 inside classes and 134520"),
+        (
+            {"homophily": 0.24, "pairs": 177000, "degree_skew": 0.9},
+            "got more than 20 draws a pair for 42480 inside classes and 134520",
+        ),
         ({"classes": 600, "pairs": 10}, "got room for 0 and 179700 for 7 inside"),
         ({"classes": 1, "pairs": 10}, "got room for 179700 and 0 for 7 inside"),
     ],

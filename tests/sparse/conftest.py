@@ -1,4 +1,4 @@
-"""Random sparse matrices."""
+"""Random sparse matrices, and a watch over what a product allocates."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from gebt.sparse import Pattern
 
 # Rows, columns, entries: ordinary, full, wide with empty rows, one cell, no entries, no rows, nothing at all.
 SIZES = [(5, 7, 12), (4, 4, 16), (30, 3, 4), (1, 1, 1), (3, 2, 0), (0, 4, 0), (4, 0, 0), (0, 0, 0)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 @pytest.fixture(params=SIZES, ids=str)
@@ -36,3 +41,16 @@ def make_pattern(entries: Callable[..., tuple[Tensor, Tensor]]) -> Callable[...,
         return Pattern.from_entries(*entries(rows, cols, count, seed), (rows, cols))[0]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def largest_allocation() -> Callable[[Callable[[], object]], int]:
+    """Bytes of the largest single tensor that a piece of work makes."""
+
+    def watch(work: Callable[[], object]) -> int:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            work()
+        events = profiled.profiler.kineto_results.events()
+        return max(event.nbytes() for event in events if event.name() == "[memory]")
+
+    return watch

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from gebt.sparse.backends.base import Backend, Csr, by_head
+from gebt.sparse.backends.base import Backend, BackendError, Csr, by_head
 from gebt.sparse.backends.oracles import rows_of
 
 # Entries gathered at once for a sampled product, which torch-sparse does not have: E x d is never built.
 CHUNK = 1 << 16
+INSTALL = "pip install --no-build-isolation torch-scatter torch-sparse"
 
 
 @cache
 def _load() -> None:
-    import torch_sparse  # noqa: F401 - registers torch.ops.torch_sparse
+    with warnings.catch_warnings():
+        # It compiles itself with torch.jit, which torch calls deprecated; users can do nothing about it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            import torch_sparse  # noqa: F401 - registers torch.ops.torch_sparse
+        except (ImportError, OSError, RuntimeError) as error:
+            got = str(error).splitlines()[0]
+            raise BackendError(
+                f"backend 'torch-sparse' (got {got}), expected it built for torch {torch.__version__}; {INSTALL}"
+            ) from error
 
 
 class TorchSparse(Backend):
@@ -29,7 +40,7 @@ class TorchSparse(Backend):
         """When torch-sparse is not installed."""
         if all(find_spec(module) for module in ("torch_sparse", "torch_scatter")):
             return None
-        return "torch-sparse is not installed; pip install --no-build-isolation torch-scatter torch-sparse"
+        return f"torch-sparse is not installed; {INSTALL}"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
         """float32 and float64."""
@@ -42,9 +53,10 @@ class TorchSparse(Backend):
         if values.numel() == 0 or x.numel() == 0:
             return x.new_zeros(a.rows, x.shape[1])
         _load()
-        none = None
-        crow, col = a.crow.long(), a.col.long()
-        return torch.ops.torch_sparse.spmm_sum(none, crow, col, values.contiguous(), none, none, x.contiguous())
+        crow, col, none = a.crow.long(), a.col.long(), None
+        # Detached, since for inputs that require gradients it demands what only its own backward reads.
+        values, x = values.detach().contiguous(), x.detach().contiguous()
+        return torch.ops.torch_sparse.spmm_sum(none, crow, col, values, none, none, x)
 
     def sddmm(self, a: Csr, left: Tensor, right: Tensor) -> Tensor:
         """See `Backend.sddmm`; in chunks of entries."""
