@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from gebt.data.manifest import dataset_info
 from gebt.graph.scores import EdgeScore
 from gebt.prune.detector import Criterion, Normalisation
@@ -102,6 +104,8 @@ class RunOptions:
         Engine of the sparse products; "auto" times those that are installed and says which it takes.
     threads
         CPU threads; default: torch's own choice.
+    device
+        "cpu" or "cuda".
     """
 
     dataset: str = "digits"
@@ -138,6 +142,7 @@ class RunOptions:
     compaction: bool = True
     backend: str = DEFAULT
     threads: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def resolved(self) -> RunOptions:
         """The same options with every open one filled in, checked; raises `ValueError` naming what is wrong."""
@@ -184,11 +189,15 @@ class RunOptions:
             raise ValueError(f"--seeds (got {self.seeds}), expected at least 1")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads (got {self.threads}), expected at least 1")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device (got 'cuda', but torch sees no CUDA device), expected 'cpu' here")
         if self.backend != AUTO:
             find(self.backend)
         structured = self.weight_structure in ("feature", "joint")
         if self.feature_ratio is not None and not structured:
-            raise ValueError(f"--feature-ratio (got {self.feature_ratio}), expected --weight-structure feature or joint")
+            raise ValueError(
+                f"--feature-ratio (got {self.feature_ratio}), expected --weight-structure feature or joint"
+            )
         asked = {"--edge-ratio": self.edge_ratio, "--weight-ratio": self.weight_ratio}
         for flag, ratio in {**asked, "--feature-ratio": self.feature_ratio or 0.0}.items():
             try:

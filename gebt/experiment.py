@@ -40,13 +40,14 @@ def graph_for(options: RunOptions, seed: int) -> Graph:
     """The graph of one seed: a drawn split follows the seed of the run unless one is fixed."""
     drawn = dataset_info(options.dataset).split == "seeded"
     split_seed = options.split_seed if options.split_seed is not None else seed if drawn else 0
-    return load_graph(options.dataset, options.data_root, split_seed=split_seed, symmetrise=options.symmetrise)
+    graph = load_graph(options.dataset, options.data_root, split_seed=split_seed, symmetrise=options.symmetrise)
+    return graph if options.device == "cpu" else graph.to(options.device)
 
 
 def model_for(options: RunOptions, graph: Graph, seed: int) -> GCN:
     """The network of one seed."""
     sizes = (graph.num_features, options.hidden, graph.num_classes, options.depth, options.dropout)
-    return GCN(*sizes, seed=seed)  # type: ignore[arg-type]
+    return GCN(*sizes, seed=seed).to(options.device)  # type: ignore[arg-type]
 
 
 def epochs_of(options: RunOptions) -> int:

@@ -75,10 +75,12 @@ class GCNConv(nn.Module):
         (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated` says that x is A X.
         """
         if aggregated:
-            return self.lin(x) + self.bias
-        if isinstance(x, Tensor) and self._narrow_first(x, weights):
-            return self.lin(edges.propagate(weights, x)) + self.bias
-        return edges.propagate(weights, self.lin(x)) + self.bias
+            y = self.lin(x)
+        elif isinstance(x, Tensor) and self._narrow_first(x, weights):
+            y = self.lin(edges.propagate(weights, x))
+        else:
+            y = edges.propagate(weights, self.lin(x))
+        return y.add_(self.bias)  # nobody else reads y
 
     def _narrow_first(self, x: Tensor, weights: Tensor) -> bool:
         out_channels, in_channels = self.lin.weight.shape

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
-from gebt.prune.passes import LOWER, Passes, Span, usable
+from gebt.prune.passes import LOWER, Passes, Span, threads_for, usable
 from gebt.prune.selection import Scope, keep_highest, pruned_count, refuse_nan, select
 from gebt.prune.ties import ALL, TieOrder
 
@@ -50,29 +50,33 @@ class Drawing:
         self._size = sum(shape.numel() for shape in self._shapes.values())
         self._ratio, self._scope, self._prune = ratio, scope, pruned_count(self._size, ratio)
         self._order, self._bracket = order or TieOrder(0), Bracket(self._size)
-        if weight is not None and (
-            weight.shape != (self._size,) or not bool(((weight >= 0) & weight.isfinite()).all())
-        ):
-            raise ValueError(
-                f"weight (got {tuple(weight.shape)} numbers), expected {self._size} that are >= 0 and finite"
-            )
-        self._weight = weight
+        self._weight = None if weight is None else self._checked(weight.detach())
         self._all_kept: Mask | None = None
         self._passes: Passes | None = None
 
+    def _checked(self, weight: Tensor) -> Tensor:
+        if weight.shape != (self._size,):
+            raise ValueError(f"weight (got shape {tuple(weight.shape)}), expected ({self._size},)")
+        if not bool(((weight >= 0) & weight.isfinite()).all()):
+            raise ValueError("weight (got a negative number, infinity or NaN), expected finite numbers >= 0")
+        return weight.float().contiguous()
+
     def draw(self, tensors: Mapping[str, Tensor]) -> Mask:
-        """The mask of the present values. Raises `ValueError` naming a tensor that holds a NaN."""
-        values = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
+        """The mask of the present values.
+
+        Raises `ValueError` naming a tensor that holds a NaN, and for other tensors than the drawing was made for.
+        """
+        if (shapes := {name: tensor.shape for name, tensor in tensors.items()}) != self._shapes:
+            raise ValueError(f"tensors (got {shapes}), expected {self._shapes}")
         if not self._prune:
-            refuse_nan(values)
+            refuse_nan(tensors)
             self._all_kept = self._all_kept or Mask.ones(tensors)
             return self._all_kept
-        flat = next(iter(values.values())) if len(values) == 1 else torch.cat(list(values.values()))
+        values = [tensors[name].detach().flatten() for name in self._shapes]
+        flat = values[0].contiguous() if len(values) == 1 else torch.cat(values)
         if flat.dtype != torch.float32 or (self._scope == "tensor" and len(values) > 1):
             return self._selected(flat)
-        if usable(flat):
-            return self._by_kernels(flat)
-        return self._by_torch(flat)
+        return self._by_kernels(flat) if usable(flat) else self._by_torch(flat)
 
     def _scores(self, flat: Tensor) -> Tensor:
         return flat.abs() if self._weight is None else flat.abs().mul_(self._weight)
@@ -104,7 +108,7 @@ class Drawing:
         return Mask(self._named(kept))
 
     def _by_kernels(self, flat: Tensor) -> Mask:
-        threads = torch.get_num_threads()
+        threads = threads_for(self._size)
         if self._passes is None or self._passes.threads != threads:
             self._passes = Passes(self._size, self._weight, self._order.start, threads)
         passes = self._passes.over(flat)
@@ -136,8 +140,8 @@ class Drawing:
 class Bracket:
     """Where the threshold is expected: a span of the integers that the bits of non-negative floats are.
 
-    It goes on as it went from the last draw but one to the last, give or take a few times the error of that guess. It is
-    widened while next to nothing is inside, since to miss costs more, and narrowed when ranking what is would cost.
+    It goes on as it went from the last draw but one to the last, give or take a few times the error of that guess. It
+    is widened while next to nothing is inside, since a miss costs more, and narrowed when ranking what is would cost.
     """
 
     def __init__(self, size: int) -> None:

@@ -60,9 +60,9 @@ def score_of(values: Any, weight: Any, entry: Any) -> Any:
 
 @intrinsic
 def compare(typingctx: Any, values: Any, weight: Any, begin: Any, low: Any, high: Any) -> Any:
-    """Scores of the 64 entries from `begin` on, as two words of bits: score > high, and not score < low (true of a NaN).
+    """Two words of bits for the 64 entries from `begin` on: score > high, and not score < low, which is true of a NaN.
 
-    `weight` may be None. Written as vectors, which LLVM splits into what the processor has.
+    `weight` may be None. Emitted as vectors, which LLVM splits into what the processor has.
     """
     numbers, scores = ir.VectorType(ir.IntType(32), WORD), ir.VectorType(ir.FloatType(), WORD)
 
@@ -118,7 +118,7 @@ def floats(low: Any, high: Any) -> Any:
 def scan_words(
     values: Any, weight: Any, bounds: Any, cuts: Any, start: Any, words: Any, entries: Any, scores: Any
 ) -> Any:
-    """Keeps what is above the bracket, collects what is inside: how many are above, how many inside, and whether any is NaN."""
+    """This thread's part of `scan`: how many entries are above, how many inside, and whether one is NaN."""
     low, high = bounds[0], bounds[1]
     above, found, nan = U(0), 0, False
     first, last = share_of(words.size)
@@ -152,7 +152,7 @@ def scan_words(
 
 @callback
 def scan(p: Any) -> None:
-    """p: entries, entries of the weight, room, start of the ranks, low, high, two cuts; values, weight, words, entries, scores, out.
+    """p: entries, entries of the weight, room, start of the ranks, low, high, both cuts; then the arrays below.
 
     An entry is inside when low <= score <= high (floats, given as their bits) and, if these are equal, its rank is from
     one cut to the other. `words` gets the bits of those above; `entries` and `scores`, `room` for each thread, those
@@ -174,8 +174,8 @@ def scan(p: Any) -> None:
 def histogram(p: Any) -> None:
     """p: entries, entries of the weight, upper, values, weight, counts.
 
-    Counts the scores by the upper 16 bits of their floats or, where `upper` is not -1, those whose upper bits are `upper`
-    by the lower 16: `counts` [threads, 65536]. Bits of non-negative floats are ordered as the floats are.
+    `counts` [threads, 65536] counts the scores by the upper 16 bits of their floats or, unless `upper` is -1, those
+    whose upper bits are `upper` by the lower 16. Bits of non-negative floats are ordered as the floats are.
     """
     size, upper = p[0], p[2]
     values, weight = carray(pointer(p[3]), size, F32), carray(pointer(p[4]), p[1], F32)
@@ -193,7 +193,10 @@ def histogram(p: Any) -> None:
 
 @inlined
 def kth_smallest(keys: Any, k: Any) -> Any:
-    """The k-th smallest (from 1) of unsigned numbers, which are moved about: a histogram of their range, then of one bin."""
+    """The k-th smallest (from 1) of unsigned numbers, which are moved about.
+
+    A histogram of their range says in which bin it lies, then one of that bin, until all that are left are equal.
+    """
     counts = np.empty(1 << DIGIT_BITS, np.int64)
     size = keys.size
     while True:
@@ -252,17 +255,15 @@ def settle_entries(entries: Any, bits: Any, prune: Any, start: Any, words: Any) 
 
 @callback
 def settle(p: Any) -> None:
-    """p: words, room, start of the ranks, how many of those inside to prune, words, entries, scores, out: see `scan`.
+    """p: threads of the scan, words, room, start of the ranks, how many of those inside to prune; arrays as in `scan`.
 
     Sets the bits of the entries inside that are kept; out[0, 0] becomes the highest score pruned, as bits.
     """
-    if thread():
-        return
-    room, parts = p[1], threads()
-    words, out = carray(pointer(p[4]), p[0], U64), carray(pointer(p[7]), (parts, 3), I64)
-    entries, bits = carray(pointer(p[5]), parts * room, I64), carray(pointer(p[6]), parts * room, U32)
+    parts, room = p[0], p[2]
+    words, out = carray(pointer(p[5]), p[1], U64), carray(pointer(p[8]), (parts, 3), I64)
+    entries, bits = carray(pointer(p[6]), parts * room, I64), carray(pointer(p[7]), parts * room, U32)
     total = gathered(entries, bits, room, out[:, 1])
-    out[0, 0] = settle_entries(entries[:total], bits[:total], p[3], U(p[2]), words)
+    out[0, 0] = settle_entries(entries[:total], bits[:total], p[4], U(p[3]), words)
 
 
 @callback

@@ -41,8 +41,8 @@ def select(
 
     `scope`: "global" ranks all tensors together, "tensor" each alone (floor for each). Equal scores are
     settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by a random order drawn from
-    `generator`, else by that of seed 0; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score, an unknown scope,
-    or a tensor that would lose every entry (unless `allow_empty`).
+    `generator`, else by that of seed 0; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN
+    score, an unknown scope, or a tensor that would lose every entry (unless `allow_empty`).
 
     >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
     tensor([ True, False, False,  True])

@@ -236,7 +236,14 @@ class _Search:
         if self.train_weights:
             optimizers.append(adam(self.model, self.settings.training()))
         if self.train_edges:
-            optimizers.append(optim.Adam([self.values], lr=self.settings.edge_learning_rate, fused=True))
+            optimizers.append(
+                optim.Adam(
+                    [self.values],
+                    lr=self.settings.edge_learning_rate,
+                    fused=True,
+                    capturable=self.values.device.type == "cuda",
+                )
+            )
         return optimizers
 
     def _penalty(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.train.replay import Replay, replays
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def adam(model: nn.Module, settings: TrainingSettings) -> optim.Adam:
     decayed = {id(p) for p in first}
     others = [p for p in model.parameters() if id(p) not in decayed]
     groups = [{"params": first, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return optim.Adam([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+    # On a device the step count must live there too, or no CUDA graph could be recorded.
+    on_device = first[0].device.type == "cuda"
+    return optim.Adam([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True, capturable=on_device)
 
 
 @contextmanager
@@ -131,22 +134,29 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     evaluate: bool = True,
     on_epoch: Callable[[int, History], bool] | None = None,
+    replay: bool | None = None,
 ) -> History:
     """Trains `model` on `task`, one full-batch step an epoch, all optimizers from one backward pass.
 
     `gates` [P] are soft edge values for the training forward; `penalty` is added to the loss. With `evaluate`
     the model is evaluated after every step and ends in the state of its best validation epoch. `on_epoch`
-    is called with the epoch (from 1) and the history so far; returning True ends the fit.
+    is called with the epoch (from 1) and the history so far; returning True ends the fit. `replay`: run epochs as a
+    recorded CUDA graph; None: where that pays (`train.replay`). Results do not depend on it.
     Raises `ValueError` when the loss is no longer a finite number.
     """
+
+    def run_epoch() -> Tensor:
+        loss = _step(model, task, optimizers, gates, penalty).unsqueeze(0)
+        return torch.cat((loss, task.measures(model))) if evaluate else loss
+
+    pattern = task.edges.pattern
+    if replay if replay is not None else replays(pattern.col.device, pattern.nnz):
+        run_epoch = Replay(run_epoch)
     history, best = History(), (-1.0, 0.0)
     with seeded(seed):
         for epoch in range(1, epochs + 1):
-            measured = [_step(model, task, optimizers, gates, penalty).unsqueeze(0)]
-            if evaluate:
-                measured.append(task.measures(model))
             # The only time an epoch waits for a device.
-            loss, *evaluation = torch.cat(measured).tolist()
+            loss, *evaluation = run_epoch().tolist()
             if not all(map(math.isfinite, (loss, *evaluation))):
                 raise ValueError(_not_finite(model, task, gates, loss))
             history.losses.append(loss)

@@ -83,7 +83,7 @@ def test_the_size_of_the_blocks_changes_nothing(usual, monkeypatch, draws, value
 
 
 def test_generating_leaves_the_global_random_state_alone():
-    np.random.random(1000)  # noqa: NPY002
+    np.random.random(1000)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
     generate(SPECS["crowded"])
     assert np.array_equal(np.random.get_state()[1], before[0])

@@ -22,7 +22,7 @@ MakePattern = Callable[..., Pattern]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 # Triton's interpreter must be asked for before Triton is imported: one test below does so in a process of its own.
 ON_CPU = [name for name in BACKENDS if name != "triton" or INTERPRETED]
-ON_CUDA = ["torch-csr", "torch-sparse", "triton"]
+ON_CUDA = ["torch-csr", "torch-sparse", "triton"] if torch.cuda.is_available() else []
 ENGINES = [f"{name}-cpu" for name in ON_CPU] + [pytest.param(f"{n}-cuda", marks=pytest.mark.gpu) for n in ON_CUDA]
 WIDTHS = [1, 3, 7, 16, 17, 64, 65, 130, 200]
 WANTED = [(True, True), (True, False), (False, True)]
@@ -53,8 +53,6 @@ class Engine:
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(request.param)
-    if engine.device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     if (why := engine.backend.missing()) is not None:
         pytest.skip(why)
     if engine.device == "cpu":
@@ -91,7 +89,7 @@ def close(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dt
     for ours, right in zip(got, expected, strict=True):
         assert ours.dtype == dtype
         assert ours.is_contiguous()
-        scale = float(right.abs().max()) if right.numel() else 0.0
+        scale = float(right.detach().abs().max()) if right.numel() else 0.0
         torch.testing.assert_close(ours.double(), right.double(), rtol=0.0, atol=TOLERANCE[dtype] * scale)
 
 
@@ -118,13 +116,13 @@ def test_products_and_gradients_of_every_size(
     check(engine, make_pattern(*size), 5, heads)
 
 
-@pytest.mark.parametrize("width", [1, 40])
+@pytest.mark.parametrize("width", [1, 20])
 def test_rows_of_very_different_lengths(engine: Engine, width: int) -> None:
     # One full row between empty ones, and one column that nearly every row has: more entries than any block takes.
-    mask = torch.zeros(23, 150, dtype=torch.bool)
-    mask[11] = mask[3:20, 140] = mask[22, 149] = True
+    mask = torch.zeros(19, 70, dtype=torch.bool)
+    mask[9] = mask[3:16, 60] = mask[18, 69] = True
     row, col = mask.nonzero(as_tuple=True)
-    check(engine, Pattern.from_entries(row, col, (23, 150))[0], width)
+    check(engine, Pattern.from_entries(row, col, (19, 70))[0], width)
 
 
 @pytest.mark.parametrize("heads", [0, 3])
@@ -139,8 +137,7 @@ def test_every_type_that_a_backend_takes(
             check(engine, make_pattern(9, 8, 30), 18, heads, dtype)
 
 
-@pytest.mark.parametrize("heads", [0, 2])
-@pytest.mark.parametrize("width", [1, 70])
+@pytest.mark.parametrize(("width", "heads"), [(1, 0), (1, 2), (130, 0), (20, 2)])
 def test_sampled_products_and_their_gradients(
     engine: Engine, size: tuple[int, int, int], width: int, heads: int, make_pattern: MakePattern
 ) -> None:
@@ -210,7 +207,7 @@ def test_any_memory_layout_gives_the_same_numbers(engine: Engine, heads: int, ma
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
     values, x, grad = plain
-    for layout in (strided, turned):
+    for layout in (strided, turned) if heads else (turned,):
         for wanted in WANTED:
             got = with_gradients(lambda v, x: spmm(pattern, v, x), layout(values), layout(x), layout(grad), wanted)
             close(got, with_gradients(partial(spmm, pattern), *plain, wanted), torch.float32)

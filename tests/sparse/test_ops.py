@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from gebt.sparse import Pattern, SparseMatrix, matmul, sddmm, spmm
+from gebt.sparse.backends import BACKENDS, using
 
 MakePattern = Callable[..., Pattern]
 WIDTHS = [0, 1, 3]
@@ -74,31 +75,29 @@ def test_gradients_pass_gradcheck(size: tuple[int, int, int], make_pattern: Make
     assert gradcheck(lambda a, b: sddmm(pattern, a, b), (a, x))
 
 
-def test_second_gradients_are_right_or_refused(make_pattern: MakePattern) -> None:
+def test_second_gradients_are_refused(make_pattern: MakePattern) -> None:
     pattern = make_pattern(3, 4, 6)
-    values, x = drawn(6), drawn(4, 2, seed=1)
-
-    def second(product: Tensor) -> tuple[Tensor, ...]:
-        (first,) = torch.autograd.grad(product.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), (values, x))
-
-    try:
-        got = second(spmm(pattern, values, x))
-    except RuntimeError as refusal:
-        assert "spmm" in str(refusal)  # noqa: PT017 - either a refusal or the right numbers
-    else:
-        torch.testing.assert_close(got, second(dense_of(pattern, values) @ x))
+    values, x, a = drawn(6), drawn(4, 2, seed=1), drawn(3, 2, seed=2)
+    with pytest.raises(RuntimeError, match=r"spmm \(got create_graph=True\), expected first gradients only"):
+        torch.autograd.grad(spmm(pattern, values, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"sddmm \(got create_graph=True\), expected first gradients only"):
+        torch.autograd.grad(sddmm(pattern, a, x).square().sum(), x, create_graph=True)
 
 
-def test_the_registered_ops_pass_opcheck(make_pattern: MakePattern) -> None:
+@pytest.mark.parametrize(("backend", "heads"), [("torch-csr", ()), ("compiled", (2,))])
+def test_the_registered_ops_pass_opcheck(backend: str, heads: tuple[int, ...], make_pattern: MakePattern) -> None:
+    if (why := BACKENDS[backend].missing()) is not None:
+        pytest.skip(why)
     pattern = make_pattern(5, 4, 7)
     turned, permutation = pattern.transposed, pattern.permutation
-    index = (pattern.crow, pattern.col, turned.crow, turned.col)
-    values = drawn(7)
-    spmm_inputs = (*index, values, values.detach()[permutation.long()], drawn(4, 3, seed=1))
-    sddmm_inputs = (*index, permutation, drawn(5, 3), drawn(4, 3, seed=1))
-    torch.library.opcheck(torch.ops.gebt.spmm.default, spmm_inputs)
-    torch.library.opcheck(torch.ops.gebt.sddmm.default, sddmm_inputs)
+    index = (pattern.crow, pattern.col, turned.crow, turned.col, permutation)
+    values, x, a = drawn(7, *heads), drawn(4, *heads, 3, seed=1), drawn(5, *heads, 3, seed=2)
+    tvalues, grad = values.detach()[permutation.long()], a.detach()
+    # The last two dimensions of this one are the other way round in memory.
+    turned_x = x.detach().transpose(0, -1).contiguous().transpose(0, -1)
+    torch.library.opcheck(torch.ops.gebt.spmm.default, (*index, values, tvalues, x, backend))
+    torch.library.opcheck(torch.ops.gebt.sddmm.default, (*index, a, x, backend))
+    torch.library.opcheck(torch.ops.gebt.spmm_gradients.default, (*index, tvalues, turned_x, grad, backend))
 
 
 def test_given_values_of_a_symmetric_matrix_change_nothing() -> None:
@@ -124,33 +123,60 @@ def test_any_memory_layout_of_x_gives_the_same_product(layout: str, make_pattern
     torch.testing.assert_close(sddmm(pattern, a, x), sddmm(pattern, a, x.detach().clone()))
 
 
-@pytest.mark.parametrize("wanted", [(True, True), (False, True), (True, False)])
-def test_flops_are_counted_as_two_an_entry_and_column(wanted: tuple[bool, bool], make_pattern: MakePattern) -> None:
+@pytest.mark.parametrize("heads", [(), (3,)], ids=["plain", "heads"])
+@pytest.mark.parametrize("wanted", WANTED)
+def test_flops_are_counted_as_two_an_entry_head_and_column(
+    wanted: tuple[bool, bool], heads: tuple[int, ...], make_pattern: MakePattern
+) -> None:
     pattern, width = make_pattern(9, 8, 30), 5
-    values, x = drawn(30, requires_grad=wanted[0]), drawn(8, width, seed=1, requires_grad=wanted[1])
+    values, x = drawn(30, *heads, requires_grad=wanted[0]), drawn(8, *heads, width, seed=1, requires_grad=wanted[1])
+    once = 2 * 30 * math.prod(heads) * width
     with FlopCounterMode(display=False) as forward:
         out = spmm(pattern, values, x)
-    assert forward.get_total_flops() == 2 * 30 * width
+    assert forward.get_total_flops() == once
     with FlopCounterMode(display=False) as backward:
         out.sum().backward()
-    assert backward.get_total_flops() == sum(wanted) * 2 * 30 * width
+    assert backward.get_total_flops() == sum(wanted) * once
+    a = drawn(9, *heads, width, requires_grad=wanted[0])
     with FlopCounterMode(display=False) as sampled:
-        sddmm(pattern, x.new_ones(9, width), x)
-    assert sampled.get_total_flops() == 2 * 30 * width
+        out = sddmm(pattern, a, x)
+    assert sampled.get_total_flops() == once
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == sum(wanted) * once
 
 
-def test_a_compiled_function_gives_equal_results(make_pattern: MakePattern) -> None:
+@pytest.mark.parametrize("name", ["torch-csr", "compiled", "auto"])
+def test_a_function_that_torch_compiles_gives_equal_results(name: str, make_pattern: MakePattern) -> None:
+    if name != "auto" and (why := BACKENDS[name].missing()) is not None:
+        pytest.skip(why)
     pattern = make_pattern(5, 4, 9)
-    pattern.transposed  # noqa: B018 - built once, outside of what is compiled
+    pattern.transposed, pattern.permutation  # noqa: B018 - built once, outside of what is compiled
     values, x = drawn(9), drawn(4, 3, seed=1)
 
     def loss(values: Tensor, x: Tensor) -> Tensor:
         return spmm(pattern, values, x).relu().square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    expected, got = loss(values, x), compiled(values, x)
+    torch.compiler.reset()
+    with using(name):
+        got = torch.compile(loss, fullgraph=True, backend="aot_eager")(values, x)
+    expected = loss(values, x)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got, (values, x)), torch.autograd.grad(expected, (values, x)))
+
+
+def test_an_exported_program_gives_equal_results(make_pattern: MakePattern) -> None:
+    pattern = make_pattern(5, 4, 9)
+    values = drawn(9, requires_grad=False)
+
+    class Product(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return spmm(pattern, values, x).relu()
+
+    x = drawn(4, 3, seed=1, requires_grad=False)
+    program = torch.export.export(Product(), (x,))
+    assert any(node.target == torch.ops.gebt.spmm.default for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), Product()(x))
 
 
 def test_repeated_runs_give_equal_bits(make_pattern: MakePattern) -> None:
@@ -165,14 +191,9 @@ def test_repeated_runs_give_equal_bits(make_pattern: MakePattern) -> None:
     assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(run(), first, strict=True))
 
 
-def largest_allocation(work: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    events = profiled.profiler.kineto_results.events()
-    return max(event.nbytes() for event in events if event.name() == "[memory]")
-
-
-def test_no_tensor_of_entries_times_columns_is_ever_made(make_pattern: MakePattern) -> None:
+def test_no_tensor_of_entries_times_columns_is_ever_made(
+    make_pattern: MakePattern, largest_allocation: Callable[[Callable[[], object]], int]
+) -> None:
     nodes, count, width = 100, 5000, 32
     pattern = make_pattern(nodes, nodes, count)
     values, x = drawn(count, dtype=torch.float32), drawn(nodes, width, seed=1, dtype=torch.float32)
@@ -200,11 +221,13 @@ def test_matmul_with_a_constant_matrix_has_a_gradient_to_x_alone(
     assert counted.get_total_flops() == 2 * (2 * size[2] * 3)
 
 
-def test_matmul_without_gradient_never_builds_the_transpose(make_pattern: MakePattern) -> None:
+def test_what_has_no_gradient_to_its_right_side_never_builds_the_transpose(make_pattern: MakePattern) -> None:
     matrix = SparseMatrix(make_pattern(5, 7, 12), drawn(12, requires_grad=False))
     with torch.no_grad():
         matmul(matrix, drawn(7, 2))
-    assert "_transposition" not in vars(matrix.pattern)
+        sddmm(matrix.pattern, drawn(5, 2), drawn(7, 2))
+    sddmm(matrix.pattern, drawn(5, 2), drawn(7, 2, requires_grad=False))
+    assert vars(matrix.pattern).keys() == {"crow", "col", "shape"}
 
 
 def test_inputs_that_do_not_fit_are_refused(make_pattern: MakePattern) -> None:
@@ -222,6 +245,12 @@ def test_inputs_that_do_not_fit_are_refused(make_pattern: MakePattern) -> None:
         sddmm(pattern, x, x)
     with pytest.raises(ValueError, match=r"b \(got torch.float64\), expected torch.float32"):
         sddmm(pattern, a, x.double())
+    with pytest.raises(ValueError, match=r"x \(got a tensor on meta\), expected cpu as the pattern"):
+        spmm(pattern, values, x.to("meta"))
+    with pytest.raises(ValueError, match=r"values \(got a tensor on meta\), expected cpu as the pattern"):
+        spmm(pattern, values.to("meta"), x)
+    with pytest.raises(ValueError, match=r"pattern \(got \(3, 4\)\), expected a square one"):
+        spmm(pattern, values, x, symmetric=True)
 
 
 @pytest.mark.parametrize("widths", [(2, 3), (0, 3)])
@@ -230,6 +259,11 @@ def test_sddmm_refuses_sides_of_different_width(widths: tuple[int, int], make_pa
         sddmm(make_pattern(3, 4, 5), torch.rand(3, widths[0]), torch.rand(4, widths[1]))
 
 
-def test_spmm_refuses_transposed_values_of_another_length(make_pattern: MakePattern) -> None:
-    with pytest.raises(ValueError, match="tvalues"):
-        spmm(make_pattern(3, 4, 5), torch.rand(5), torch.rand(4, 2).requires_grad_(), tvalues=torch.rand(3))
+def test_spmm_refuses_transposed_values_that_are_not_like_the_values(make_pattern: MakePattern) -> None:
+    pattern, values, x = make_pattern(3, 4, 5), torch.rand(5), torch.rand(4, 2).requires_grad_()
+    with pytest.raises(ValueError, match=r"tvalues \(got \(3,\) of torch.float32\), expected \(5,\) of torch.float32"):
+        spmm(pattern, values, x, tvalues=values[:3])
+    with pytest.raises(ValueError, match=r"tvalues \(got \(5,\) of torch.float64\), expected \(5,\) of torch.float32"):
+        spmm(pattern, values, x, tvalues=values.double())
+    with pytest.raises(ValueError, match=r"tvalues \(got a tensor on meta\), expected cpu"):
+        spmm(pattern, values, x, tvalues=values.to("meta"))

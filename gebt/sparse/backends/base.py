@@ -64,8 +64,4 @@ class Backend(ABC):
 def by_head(product: str, backend: Backend, a: Csr, first: Tensor, second: Tensor) -> Tensor:
     """A product with heads by a backend that has none: one call a head."""
     call = getattr(backend, product)
-    if product == "spmm":
-        heads = [call(a, first[:, h], second[:, h].contiguous()) for h in range(first.shape[1])]
-    else:
-        heads = [call(a, first[:, h].contiguous(), second[:, h].contiguous()) for h in range(first.shape[1])]
-    return torch.stack(heads, 1)
+    return torch.stack([call(a, first[:, h].contiguous(), second[:, h].contiguous()) for h in range(first.shape[1])], 1)

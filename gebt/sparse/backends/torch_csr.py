@@ -23,7 +23,7 @@ def csr_tensor(a: Csr, values: Tensor, columns: int) -> Tensor:
     """The CSR tensor of a pattern that is known to be sound."""
     _take_beta_warning()
     # Patterns are checked when they are built, so the invariants need not be checked at each product.
-    return torch.sparse_csr_tensor(a.crow, a.col, values, (a.rows, columns), check_invariants=False)
+    return torch.sparse_csr_tensor(a.crow, a.col, values.contiguous(), (a.rows, columns), check_invariants=False)
 
 
 class TorchCsr(Backend):
@@ -55,6 +55,9 @@ class TorchCsr(Backend):
             return by_head("sddmm", self, a, left, right)
         if a.col.numel() == 0 or left.shape[1] == 0:
             return left.new_zeros(a.col.numel())
+        if left.itemsize == 2:
+            # cuSPARSE multiplies matrices of 16-bit types, but torch samples products of 32 bits and more only.
+            return self.sddmm(a, left.float(), right.float()).to(left.dtype)
         zero = csr_tensor(a, left.new_zeros(a.col.numel()), right.shape[0])
         # A row-major left and a column-major right' are the layout the kernel reads without a copy of its own.
         return torch.sparse.sampled_addmm(zero, left.contiguous(), right.contiguous().t(), beta=0).values().clone()
