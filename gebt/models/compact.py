@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from gebt.cost import measure_seconds
 from gebt.graph.canonical import Graph
-from gebt.models.gnn import GCN, SparseProjection
+from gebt.models.gnn import GCN, SemiStructuredProjection, SparseProjection
 from gebt.prune.mask import Mask
+from gebt.prune.patterns import is_two_of_four
 from gebt.sparse.compaction import check_pruned_are_zero, live_units, sliced, spread
 from gebt.sparse.pattern import SparseMatrix
 
@@ -18,6 +20,8 @@ from gebt.sparse.pattern import SparseMatrix
 SPARSE_WEIGHT_DENSITY = 0.5
 # Above it, stored features are worth a try as a dense matrix.
 DENSE_FEATURE_DENSITY = 0.05
+
+log = logging.getLogger("gebt.compaction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +42,9 @@ class Compact:
         """Writes the weights of the small network into the full one it was made from."""
         state = dict(self.model.state_dict())
         for number, conv in enumerate(self.model.convs):
-            if isinstance(conv.lin, SparseProjection):
-                del state[f"convs.{number}.lin.values"]
-                state[f"convs.{number}.lin.weight"] = conv.lin.weight
+            # A projection that stores its weights otherwise has no such tensor in its state.
+            state.pop(f"convs.{number}.lin.values", None)
+            state[f"convs.{number}.lin.weight"] = conv.lin.weight
         model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
 
 
@@ -87,6 +91,8 @@ def _cheapest_products(
         ways = {name: (x, conv.lin) for name, x in stored.items()}
         if kept is not None and float(kept.float().mean()) <= SPARSE_WEIGHT_DENSITY and "dense" in stored:
             ways["sparse weights"] = (stored["dense"], SparseProjection(weight, kept))
+        if not training and kept is not None and weight.device.type == "cuda" and is_two_of_four(kept):
+            ways.update(_on_tensor_cores(stored, weight))
         found: dict[str, float | str] = {}
         if len(ways) > 1:
             back_to_x = number > 0
@@ -97,6 +103,17 @@ def _cheapest_products(
         conv.lin = ways[chosen][1]
         products.append({"layer": f"convs.{number}", "chosen": chosen, **found})
     return features, products
+
+
+def _on_tensor_cores(
+    stored: dict[str, Tensor | SparseMatrix], weight: Tensor
+) -> dict[str, tuple[Tensor | SparseMatrix, nn.Module]]:
+    try:
+        return {"2:4": (stored["dense"], SemiStructuredProjection(weight))} if "dense" in stored else {}
+    except (RuntimeError, NotImplementedError) as error:
+        # The kernel wants certain types and multiples of its tile; it says so itself.
+        log.info("2:4 product of %s: %s", tuple(weight.shape), error)
+        return {}
 
 
 def _ways_to_store(features: Tensor | SparseMatrix) -> dict[str, Tensor | SparseMatrix]:

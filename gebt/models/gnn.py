@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.sparse import to_sparse_semi_structured
 
 from gebt.graph.edges import Edges
 from gebt.models.dropout import dropout
@@ -49,6 +50,19 @@ class SparseProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns [N, out]."""
         return spmm(self.pattern, self.values, x.t().contiguous()).t()
+
+
+class SemiStructuredProjection(nn.Module):
+    """y = X W^T for inference with a W of the 2:4 pattern, on the sparse tensor cores of a CUDA device."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight.detach()
+        self._packed = to_sparse_semi_structured(self.weight.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, out]."""
+        return F.linear(x, self._packed)
 
 
 class GCNConv(nn.Module):

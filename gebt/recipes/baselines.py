@@ -9,6 +9,7 @@ from torch import nn
 
 from gebt.graph.canonical import Graph
 from gebt.prune.mask import Mask
+from gebt.prune.patterns import two_of_four
 from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
 from gebt.sparse.structure import WeightStructure, entry_mask, groups_of, select_units
@@ -44,6 +45,8 @@ def random_ticket(
     edge_mask = _random_edges(graph, edge_ratio, generator)
     if weight_structure == "entry":
         weight_mask = select(random(prunable_weights(model), generator), ratio=weight_ratio)
+    elif weight_structure == "2:4":
+        weight_mask = two_of_four(random(prunable_weights(model), generator))
     else:
         groups = groups_of(model, weight_structure)
         state = model.state_dict()

@@ -15,10 +15,19 @@ from gebt.graph.scores import EdgeScore, NeighbourhoodShare
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask
-from gebt.prune.scores import prunable_weights
+from gebt.prune.patterns import two_of_four
+from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import Scope, check_no_layer_empty
 from gebt.prune.ties import TieOrder
-from gebt.sparse.structure import UnitScore, WeightStructure, entry_mask, groups_of, select_units, unit_scores
+from gebt.sparse.structure import (
+    OF_ENTRIES,
+    UnitScore,
+    WeightStructure,
+    entry_mask,
+    groups_of,
+    select_units,
+    unit_scores,
+)
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 
@@ -163,7 +172,9 @@ class _Search:
         self.model, self.graph, self.settings, self.seed = model, graph, settings, seed
         edge_ratio, weight_ratio, feature_ratio = ratios
         self.ratios = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
-        self.structured = settings.weight_structure != "entry"
+        self.structured = settings.weight_structure not in OF_ENTRIES
+        if settings.weight_structure == "2:4" and weight_ratio != 0.5:
+            raise ValueError(f"weight ratio (got {weight_ratio}), expected 0.5 for weight_structure='2:4'")
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
             self.ratios["feature_ratio"] = weight_ratio if feature_ratio is None else feature_ratio
@@ -174,17 +185,19 @@ class _Search:
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
-        edge_order, weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
+        edge_order, self.weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
         share = settings.edge_score == "share"
         weight = NeighbourhoodShare(graph.pairs, graph.num_nodes, edge_order).weight if share else None
         self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, order=edge_order, weight=weight)
-        self.weight_drawing = Drawing(self.weights, ratio=weight_ratio, scope=settings.scope, order=weight_order)
+        self.weight_drawing = Drawing(self.weights, ratio=weight_ratio, scope=settings.scope, order=self.weight_order)
 
     def draw(self) -> tuple[Mask, Mask]:
         """The mask over weights (or over units) and the edge mask of the present weights and edge values."""
         edge_mask = self.edge_drawing.draw({EDGES: self.values})
         if self.structured:
             return self.draw_units(), edge_mask
+        if self.settings.weight_structure == "2:4":
+            return two_of_four(magnitude(self.weights), self.weight_order), edge_mask
         return self.weight_drawing.draw(self.weights), edge_mask
 
     def draw_units(self) -> Mask:

@@ -12,7 +12,9 @@ from gebt.prune.mask import Mask
 from gebt.prune.selection import select
 from gebt.sparse.compaction import Group
 
-WeightStructure = Literal["entry", "unit", "feature", "joint"]
+WeightStructure = Literal["entry", "unit", "feature", "joint", "2:4"]
+# Structures whose masks are over single weights.
+OF_ENTRIES: tuple[WeightStructure, ...] = ("entry", "2:4")
 UnitScore = Literal["magnitude", "norm", "gradient"]
 
 FEATURES = "features"
@@ -23,7 +25,7 @@ def groups_of(model: nn.Module, structure: WeightStructure) -> list[Group]:
 
     Raises `ValueError` for an unknown structure, or a model that does not list its groups or has none of the kind.
     """
-    if structure not in get_args(WeightStructure) or structure == "entry":
+    if structure not in get_args(WeightStructure) or structure in OF_ENTRIES:
         raise ValueError(f"weight structure (got {structure!r}), expected 'unit', 'feature' or 'joint'")
     if not hasattr(model, "groups"):
         raise ValueError(f"model {type(model).__name__} (got no groups()), expected one that lists its units")
