@@ -91,7 +91,7 @@ def by_sorting(score: torch.Tensor, order: TieOrder, prune: int) -> torch.Tensor
 
 
 def alone(arguments: Any) -> None:
-    """Draws on values that move like those of a search, beside the sort and torch's selection; checks that all agree."""
+    """Draws on values that move like those of a search, beside the sort and torch's selection; checks the mask."""
     generator = torch.Generator().manual_seed(0)
     values = 1 + 0.05 * torch.randn(arguments.entries, generator=generator)
     weight = 1 / torch.randint(1, 500, (arguments.entries,), generator=generator)

@@ -32,7 +32,7 @@ def two_of_four(scores: Mapping[str, Tensor], order: TieOrder | None = None) -> 
         groups = score.detach()[:, :full].reshape(-1, GROUP)
         # Ranked by tie order first, then stably by score: the last two of each group stay.
         by_order = order.of(entries[:, :full].reshape(-1, GROUP)).argsort(1)
-        by_score = groups.gather(1, by_order).argsort(1, stable=True)
+        by_score = groups.gather(1, by_order).argsort(dim=1, stable=True)
         kept = torch.zeros_like(groups, dtype=torch.bool)
         kept.scatter_(1, by_order.gather(1, by_score)[:, GROUP - KEPT :], True)
         rest = torch.ones_like(score[:, full:], dtype=torch.bool)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gebt.prune import select
-from gebt.prune.selection import pruned_count, tie_order
+from gebt.prune.selection import pruned_count
+from gebt.prune.ties import TieOrder
 
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.75, 0.999]
 
@@ -88,7 +89,7 @@ def test_scope_tensor_floors_in_each_tensor_and_scope_global_in_all(ratio: float
 )
 def test_the_kept_set_is_that_of_a_stable_sort(sizes: list[int], levels: int, ratio: float, seed: int) -> None:
     total = sum(sizes)
-    score, order = scores_with_ties(total, levels, seed), tie_order(total, seeded(seed + 1))
+    score, order = scores_with_ties(total, levels, seed), torch.randperm(total, generator=seeded(seed + 1))
     scores = {str(i): part for i, part in enumerate(score.split(sizes))}
     together = select(scores, ratio=ratio, order=order, allow_empty=True)
     assert together.flat().tolist() == kept_by_stable_sort(score, order, pruned_count(total, ratio))
@@ -105,7 +106,7 @@ def test_everything_pruned_lies_at_or_under_everything_kept() -> None:
 
 @given(levels=st.integers(1, 4), ratio=st.sampled_from(RATIOS), seed=st.integers(0, 50))
 def test_relabelling_the_entries_with_their_order_relabels_the_mask(levels: int, ratio: float, seed: int) -> None:
-    score, order = scores_with_ties(30, levels, seed), tie_order(30, seeded(seed))
+    score, order = scores_with_ties(30, levels, seed), torch.randperm(30, generator=seeded(seed))
     places = torch.randperm(30, generator=seeded(seed + 100))
     kept = select({"w": score}, ratio=ratio, order=order)["w"]
     moved = select({"w": score[places]}, ratio=ratio, order=order[places])["w"]
@@ -139,6 +140,13 @@ def test_ties_are_seeded_and_the_default_is_seed_zero() -> None:
 def test_a_tied_entry_of_larger_order_stays() -> None:
     kept = select({"w": torch.ones(4)}, ratio=0.5, order=torch.tensor([2, 0, 3, 1]))["w"]
     assert kept.tolist() == [True, False, True, False]
+
+
+def test_an_order_that_is_computed_settles_ties_as_its_ranks_do() -> None:
+    scores, order = {"a": torch.ones(20), "b": torch.ones(5, 4)}, TieOrder(4)
+    for scope in ("global", "tensor"):
+        computed = select(scores, ratio=0.5, scope=scope, order=order)  # type: ignore[arg-type]
+        assert computed == select(scores, ratio=0.5, scope=scope, order=order.of(torch.arange(40)))  # type: ignore[arg-type]
 
 
 def test_selection_leaves_the_global_random_state_alone() -> None:

@@ -24,11 +24,26 @@ WANTED = [(False, False), (True, False), (False, True), (True, True)]
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_choices", {})
-    before = current()
-    yield
-    use(before)
+    monkeypatch.setattr(room, "_current", room.DEFAULT)
+
+
+@pytest.fixture
+def import_of_torch_sparse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Makes these lines what the import of torch_sparse runs."""
+
+    def lines(text: str) -> None:
+        (tmp_path / "torch_sparse.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        # Set and deleted, so that what stands there after the import goes with the test.
+        monkeypatch.setitem(sys.modules, "torch_sparse", None)
+        monkeypatch.delitem(sys.modules, "torch_sparse")
+        monkeypatch.setattr(BACKENDS["torch-sparse"], "missing", lambda: None)
+        _load.cache_clear()
+
+    yield lines
+    _load.cache_clear()
 
 
 class Fake(Backend):
@@ -184,14 +199,10 @@ def test_a_type_that_the_engine_does_not_take_is_refused(make_pattern: MakePatte
 
 
 def test_torch_sparse_that_cannot_be_imported_says_what_to_do(
-    make_pattern: MakePattern, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_pattern: MakePattern, import_of_torch_sparse: Callable[[str], None]
 ) -> None:
     # An extension that was built for another torch: found, but its import ends with a missing symbol.
-    (tmp_path / "torch_sparse.py").write_text("raise OSError('undefined symbol: _ZN\\nin libtorch')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torch_sparse", raising=False)
-    monkeypatch.setattr(BACKENDS["torch-sparse"], "missing", lambda: None)
-    _load.cache_clear()
+    import_of_torch_sparse("raise OSError('undefined symbol: _ZN\\nin libtorch')")
     message = (
         r"backend 'torch-sparse' \(got undefined symbol: _ZN\), expected it built for torch .*; pip install --no-b"
     )
@@ -199,16 +210,10 @@ def test_torch_sparse_that_cannot_be_imported_says_what_to_do(
         multiply(make_pattern(5, 4, 9))
 
 
-def test_what_the_import_of_torch_sparse_deprecates_stays_inside(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "torch_sparse.py").write_text("import warnings\nwarnings.warn('old', DeprecationWarning)\nDONE = 1")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torch_sparse", raising=False)
-    _load.cache_clear()
+def test_what_the_import_of_torch_sparse_deprecates_stays_inside(import_of_torch_sparse: Callable[[str], None]) -> None:
+    import_of_torch_sparse("import warnings\nwarnings.warn('old', DeprecationWarning)\nDONE = 1")
     _load()  # warnings are errors here
     assert sys.modules["torch_sparse"].DONE
-    _load.cache_clear()
 
 
 def test_auto_takes_the_fastest_of_those_that_agree(

@@ -102,12 +102,13 @@ def use(name: str) -> None:
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """`use(name)` inside the block, what was used before after it."""
+    global _current
     before = _current
     use(name)
     try:
         yield
     finally:
-        use(before)
+        _current = before
 
 
 def current() -> str:
