@@ -66,7 +66,7 @@ def find_ticket(
 ) -> Ticket:
     """The ticket of one seed by the chosen algorithm; a graph-only search pretrains the network first."""
     common: dict[str, Any] = {"settings": options.search(), "seed": seed, "on_draw": on_draw, "on_epoch": on_epoch}
-    weights = {"weight_ratio": options.weight_ratio, "feature_ratio": options.feature_ratio}
+    weights: dict[str, Any] = {"weight_ratio": options.weight_ratio, "feature_ratio": options.feature_ratio}
     if options.algorithm == "joint":
         return search.joint(model, graph, edge_ratio=options.edge_ratio, **weights, **common)
     if options.algorithm == "weights":
@@ -191,7 +191,9 @@ class _Comparison:
         search_seconds = time.perf_counter() - start
         rows: dict[str, Any] = {"seed": self.seed, "fingerprint": self.graph.fingerprint}
         rows["dense"] = self._row(dense, None, 0.0, 0.0)
-        ratios = {name: self.ticket.provenance.get(name) for name in ("edge_ratio", "weight_ratio", "feature_ratio")}
+        ratios: dict[str, Any] = {
+            name: self.ticket.provenance.get(name) for name in ("edge_ratio", "weight_ratio", "feature_ratio")
+        }
         structure = self.ticket.provenance["settings"]["weight_structure"]
         arms = {
             "random": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,10 @@ class Compact:
     def restore(self, model: GCN) -> None:
         """Writes the weights of the small network into the full one it was made from."""
         state = dict(self.model.state_dict())
-        for number, conv in enumerate(self.model.convs):
+        for number, layer in enumerate(self.model.layers):
             # A projection that stores its weights otherwise has no such tensor in its state.
             state.pop(f"convs.{number}.lin.values", None)
-            state[f"convs.{number}.lin.weight"] = conv.lin.weight
+            state[f"convs.{number}.lin.weight"] = layer.lin.weight
         model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
 
 
@@ -81,14 +82,14 @@ def _cheapest_products(
 ) -> tuple[Tensor | SparseMatrix, list[dict[str, float | str]]]:
     """Settles in place how each layer of `model` multiplies; returns the features as they are best stored."""
     products = []
-    for number, conv in enumerate(model.convs):
-        weight, kept = conv.lin.weight, mask.get(f"convs.{number}.lin.weight")
+    for number, layer in enumerate(model.layers):
+        weight, kept = layer.lin.weight, mask.get(f"convs.{number}.lin.weight")
         stored: dict[str, Tensor | SparseMatrix] = {}
         if number == 0:
             stored = _ways_to_store(features)
         else:
             stored["dense"] = torch.ones(features.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
-        ways = {name: (x, conv.lin) for name, x in stored.items()}
+        ways: dict[str, tuple[Tensor | SparseMatrix, Any]] = {name: (x, layer.lin) for name, x in stored.items()}
         if kept is not None and float(kept.float().mean()) <= SPARSE_WEIGHT_DENSITY and "dense" in stored:
             ways["sparse weights"] = (stored["dense"], SparseProjection(weight, kept))
         if not training and kept is not None and weight.device.type == "cuda" and is_two_of_four(kept):
@@ -100,7 +101,7 @@ def _cheapest_products(
         chosen = min(found, key=lambda name: found[name]) if found else next(iter(ways))
         if number == 0:
             features = ways[chosen][0]
-        conv.lin = ways[chosen][1]
+        layer.lin = ways[chosen][1]
         products.append({"layer": f"convs.{number}", "chosen": chosen, **found})
     return features, products
 
@@ -131,7 +132,11 @@ def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x
             lin(x)
 
     def both() -> None:
-        source = x.detach().requires_grad_() if back_to_x and isinstance(x, Tensor) else x
-        torch.autograd.grad(lin(source).sum(), [*lin.parameters(), *([source] if source is not x else [])])
+        wanted: list[Tensor] = list(lin.parameters())
+        source = x
+        if back_to_x and isinstance(x, Tensor):
+            source = x.detach().requires_grad_()
+            wanted.append(source)
+        torch.autograd.grad(lin(source).sum(), wanted)
 
     return measure_seconds(both if training else forward, repeats=3, warmup=1).median

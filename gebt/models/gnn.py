@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class GCNConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.lin = Projection(in_channels, out_channels)
+        self.lin: Projection | SparseProjection | SemiStructuredProjection = Projection(in_channels, out_channels)
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def reset(self, generator: torch.Generator) -> None:
@@ -98,10 +98,10 @@ class GCNConv(nn.Module):
 
     def _narrow_first(self, x: Tensor, weights: Tensor) -> bool:
         out_channels, in_channels = self.lin.weight.shape
-        back = torch.is_grad_enabled()
+        to_x = torch.is_grad_enabled() and x.requires_grad
+        to_weights = torch.is_grad_enabled() and any(p.requires_grad for p in self.lin.parameters())
         # A X passes back through A only for x's sake, A (X W) for the weights' too.
-        first = in_channels * (1 + (back and x.requires_grad))
-        return first < out_channels * (1 + (back and self.lin.weight.requires_grad))
+        return in_channels * (1 + to_x) < out_channels * (1 + (to_x or to_weights))
 
 
 class BatchNorm(nn.Module):
@@ -113,7 +113,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [N, channels]."""
-        return self.module(x)  # type: ignore[no-any-return]
+        return self.module(x)
 
 
 class GCN(nn.Module):
@@ -161,16 +161,22 @@ class GCN(nn.Module):
         self.reset(seed)
 
     @property
+    def layers(self) -> list[GCNConv]:
+        """The convolutions, from input to output."""
+        return cast(list[GCNConv], list(self.convs))
+
+    @property
     def widths(self) -> list[int]:
         """Channels in, of each hidden layer, and out."""
-        return [self.convs[0].lin.weight.shape[1], *(conv.lin.weight.shape[0] for conv in self.convs)]  # type: ignore[union-attr]
+        shapes = [layer.lin.weight.shape for layer in self.layers]
+        return [shapes[0][1], *(shape[0] for shape in shapes)]
 
     def reset(self, seed: int) -> None:
         """Draws fresh weights from `seed`."""
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
-        for conv in self.convs:
-            conv.reset(generator)  # type: ignore[operator]
+        for layer in self.layers:
+            layer.reset(generator)
         for norm in self.norms or ():
             norm.module.reset_parameters()  # type: ignore[union-attr, operator]
 
@@ -193,7 +199,7 @@ class GCN(nn.Module):
         return GCN(
             in_channels, hidden, self.widths[-1], len(hidden) + 1, self.dropout,
             input_dropout=self.input_dropout, norm=norm, residual=self.residual,
-        ).to(self.convs[0].bias.device, self.convs[0].bias.dtype)  # fmt: skip
+        ).to(next(self.parameters()))  # fmt: skip
 
     def _sides(self, layer: int, readers: Sequence[int]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         made = [(f"convs.{layer}.lin.weight", 0), (f"convs.{layer}.bias", 0)]
@@ -216,14 +222,15 @@ class GCN(nn.Module):
         weights = edges.unit_weights if gates is None else edges.normalised(gates)
         known = aggregated is not None and gates is None and not (self.training and self.input_dropout)
         x = aggregated if known else self._dropped(features)
-        for number, conv in enumerate(self.convs[:-1]):
-            y = conv(x, edges, weights, known and number == 0)
+        *hidden, last = self.layers
+        for number, layer in enumerate(hidden):
+            y = layer(x, edges, weights, known and number == 0)
             y = y if self.norms is None else self.norms[number](y)
             if self.residual and number:
-                x = dropout(torch.relu(y) + x, self.dropout, self.training)
+                x = dropout(torch.relu(y) + x, self.dropout, self.training)  # type: ignore[operator]
             else:
                 x = dropout(y, self.dropout, self.training, relu=True)
-        return self.convs[-1](x, edges, weights, known and len(self.convs) == 1)
+        return last(x, edges, weights, known and not hidden)
 
     def _dropped(self, features: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
         rate = self.input_dropout

@@ -88,14 +88,17 @@ def drop_one(x, y, place, seed, entry, threshold, scale, positive):
 def drop(x, y, seeds, rows, width, threshold, scale, positive):
     """Dropout of x [rows, streams, width], each stream with its own seed."""
     part, parts, streams = thread(), threads(), seeds.size
-    if streams == 1:
+    if streams == 1 or rows == 1:
+        # Each stream lies in one piece.
         block, entries = 4 * WORDS, rows * width
         blocks = entries // block
-        for number in range(blocks * part // parts, blocks * (part + 1) // parts):
-            drop_block(x, y, number * block, seeds[0], number * WORDS, threshold, scale, positive)
-        if part + 1 == parts:
-            for entry in range(blocks * block, entries):
-                drop_one(x, y, entry, seeds[0], entry, threshold, scale, positive)
+        for stream in range(streams):
+            start, seed = stream * entries, seeds[stream]
+            for number in range(blocks * part // parts, blocks * (part + 1) // parts):
+                drop_block(x, y, start + number * block, seed, number * WORDS, threshold, scale, positive)
+            if part + 1 == parts:
+                for entry in range(blocks * block, entries):
+                    drop_one(x, y, start + entry, seed, entry, threshold, scale, positive)
         return
     for row in range(rows * part // parts, rows * (part + 1) // parts):
         if width == 1:

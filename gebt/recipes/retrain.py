@@ -72,10 +72,11 @@ def run(
     ticket.start(model, settings.start, seed + REINIT_SEED)
     pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
     edges = Edges.from_pairs(pairs, graph.num_nodes)
-    small = compact(model, ticket.weight_mask, graph) if settings.compaction and isinstance(model, GCN) else None
-    if small is None:
+    small = None
+    if not (settings.compaction and isinstance(model, GCN)):
         history = _train(model, ticket.weight_mask, NodeTask(graph, edges), settings, seed, on_epoch)
     else:
+        small = compact(model, ticket.weight_mask, graph)
         history = _train(small.model, small.mask, NodeTask(small.graph, edges), settings, seed, on_epoch)
         small.restore(model)
     _check_held(model, ticket)

@@ -61,12 +61,11 @@ class SearchSettings:
             raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
         if self.edge_score not in get_args(EdgeScore):
             raise ValueError(f"edge score (got {self.edge_score!r}), expected one of {get_args(EdgeScore)}")
-        for what, got, known in (
-            ("weight structure", self.weight_structure, get_args(WeightStructure)),
-            ("unit score", self.unit_score, get_args(UnitScore)),
-        ):
-            if got not in known:
-                raise ValueError(f"{what} (got {got!r}), expected one of {known}")
+        if self.weight_structure not in get_args(WeightStructure):
+            expected = get_args(WeightStructure)
+            raise ValueError(f"weight structure (got {self.weight_structure!r}), expected one of {expected}")
+        if self.unit_score not in get_args(UnitScore):
+            raise ValueError(f"unit score (got {self.unit_score!r}), expected one of {get_args(UnitScore)}")
         self.training()
         self.detector()
 

@@ -27,10 +27,11 @@ def groups_of(model: nn.Module, structure: WeightStructure) -> list[Group]:
     """
     if structure not in get_args(WeightStructure) or structure in OF_ENTRIES:
         raise ValueError(f"weight structure (got {structure!r}), expected 'unit', 'feature' or 'joint'")
-    if not hasattr(model, "groups"):
+    listed = getattr(model, "groups", None)
+    if listed is None:
         raise ValueError(f"model {type(model).__name__} (got no groups()), expected one that lists its units")
     found = [
-        group for group in model.groups()
+        group for group in listed()
         if structure == "joint" or (group.name == FEATURES) == (structure == "feature")
     ]  # fmt: skip
     if not found:
@@ -61,7 +62,7 @@ def select_units(
 
     Ties are settled by a random order of `seed`, the same in every draw. Raises `ValueError` as `gebt.select`.
     """
-    kept = {}
+    kept: dict[str, Tensor] = {}
     for group in groups:
         share = feature_ratio if group.name == FEATURES else ratio
         ties = torch.Generator().manual_seed(seed)

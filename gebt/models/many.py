@@ -1,0 +1,136 @@
+"""Many GCNs as one network: a step of all of them costs little more than the products it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gebt.graph.edges import Edges
+from gebt.models.dropout import dropout
+from gebt.models.gnn import GCN, GCNConv
+from gebt.prune.mask import Mask
+from gebt.sparse.ops import matmul
+from gebt.sparse.pattern import Pattern, SparseMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks(SparseMatrix):
+    """The block-diagonal matrix of the features of many graphs; `entries`: how many each has."""
+
+    entries: list[int]
+
+    @staticmethod
+    def of(features: Sequence[SparseMatrix]) -> Blocks:
+        """The features [N, F_s] of S graphs as one matrix of S N rows."""
+        pattern = Pattern.diagonal([matrix.pattern for matrix in features])
+        values = torch.cat([matrix.values for matrix in features])
+        return Blocks(pattern, values, [matrix.values.numel() for matrix in features])
+
+
+class ManyConv(nn.Module):
+    """S graph convolutions of one width: Y_s = A_s X_s W_s^T + b_s.
+
+    `weight` [S, out, in]; of the first layer [F_0 + F_1 + ..., out], the transposed weights one below the other: that
+    is what sparse features are multiplied with, and the networks may read different numbers of them. `bias` [S, 1, out].
+    `rows`: how many rows of `weight` are each network's.
+    """
+
+    def __init__(self, convs: Sequence[GCNConv], *, first: bool) -> None:
+        super().__init__()
+        self.first, self.rows = first, [conv.lin.weight.shape[1] if first else 1 for conv in convs]
+        self.weight = nn.Parameter(self.stacked([conv.lin.weight.detach() for conv in convs]))
+        self.bias = nn.Parameter(torch.stack([conv.bias.detach() for conv in convs]).unsqueeze(1))
+        for conv, weight, bias in zip(convs, self.weight.data.split(self.rows), self.bias.data, strict=True):
+            conv.lin.weight.data, conv.bias.data = weight.t() if first else weight[0], bias[0]
+        self._convs = tuple(convs)  # not submodules: their parameters are these
+
+    def stacked(self, single: Sequence[Tensor]) -> Tensor:
+        """One tensor [out, in] a network, laid out as `weight`."""
+        return torch.cat([tensor.t() for tensor in single]) if self.first else torch.stack(list(single))
+
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor) -> Tensor:
+        """Returns [S, N, out]; x has S N rows: block-diagonal features in the first layer, a tensor in the others."""
+        if isinstance(x, Tensor) and self._convs[0]._narrow_first(x, weights):
+            y = self._multiplied(edges.propagate(weights, x))
+        else:
+            y = edges.propagate(weights, self._multiplied(x))
+        return y.view(len(self.rows), -1, y.shape[1]) + self.bias
+
+    def _multiplied(self, x: Tensor | SparseMatrix) -> Tensor:
+        if isinstance(x, SparseMatrix):
+            return matmul(x, self.weight)
+        y = torch.bmm(x.view(len(self.rows), -1, x.shape[1]), self.weight.transpose(1, 2))
+        return y.view(x.shape[0], -1)
+
+
+class ManyGCN(nn.Module):
+    """S GCNs of one kind as one network, on S graphs of N nodes that stand side by side as one of S N.
+
+    Node r of graph s is node s N + r, the features are a block-diagonal matrix, and no pair joins two graphs. So every
+    network sees its own edges and features alone and sums in the order in which it would by itself, each product is
+    one call for all, and `Edges`, `adam` and `hold` serve as they are. While they are together, the parameters
+    of `models` are views of those here; `release` gives a model parameters of its own.
+    Raises `ValueError` for networks of different kinds (the number of features may differ), or with a norm.
+    """
+
+    def __init__(self, models: Sequence[GCN]) -> None:
+        super().__init__()
+        kinds = {(*model.widths[1:], model.dropout, model.input_dropout, model.residual) for model in models}
+        if len(kinds) != 1:
+            raise ValueError(f"networks together (got {len(kinds)} kinds), expected one: equal widths and dropout")
+        if any(model.norms is not None for model in models):
+            raise ValueError("networks together (got norm='batch'), expected norm=None; train them one by one")
+        self.models = tuple(models)
+        self.dropout, self.input_dropout, self.residual = kinds.pop()[-3:]
+        layers = zip(*(model.convs for model in models), strict=True)
+        self.convs = nn.ModuleList(ManyConv(layer, first=number == 0) for number, layer in enumerate(layers))  # type: ignore[arg-type]
+
+    @property
+    def draws(self) -> int:
+        """How many dropouts a forward pass takes in training, one number of each network's generator a dropout."""
+        return (self.input_dropout > 0) + (self.dropout > 0) * (len(self.convs) - 1)
+
+    def release(self, number: int) -> None:
+        """Gives a model its own copy of its parameters as they are now."""
+        for parameter in self.models[number].parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+    def stacked(self, masks: Sequence[Mask | None]) -> Mask:
+        """The masks over the weights of each network as one over those here; what a mask lacks is kept."""
+        kept = {}
+        for number, conv in enumerate(self.convs):
+            name = f"convs.{number}.lin.weight"
+            own = [dict(model.named_parameters())[name] for model in self.models]
+            whole = [torch.ones_like(weight, dtype=torch.bool) for weight in own]
+            kept[f"convs.{number}.weight"] = conv.stacked(
+                [(mask or {}).get(name, ones) for mask, ones in zip(masks, whole, strict=True)]
+            )
+        return Mask(kept)
+
+    def forward(
+        self, features: Blocks, edges: Edges, gates: Tensor | None = None, seeds: Tensor | None = None
+    ) -> Tensor:
+        """Logits [S, N, C]. `gates` [S, P] as in `GCN`; `seeds` [draws, S] start the dropouts of a training pass."""
+        weights = edges.unit_weights if gates is None else edges.normalised(gates.flatten())
+        lots = iter(seeds if seeds is not None else ())
+        x: Tensor | SparseMatrix = self._dropped(features, lots)
+        for number, conv in enumerate(self.convs[:-1]):
+            y, relu = conv(x, edges, weights), True
+            if self.residual and number:
+                y, relu = torch.relu(y) + x.view(y.shape), False  # type: ignore[union-attr]
+            # One row of S streams: the numbers of a network lie in one piece.
+            row = y.view(1, len(self.models), -1)
+            x = dropout(row, self.dropout, self.training, relu=relu, seeds=next(lots, None)).view(-1, y.shape[2])
+        return self.convs[-1](x, edges, weights)
+
+    def _dropped(self, features: Blocks, lots: Iterator[Tensor]) -> SparseMatrix:
+        if not self.training or not self.input_dropout:
+            return features
+        seeds = next(lots, None)
+        starts = [None] * len(features.entries) if seeds is None else seeds.split(1)
+        parts = zip(features.values.split(features.entries), starts, strict=True)
+        dropped = [dropout(values, self.input_dropout, True, seeds=start) for values, start in parts]
+        return SparseMatrix(features.pattern, torch.cat(dropped))
