@@ -1,4 +1,4 @@
-"""The command `gebt`: run, search, retrain, inspect, data."""
+"""The command `gebt`: run, search, retrain, bench, inspect, data."""
 
 from __future__ import annotations
 
@@ -154,6 +154,49 @@ def retrain_command(
     folder.write({**opening(resolved, graph, complete=True), "retrained": result, "history": history})
     report.pictures(read_record(folder.path), folder.path)
     _show([result], as_json)
+
+
+@app.command(name="bench")
+def bench_command(
+    ticket: Path,
+    /,
+    options: Options | None = None,
+    *,
+    repeats: int = 3,
+    out: Out = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Measures a ticket, masked and compacted, beside the dense network and PyG: work, seconds, memory, bytes, joules.
+
+    Parameters
+    ----------
+    ticket
+        A ticket.safetensors. Data set, network and settings must be those of its search.
+    repeats
+        Rounds of whole runs.
+    out
+        Folder of the result; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    """
+    from gebt.bench import bench  # PyG, which it measures too, takes seconds to load
+
+    Ticket.load(ticket)  # a ticket that cannot be read is said before a folder is made
+    resolved, folder = _prepare(options, out, force, "-bench")
+    found, graph = bench(resolved, ticket, repeats, lambda what: _say(f"bench {resolved.dataset}: {what}"))
+    folder.write_config(resolved.to_json())
+    record = {**opening(resolved, graph, complete=True), "ticket": str(ticket), "bench": found}
+    folder.write(record)
+    drawn = report.bench_picture(record, folder.path)
+    tell = _say if as_json else _print
+    tell(report.bench_table(record))
+    tell(f"\nrecord    {folder.path / RECORD}")
+    tell(f"picture   {drawn}")
+    if as_json:
+        _print(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **found}))
 
 
 @app.command

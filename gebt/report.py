@@ -1,4 +1,4 @@
-"""Tables and pictures of a run, made from its record alone."""
+"""Tables and pictures of a run or a benchmark, made from its record alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from gebt.record import PICTURES
 ARM_NAMES = {"dense": "dense", "random": "random", "random_edges": "random edges", "ticket": "ticket"}
 DRAWN_FROM = dict(zip(PICTURES, ("pairwise", "pairwise", "summary", "history"), strict=True))
 COLOURS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges": "#e0a030", "ticket": "#1b7837"}
+BENCH_PICTURE = "bench.png"
+BENCH_NAMES = {"dense": "dense", "masked": "ticket, masked", "compacted": "ticket, compacted", "pyg": "PyG"}
+BENCH_COLOURS = {"masked": "#a6dba0", "compacted": "#1b7837", "pyg": "#d6604d"}
+BENCH_PARTS = {"inference": "inference", "epoch": "training step", "run": "whole run"}
+BENCH_MEASURES = {
+    "macs_paper": "macs_paper",
+    "flops_executed": "flops_executed",
+    "seconds": "seconds",
+    "peak_bytes": "peak memory",
+    "own_bytes": "of it, beside libraries",
+    "joules": "joules",
+}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -46,6 +58,73 @@ def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
         figure.savefig(folder / name, dpi=130, bbox_inches="tight")
         paths.append(folder / name)
     return paths
+
+
+def bench_table(record: dict[str, Any]) -> str:
+    """The table of `gebt bench` as aligned text: one column an arm, ratios against dense; seconds: median, range."""
+    arms, notes = record["bench"]["arms"], record["bench"]["notes"]
+    rows = [["", *(BENCH_NAMES[arm] for arm in arms)]]
+    for part, part_name in BENCH_PARTS.items():
+        for measure, name in BENCH_MEASURES.items():
+            rows.append([f"{part_name}, {name}", *_bench_cells([arms[arm][part][measure] for arm in arms], measure)])
+    rows.append(["bytes on disk", *_bench_cells([arms[arm]["file_bytes"] for arm in arms], "file_bytes")])
+    accuracies = [arms[arm]["accuracy"] for arm in arms]
+    rows.append(["test accuracy, %", *(a if isinstance(a, str) else f"{100 * a:.2f}" for a in accuracies)])
+    equal = [f"{names} {share:.1e} of the largest" for names, share in record["bench"]["equal"].items()]
+    told = {"logits": "; ".join(equal), **notes}
+    return "\n".join([_aligned(rows), "", *(f"{what}: {text}" for what, text in told.items())])
+
+
+def bench_picture(record: dict[str, Any], folder: Path) -> Path:
+    """Draws what every arm of `gebt bench` takes, in % of dense, into `folder`/bench.png; returns the path."""
+    arms = record["bench"]["arms"]
+    figure = Figure(figsize=(12, 4.5))
+    panels = figure.subplots(1, len(BENCH_PARTS), sharex=True, sharey=True)
+    measures = list(BENCH_MEASURES)
+    height = 0.8 / len(BENCH_COLOURS)
+    for axes, (part, part_name) in zip(panels, BENCH_PARTS.items(), strict=True):
+        for number, (arm, colour) in enumerate(BENCH_COLOURS.items()):
+            for place, measure in enumerate(measures):
+                share = _share(arms[arm][part][measure], arms["dense"][part][measure])
+                at = place + (number - 1) * height
+                label = BENCH_NAMES[arm] if place == 0 else None
+                axes.barh(at, 100 * (share or 0), height, color=colour, label=label)
+                text = "not measured" if share is None else f"{100 * share:{',.0f' if share >= 1 else '.3g'}}"
+                axes.text(100 * (share or 1), at, f" {text}", va="center", size=7)
+        axes.axvline(100, color=COLOURS["dense"], ls="--", lw=1)
+        axes.set(xscale="log", title=part_name, xlabel="% of dense")
+        axes.margins(x=0.25)
+    panels[0].set_yticks(range(len(measures)), BENCH_MEASURES.values())
+    panels[0].invert_yaxis()
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{record['dataset']}: what a ticket takes, beside the dense network")
+    figure.tight_layout()
+    figure.savefig(folder / BENCH_PICTURE, dpi=130, bbox_inches="tight")
+    return folder / BENCH_PICTURE
+
+
+def _number(cell: Any) -> float | None:
+    """The number of a cell, of seconds the median; None where nothing was measured."""
+    value = cell["median"] if isinstance(cell, dict) else cell
+    return None if isinstance(value, str) else float(value)
+
+
+def _share(cell: Any, dense: Any) -> float | None:
+    value, base = _number(cell), _number(dense)
+    return value / base if value is not None and base else None
+
+
+def _bench_cells(cells: list[Any], measure: str) -> list[str]:
+    """The cells of a row, dense first: the number as shown, and the ratio against dense."""
+    shown = _bytes if measure.endswith("bytes") else {"seconds": _seconds, "joules": _joules}.get(measure, _count)
+    texts = []
+    for place, cell in enumerate(cells):
+        value, share = _number(cell), _share(cell, cells[0])
+        text = str(cell) if value is None else shown(value)
+        if measure == "seconds" and value is not None:
+            text += f" [{_seconds(cell['lowest'])}, {_seconds(cell['highest'])}]"
+        texts.append(text + (f" ({share:.2f}x)" if place and share is not None else ""))
+    return texts
 
 
 def _trajectory(record: dict[str, Any]) -> Figure:
@@ -178,6 +257,14 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / size:.4g} {unit}"
     return f"{value:.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f} s" if value >= 0.1 else f"{1e3 * value:.3f} ms"
+
+
+def _joules(value: float) -> str:
+    return f"{value:.3g} J"
 
 
 def _bytes(value: float) -> str:

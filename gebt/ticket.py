@@ -21,6 +21,7 @@ from gebt.files import write_atomically
 from gebt.graph.canonical import Graph
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
 from gebt.prune.scores import prunable_weights
+from gebt.sparse.memory import check_room
 
 FORMAT = 2
 EDGES = "edges"
@@ -196,6 +197,9 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     for name, shape in {**shapes, EDGES: (pairs,)}.items():
         if min(shape, default=0) < 0 or math.prod(shape) > MAX_ENTRIES:
             raise ValueError(f"tensor {name!r} (got shape {shape}), expected at most {MAX_ENTRIES} entries")
+    # A short stream of zeros may stand for a huge mask: bits being unpacked, then one number an entry in either state.
+    entries = pairs + sum(map(math.prod, shapes.values()))
+    check_room(f"ticket of {entries} entries", 8 * entries, torch.device("cpu"))
     weight_mask = Mask({name: _inflated(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
     edge_mask = Mask({EDGES: _inflated(tensors[f"mask.{EDGES}"], (pairs,))})
     seeded = header["initial"]
@@ -205,7 +209,7 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
         for group in groups
     ]
     if seeded:
-        states.append(Seeded(int(seeded["seed"]), str(seeded["digest"])))
+        states.append(_read_seed(seeded["seed"], seeded["digest"]))
     expected = {f"mask.{name}" for name in (EDGES, *weight_mask)}
     expected |= {f"{group}.{name}" for group in groups for name in shapes}
     if extra := sorted(tensors.keys() - expected):
@@ -226,7 +230,16 @@ def _inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
     found = inflating.decompress(stored.numpy().tobytes(), length + 1)
     if len(found) != length or not inflating.eof:
         raise ValueError(f"mask (got {len(found)} bytes or more), expected {length} for shape {shape}")
+    if inflating.unused_data:
+        raise ValueError(f"mask (got {len(inflating.unused_data)} bytes after its end), expected none")
     return unpack_bits(torch.frombuffer(bytearray(found), dtype=torch.uint8), shape)
+
+
+def _read_seed(seed: object, digest: object) -> Seeded:
+    # What torch takes as a seed; another number would only be refused when a rewind asks for it.
+    if type(seed) is not int or not -(2**63) <= seed < 2**64 or not isinstance(digest, str):
+        raise ValueError(f"start weights (got seed {seed!r}, digest {digest!r}), expected an int64 or uint64, and text")
+    return Seeded(seed, digest)
 
 
 def _check_provenance(provenance: Mapping[str, Any]) -> None:
@@ -278,7 +291,7 @@ def _masked(state: Mapping[str, Tensor], weight_mask: Mask) -> dict[str, Tensor]
 def _seeded(model: nn.Module, initial: Mapping[str, Tensor]) -> Seeded | None:
     """The seed from which the model draws `initial` again, bit for bit; None when it does not."""
     seed = getattr(model, "seed", None)
-    if not isinstance(seed, int):
+    if not isinstance(seed, int) or not callable(getattr(model, "reset", None)):
         return None
     twin = copy.deepcopy(model)
     twin.reset(seed)  # type: ignore[operator]

@@ -33,6 +33,25 @@ def test_given_options_win():
     assert (options.hidden, options.epochs, options.threshold, options.warmup) == (8, 3, 0.5, 2)
 
 
+def test_the_structure_of_the_weights_and_the_compaction_reach_search_and_retraining():
+    plain = RunOptions(dataset="cora").resolved()
+    assert (plain.search().weight_structure, plain.search().unit_score) == ("entry", "magnitude")
+    assert plain.retraining().compaction
+    structured = {"weight_structure": "joint", "unit_score": "gradient", "feature_ratio": 0.8}
+    options = RunOptions(dataset="cora", compaction=False, **structured).resolved()
+    assert (options.search().weight_structure, options.search().unit_score) == ("joint", "gradient")
+    assert not options.retraining().compaction
+    again = RunOptions(**json.loads(options.to_json()))
+    assert again.resolved() == options
+    assert (again.feature_ratio, again.compaction) == (0.8, False)
+
+
+@pytest.mark.parametrize("structure", ["feature", "joint"])
+@pytest.mark.parametrize("ratio", [None, 0.0, 0.99])
+def test_a_feature_ratio_is_taken_where_features_are_pruned(structure, ratio):
+    assert RunOptions(weight_structure=structure, feature_ratio=ratio).resolved().feature_ratio == ratio
+
+
 def test_resolving_twice_changes_nothing():
     once = RunOptions(dataset="citeseer", edge_ratio=0.4, weight_ratio=0.9, seeds=3).resolved()
     assert once.resolved() == once
@@ -57,6 +76,13 @@ def test_the_written_configuration_gives_the_same_options():
         ({"edge_learning_rate": -1.0}, r"edge learning rate"),
         ({"normalisation": "share"}, r"normalisation \(got 'share'\), expected one of"),
         ({"criterion": "mean"}, r"criterion \(got 'mean'\), expected one of"),
+        ({"weight_structure": "block"}, r"weight structure \(got 'block'\), expected one of \('entry', 'unit', "),
+        ({"unit_score": "taylor"}, r"unit score \(got 'taylor'\), expected one of \('magnitude', 'norm', 'gradient'\)"),
+        ({"feature_ratio": 0.5}, r"--feature-ratio \(got 0.5\), expected --weight-structure feature or joint"),
+        ({"feature_ratio": 0.0, "weight_structure": "unit"}, r"--feature-ratio \(got 0.0\), expected --weight-struct"),
+        ({"feature_ratio": 1.0, "weight_structure": "joint"}, r"--feature-ratio: prune ratio \(got 1.0\), expected 0 <"),
+        ({"feature_ratio": float("nan"), "weight_structure": "joint"}, r"--feature-ratio: prune ratio \(got nan\)"),
+        ({"backend": "cuda"}, r"backend \(got 'cuda'\), expected one of auto, "),
         ({"preset": "best"}, r"preset \(got 'best'\), expected one of \['default', 'paper'\]"),
         ({"dataset": "coar"}, r"data set \(got 'coar'\).*did you mean cora"),
     ],

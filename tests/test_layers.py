@@ -15,11 +15,12 @@ ROOT = Path(gebt.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli", "report"),
+    ("bench",),
     ("experiment",),
     ("config", "record"),
     ("recipes",),
     ("train", "models", "data"),
-    ("ticket", "cost", "graph"),
+    ("ticket", "cost", "energy", "graph"),
     ("sparse",),
     ("prune",),
     ("files", "compiled"),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 from gebt.graph import Edges, Graph
 from gebt.models import GCN
 from gebt.prune import Mask, magnitude, prunable_weights, select
-from gebt.ticket import EDGES, Ticket, TicketError, make_ticket
+from gebt.prune.mask import pack_bits
+from gebt.sparse import memory
+from gebt.ticket import EDGES, Seeded, Ticket, TicketError, make_ticket
 from gebt.train.loop import copy_state
 
 PROVENANCE = {
@@ -34,18 +38,26 @@ PROVENANCE = {
 State = dict[str, Tensor]
 
 
-def model_of(graph: Graph, seed: int = 0, hidden: int = 6) -> GCN:
-    return GCN(graph.num_features, hidden, graph.num_classes, seed=seed)
+def model_of(graph: Graph, seed: int = 0, hidden: int = 6, **options: Any) -> GCN:
+    return GCN(graph.num_features, hidden, graph.num_classes, seed=seed, **options)
 
 
-def drawn_ticket(graph: Graph) -> Ticket:
-    """As after a search: the weights have moved since the start, biases are no longer zero."""
-    model = model_of(graph)
-    initial = copy_state(model)
-    generator = torch.Generator().manual_seed(1)
+def moved(model: nn.Module, seed: int = 1) -> None:
+    """As after training: every parameter has moved, biases are no longer zero."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape, generator=generator)
+
+
+def drawn_ticket(graph: Graph, pretrained: bool = False) -> Ticket:
+    """As after a search: the weights have moved since the start. `pretrained`: they had moved before it as well."""
+    model = model_of(graph)
+    if pretrained:
+        moved(model, seed=2)
+    initial = copy_state(model)
+    generator = torch.Generator().manual_seed(1)
+    moved(model)
     edge_mask = select({EDGES: torch.rand(graph.num_pairs, generator=generator)}, ratio=0.4)
     weight_mask = select(magnitude(prunable_weights(model)), ratio=0.7)
     return make_ticket(model, graph, edge_mask, weight_mask, initial, PROVENANCE)
@@ -57,8 +69,24 @@ def ticket(toy: Graph) -> Ticket:
 
 
 @pytest.fixture(scope="module")
+def stored(toy: Graph) -> Ticket:
+    """A ticket whose initial weights no seed draws again."""
+    return drawn_ticket(toy, pretrained=True)
+
+
+@pytest.fixture(scope="module", params=["seeded", "stored"])
+def either(request: pytest.FixtureRequest, ticket: Ticket, stored: Ticket) -> Ticket:
+    return {"seeded": ticket, "stored": stored}[request.param]
+
+
+@pytest.fixture(scope="module")
 def content(ticket: Ticket, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return ticket.save(tmp_path_factory.mktemp("saved") / "ticket.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def stored_content(stored: Ticket, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return stored.save(tmp_path_factory.mktemp("saved") / "ticket.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -87,44 +115,68 @@ def rewritten(
     return path
 
 
-def test_a_loaded_ticket_is_the_saved_one_in_every_part(ticket: Ticket, tmp_path: Path) -> None:
-    again = Ticket.load(ticket.save(tmp_path / "t"))
+def test_a_loaded_ticket_is_the_saved_one_in_every_part(either: Ticket, tmp_path: Path) -> None:
+    ticket, again = either, Ticket.load(either.save(tmp_path / "t"))
     assert again.edge_mask == ticket.edge_mask
     assert again.weight_mask == ticket.weight_mask
     assert equal_states(again.drawn, ticket.drawn)
-    assert equal_states(again.initial, ticket.initial)
+    if isinstance(ticket.initial, Seeded):
+        assert again.initial == ticket.initial
+    else:
+        assert equal_states(again.initial, ticket.initial)
     assert again.provenance == ticket.provenance
     assert (again.epoch_drawn, again.fired) == (4, True)
     assert again.edge_sparsity == ticket.edge_sparsity == ticket.edge_mask.sparsity
     assert again.weight_sparsity == ticket.weight_sparsity == ticket.weight_mask.sparsity
 
 
-def test_equal_tickets_are_equal_bytes(toy: Graph, ticket: Ticket, content: bytes, tmp_path: Path) -> None:
-    assert drawn_ticket(toy).save(tmp_path / "again").read_bytes() == content
-    assert Ticket.load(ticket.save(tmp_path / "t")).save(tmp_path / "resaved").read_bytes() == content
+def test_equal_tickets_are_equal_bytes(toy: Graph, either: Ticket, tmp_path: Path) -> None:
+    content = either.save(tmp_path / "t").read_bytes()
+    made_again = drawn_ticket(toy, pretrained=not isinstance(either.initial, Seeded))
+    assert made_again.save(tmp_path / "again").read_bytes() == content
+    assert Ticket.load(tmp_path / "t").save(tmp_path / "resaved").read_bytes() == content
 
 
-def test_a_file_holds_the_kept_weights_only(ticket: Ticket, content: bytes, scratch: Path) -> None:
-    scratch.write_bytes(content)
-    with safe_open(scratch, framework="pt") as file:
-        for name, kept in ticket.weight_mask.items():
-            assert file.get_tensor(f"drawn.{name}").shape == (int(kept.sum()),)
-            assert file.get_tensor(f"mask.{name}").numel() == (kept.numel() + 7) // 8
+def test_a_file_holds_the_kept_weights_and_deflated_bits_only(either: Ticket, scratch: Path) -> None:
+    states = {"drawn": either.drawn} if isinstance(either.initial, Seeded) else vars(either)
+    with safe_open(either.save(scratch), framework="pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    masks = {f"mask.{name}": kept for name, kept in {**either.edge_mask, **either.weight_mask}.items()}
+    groups = [group for group in ("drawn", "initial") if group in states]
+    assert held.keys() == masks.keys() | {f"{group}.{name}" for group in groups for name in either.drawn}
+    for name, kept in masks.items():
+        assert zlib.decompress(held[name].numpy().tobytes()) == pack_bits(kept).numpy().tobytes()
+    for group in groups:
+        for name, tensor in states[group].items():
+            kept = either.weight_mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
+            assert torch.equal(held[f"{group}.{name}"].flatten(), tensor[kept].flatten())
+
+
+def test_a_mask_of_whole_rows_costs_next_to_nothing(toy: Graph, tmp_path: Path) -> None:
+    model = GCN(toy.num_features, 4000, toy.num_classes)
+    mask = Mask({name: torch.arange(len(w)).unsqueeze(1).expand_as(w) < 8 for name, w in prunable_weights(model).items()})
+    made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, copy_state(model), PROVENANCE)
+    with safe_open(made.save(tmp_path / "t"), framework="pt") as file:
+        assert file.get_tensor("mask.convs.0.lin.weight").numel() < 40
+        assert pack_bits(mask["convs.0.lin.weight"]).numel() == 2500
 
 
 def test_odd_shapes_and_buffers_round_trip(toy: Graph, tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5), nn.Linear(1, 1))
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5), nn.Linear(1, 1))
     mask = Mask({"0.weight": torch.arange(45).view(5, 3, 3) % 2 == 0, "2.weight": torch.zeros(1, 1, dtype=torch.bool)})
     edges = Mask.ones({EDGES: toy.pairs[0]})
     ticket = make_ticket(model, toy, edges, mask, copy_state(model), PROVENANCE)
     again = Ticket.load(ticket.save(tmp_path / "t"))
     assert again.weight_mask == mask
     assert equal_states(again.drawn, ticket.drawn)
+    assert equal_states(again.initial, ticket.initial)
     assert again.drawn["1.num_batches_tracked"].dtype == torch.int64
 
 
 def test_pruned_entries_are_zero_in_both_states_and_the_model_is_untouched(toy: Graph) -> None:
     model = model_of(toy)
+    moved(model)
     before = copy_state(model)
     mask = select(magnitude(prunable_weights(model)), ratio=0.5)
     made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, before, PROVENANCE)
@@ -167,6 +219,94 @@ def test_start_weights_are_those_asked_for_on_kept_entries_and_zero_elsewhere(
         kept = ticket.weight_mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
         assert torch.equal(tensor[kept], expected[name][kept])
         assert not tensor[~kept].any()
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_a_rewind_from_a_seed_is_the_initial_state_bit_for_bit_with_pruned_zero(
+    toy: Graph, tmp_path: Path, norm: Any
+) -> None:
+    model = model_of(toy, seed=11, norm=norm)
+    initial = copy_state(model)
+    moved(model)
+    mask = select(magnitude(prunable_weights(model)), ratio=0.6)
+    made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE)
+    assert isinstance(made.initial, Seeded)
+    assert made.initial.seed == 11
+    target = model_of(toy, seed=3, norm=norm)
+    moved(target)
+    if norm:
+        target.norms[0].module.running_mean.fill_(7.0)
+        target.norms[0].module.num_batches_tracked.fill_(7)
+    Ticket.load(made.save(tmp_path / "t")).start(target, "rewind")
+    for name, kept in mask.items():
+        initial[name][~kept] = 0
+    assert equal_states(copy_state(target), initial)
+
+
+def test_a_rewind_from_stored_weights_is_the_initial_state(toy: Graph, stored: Ticket, tmp_path: Path) -> None:
+    model, target = model_of(toy), model_of(toy, seed=9)
+    moved(model, seed=2)
+    Ticket.load(stored.save(tmp_path / "t")).start(target, "rewind")
+    stored.weight_mask.apply_(dict(model.named_parameters()))
+    assert equal_states(copy_state(target), copy_state(model))
+
+
+class Noisy(GCN):
+    """A network that draws other weights than `GCN` does from the same seed."""
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        with torch.no_grad():
+            self.convs[0].lin.weight[0, 0].mul_(1 + 1e-6)
+
+
+def test_a_rewind_from_a_seed_that_draws_other_numbers_is_refused(toy: Graph, ticket: Ticket) -> None:
+    model = Noisy(toy.num_features, 6, toy.num_classes)
+    ticket.check(model, toy)
+    message = (
+        r"start weights of seed 0 \(got other numbers than the search began with\), expected the same: this version of "
+        r"torch, or this model, draws them differently; start from 'inherit'"
+    )
+    with pytest.raises(TicketError, match=message):
+        ticket.start(model, "rewind")
+    ticket.start(model, "inherit")
+    assert equal_states(copy_state(model), ticket.drawn)
+
+
+class Unseeded(nn.Module):
+    """A network that lists no way to draw its weights again."""
+
+    def __init__(self, **attributes: object) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).view(2, 3))
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"seed": None}, {"seed": 3}, {"seed": 3, "reset": None}], ids=str)
+def test_initial_weights_that_no_seed_draws_again_are_stored(toy: Graph, attributes: dict[str, object]) -> None:
+    model, mask = Unseeded(**attributes), Mask({"weight": torch.tensor([[True, False, True], [False, True, True]])})
+    initial = {"weight": torch.full((2, 3), 4.0)}
+    made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE)
+    assert equal_states(made.initial, {"weight": 4.0 * mask["weight"]})
+
+
+def test_initial_weights_that_are_not_those_of_the_seed_are_stored(stored: Ticket) -> None:
+    assert isinstance(stored.initial, dict)
+    assert stored.initial.keys() == stored.drawn.keys()
+
+
+def test_making_a_ticket_draws_nothing_and_leaves_the_model_alone(toy: Graph) -> None:
+    model = model_of(toy)
+    initial = copy_state(model)
+    moved(model)
+    before, numbers = copy_state(model), torch.random.get_rng_state()
+    mask = Mask.ones(prunable_weights(model))
+    assert isinstance(
+        make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE).initial, Seeded
+    )
+    assert equal_states(copy_state(model), before)
+    assert torch.equal(torch.random.get_rng_state(), numbers)
 
 
 def test_training_from_a_ticket_does_not_write_into_it(toy: Graph, ticket: Ticket) -> None:
@@ -240,10 +380,28 @@ def test_a_ticket_cut_anywhere_is_refused(content: bytes, scratch: Path) -> None
             Ticket.load(scratch)
 
 
-@pytest.mark.parametrize("number", [0, 2, None, "1", [1]])
+@pytest.mark.parametrize("number", [0, 1, 3, None, "2", [2]])
 def test_another_format_is_refused(content: bytes, scratch: Path, number: object) -> None:
-    with pytest.raises(TicketError, match=r"\(got format .*\), expected format 1; update gebt or search again"):
+    with pytest.raises(TicketError, match=r"\(got format .*\), expected format 2; update gebt or search again"):
         Ticket.load(rewritten(content, scratch, lambda head: head | {"format": number}))
+
+
+def test_a_file_of_format_1_is_refused(ticket: Ticket, scratch: Path) -> None:
+    """As gebt 0.1.0 wrote it: bits that are not deflated, both states in full, no "initial" in the header."""
+    tensors = {f"mask.{name}": pack_bits(kept) for name, kept in {**ticket.edge_mask, **ticket.weight_mask}.items()}
+    for name, tensor in ticket.drawn.items():
+        kept = ticket.weight_mask.get(name)
+        tensors |= {f"{group}.{name}": tensor if kept is None else tensor[kept] for group in ("drawn", "initial")}
+    header = {
+        "format": 1,
+        "pairs": ticket.edge_mask[EDGES].numel(),
+        "shapes": {name: list(tensor.shape) for name, tensor in ticket.drawn.items()},
+        "masked": sorted(ticket.weight_mask),
+        "provenance": ticket.provenance,
+    }
+    scratch.write_bytes(to_safetensors({k: v.clone() for k, v in tensors.items()}, {"gebt": json.dumps(header)}))
+    with pytest.raises(TicketError, match=r"\(got format 1\), expected format 2; update gebt or search again"):
+        Ticket.load(scratch)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +422,20 @@ def test_another_format_is_refused(content: bytes, scratch: Path, number: object
         {"pairs": float("inf")},
         {"shapes": []},
         {"shapes": None},
+        {"initial": None},
+        {"initial": {}},
+        {"initial": 3},
+        {"initial": {"seed": 0}},
+        {"initial": {"digest": ""}},
+        {"initial": {"seed": "zero", "digest": ""}},
+        {"initial": {"seed": 0.5, "digest": ""}},
+        {"initial": {"seed": 2**64, "digest": ""}},
+        {"initial": {"seed": 0, "digest": 5}},
     ],
     ids=str,
 )
 def test_a_header_that_fits_not_the_tensors_is_refused(content: bytes, scratch: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(TicketError, match=r"got broken content: .*expected format 1"):
+    with pytest.raises(TicketError, match=r"got broken content: .*expected format 2"):
         Ticket.load(rewritten(content, scratch, lambda head: head | change))
 
 
@@ -281,7 +448,8 @@ def test_a_header_that_fits_not_the_tensors_is_refused(content: bytes, scratch: 
         ("mask.convs.0.lin.weight", torch.zeros(4, dtype=torch.uint8)),
         ("drawn.convs.0.lin.weight", torch.zeros(3)),
         ("drawn.convs.0.bias", torch.full((6,), float("nan"))),
-        ("initial.convs.1.lin.weight", torch.full((6,), float("inf"))),
+        ("initial.convs.0.bias", None),
+        ("initial.convs.0.bias", torch.full((6,), float("inf"))),
         ("extra", torch.zeros(1)),
         ("drawn.convs.0.bias", torch.zeros(5)),
         ("drawn.convs.0.bias", torch.zeros(6, dtype=torch.float8_e4m3fn)),
@@ -289,10 +457,68 @@ def test_a_header_that_fits_not_the_tensors_is_refused(content: bytes, scratch: 
     ],
 )
 def test_tensors_that_fit_not_the_header_are_refused(
-    content: bytes, scratch: Path, name: str, tensor: Tensor | None
+    stored_content: bytes, scratch: Path, name: str, tensor: Tensor | None
 ) -> None:
-    with pytest.raises(TicketError, match=r"got broken content: .*expected format 1"):
-        Ticket.load(rewritten(content, scratch, tensors={name: tensor}))
+    with pytest.raises(TicketError, match=r"got broken content: .*expected format 2"):
+        Ticket.load(rewritten(stored_content, scratch, tensors={name: tensor}))
+
+
+def test_stored_initial_weights_beside_a_seed_are_refused(content: bytes, scratch: Path) -> None:
+    with pytest.raises(TicketError, match=r"tensors \(got \['initial.convs.0.bias'\] beyond the header's\)"):
+        Ticket.load(rewritten(content, scratch, tensors={"initial.convs.0.bias": torch.zeros(6)}))
+
+
+def as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("mask", ["edges", "convs.0.lin.weight"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda bits: zlib.compress(bits + b"\x00", 9),
+        lambda bits: zlib.compress(bits[:-1], 9),
+        lambda bits: zlib.compress(bits, 9)[:-1],
+        lambda bits: zlib.compress(bits, 9)[:-4],
+        lambda bits: zlib.compress(bits, 9)[:3],
+        lambda bits: zlib.compress(bits, 9)[:-1] + b"\x00",
+        lambda bits: zlib.compress(bits, 9) + b"\x00",
+        lambda bits: zlib.compress(bits, 9) * 2,
+        lambda bits: bits,
+    ],
+    ids=["longer", "shorter", "cut", "no checksum", "no data", "wrong checksum", "trailing", "twice", "not deflated"],
+)
+def test_a_mask_that_does_not_inflate_to_its_shape_is_refused(
+    ticket: Ticket, content: bytes, scratch: Path, mask: str, broken: Callable[[bytes], bytes]
+) -> None:
+    bits = pack_bits({**ticket.edge_mask, **ticket.weight_mask}[mask]).numpy().tobytes()
+    with pytest.raises(TicketError, match=r"got broken content: .*expected format 2"):
+        Ticket.load(rewritten(content, scratch, tensors={f"mask.{mask}": as_tensor(broken(bits))}))
+
+
+def test_a_stream_that_inflates_to_far_more_is_refused_without_unpacking_it(content: bytes, scratch: Path) -> None:
+    bomb = zlib.compress(bytes(1 << 25), 9)
+    assert len(bomb) < 1 << 16
+    path = rewritten(content, scratch, tensors={"mask.edges": as_tensor(bomb)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(TicketError, match=r"mask \(got 6 bytes or more\), expected 5 for shape \(3[3-9],\)"):
+            Ticket.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_claims_more_than_fits_into_memory_is_refused(
+    ticket: Ticket, content: bytes, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file may say that all of a huge tensor is pruned: what it would take is known before it is taken."""
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 64 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert Ticket.load(rewritten(content, scratch)).weight_mask == ticket.weight_mask
+    claims = {"mask.edges": as_tensor(zlib.compress(bytes(1 << 14), 9))}
+    with pytest.raises(TicketError, match=r"broken content: ticket of \d+ entries .*that are free"):
+        Ticket.load(rewritten(content, scratch, lambda head: head | {"pairs": 1 << 17}, claims))
 
 
 def test_a_header_nested_without_end_is_refused(content: bytes, scratch: Path) -> None:
@@ -305,11 +531,12 @@ def test_a_fingerprint_that_is_no_text_is_refused(content: bytes, scratch: Path)
         Ticket.load(rewritten(content, scratch, lambda h: h | {"provenance": h["provenance"] | {"fingerprint": 3}}))
 
 
+@pytest.mark.parametrize("kind", ["content", "stored_content"])
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes_give_a_sound_ticket_or_a_ticket_error(
-    content: bytes, scratch: Path, changes: list[tuple[float, int]]
+    kind: str, content: bytes, stored_content: bytes, scratch: Path, changes: list[tuple[float, int]]
 ) -> None:
-    changed = bytearray(content)
+    changed = bytearray(content if kind == "content" else stored_content)
     for share, value in changes:
         changed[int(share * len(changed))] = value
     scratch.write_bytes(changed)
@@ -317,7 +544,8 @@ def test_changed_bytes_give_a_sound_ticket_or_a_ticket_error(
         loaded = Ticket.load(scratch)
     except TicketError:
         return
-    for state in (loaded.drawn, loaded.initial):
+    states = [loaded.drawn] if isinstance(loaded.initial, Seeded) else [loaded.drawn, loaded.initial]
+    for state in states:
         for name, kept in loaded.weight_mask.items():
             assert not state[name][~kept].any()
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())

@@ -24,7 +24,7 @@ from gebt.graph.canonical import Graph, GraphError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Draws, and feature values, held at once. Neither size changes what comes out.
+# Held at once; neither size changes what comes out.
 DRAWS_A_BLOCK = 1 << 20
 VALUES_A_BLOCK = 1 << 20
 # Nodes of nearly the same weight are counted together where the number of different pairs is foretold.
@@ -47,17 +47,19 @@ class _Stream(IntEnum):
     SURPLUS = 7
     MEANS = 8
     NOISE = 9
+    LABEL_NOISE = 10
 
 
 @dataclass(frozen=True)
 class SurrogateSpec:
     """What a generated graph has; raises `GraphError` for what no graph can have.
 
-    `pairs`: undirected edges, of which round(homophily * pairs) join two nodes of one class. A node's share of the
-    pairs follows its weight ((i + 1/2) / N)^-degree_skew, i a random rank: a power law with exponent 1 + 1/degree_skew;
-    0 gives all nodes the same. Class k has a share (k + 1)^-class_skew of the nodes, and at least one. Features are the
-    mean of the class plus `feature_noise` times as much noise, scaled to unit variance. `split_sizes`: nodes for
-    training, validation and test, all N together; without them 60, 20 and 20 %.
+    `pairs`: undirected edges, of which the share `homophily` joins two nodes of one class. A node's share of the pairs
+    follows its weight ((i + 1/2) / N)^-degree_skew, i a random rank: a power law with exponent 1 + 1/degree_skew; 0
+    gives all nodes the same. Class k has a share (k + 1)^-class_skew of the nodes, and at least one. Features are the
+    mean of the class plus `feature_noise` times as much noise, scaled to unit variance. The share `label_noise` of the
+    nodes, those of least weight, swap labels at random: neither their pairs nor their features tell the new ones.
+    `split_sizes`: nodes for training, validation and test, all N together; without them 60, 20 and 20 %.
     """
 
     nodes: int
@@ -68,6 +70,7 @@ class SurrogateSpec:
     degree_skew: float = 0.4
     class_skew: float = 0.8
     feature_noise: float = 8.0
+    label_noise: float = 0.0
     split_sizes: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class SurrogateSpec:
             ("degree_skew", 0 <= self.degree_skew < 1, "0 <= skew < 1: from 1 on a few nodes take all pairs"),
             ("class_skew", 0 <= self.class_skew < math.inf, "0 or more"),
             ("feature_noise", 0 <= self.feature_noise < math.inf, "0 or more"),
+            ("label_noise", 0 <= self.label_noise <= 1, "0 to 1"),
             ("split_sizes", _fits(self.sizes, self.nodes), f"three counts of at least 1, together {self.nodes}"),
         ):
             if not sound:
@@ -94,28 +98,27 @@ class SurrogateSpec:
         train, val = (max(1, int(share * self.nodes)) for share in DEFAULT_SPLIT)
         return train, val, self.nodes - train - val
 
-    @property
-    def same_pairs(self) -> int:
-        """Pairs inside a class; the others are between classes."""
-        return round(self.homophily * self.pairs)
-
 
 def generate(spec: SurrogateSpec, seed: int = 0, name: str = "surrogate", split_seed: int = 0) -> Graph:
     """The graph of `spec` that `seed` draws, its split drawn by `split_seed`; in canonical form as it is made.
 
     P(u, v is a pair) = 1 - exp(-t w_u w_v / W), W the weight of u's class for pairs inside one and of all nodes for
-    pairs between two; t is such that a few pairs too many come out, of which a random few are dropped. Counts, share
-    of pairs inside a class, class and split sizes are exact. Equal arguments give equal bits.
-    Raises `GraphError` for a graph so dense, or classes so small, that sampling would not end.
+    pairs between two; t is such that a few pairs too many come out, of which a random few are dropped. All counts are
+    exact, as is the share of pairs inside a class without `label_noise`. Equal arguments give equal bits.
+    Raises `GraphError` for a graph so dense, or classes so small, that sampling would not end, and for more label noise
+    than the homophily allows.
     """
     for what, value in (("seed", seed), ("split seed", split_seed)):
         if not 0 <= value < SEEDS:
             raise GraphError(f"{what} (got {value}), expected 0 to {SEEDS - 1}")
-    labels = _random(seed, _Stream.LABELS).permutation(np.repeat(np.arange(spec.classes), class_sizes(spec)))
+    homes = _random(seed, _Stream.LABELS).permutation(np.repeat(np.arange(spec.classes), class_sizes(spec)))
     ranks = _random(seed, _Stream.WEIGHTS).permutation(spec.nodes)
     weights = ((ranks + 0.5) / spec.nodes) ** -spec.degree_skew
-    pairs = _pairs(spec, _Nodes(labels, weights, spec.classes), seed, name)
-    features = _features(spec, labels, seed)
+    labels, light = homes.copy(), ranks >= spec.nodes - round(spec.label_noise * spec.nodes)
+    labels[light] = _random(seed, _Stream.LABEL_NOISE).permutation(homes[light])
+    same = round(_at_home(spec, homes, labels, weights, name) * spec.pairs)
+    pairs = _pairs(_Nodes(homes, weights, spec.classes), (same, spec.pairs - same), seed, name)
+    features = _features(spec, homes, seed)
     masks = _split(spec, split_seed)
     return Graph(name, pairs, features, torch.from_numpy(labels), *masks, num_classes=spec.classes)
 
@@ -178,8 +181,24 @@ class _Nodes:
         return np.bincount(self.labels, self.weights, minlength=self.classes).astype(np.float64)
 
 
-def _pairs(spec: SurrogateSpec, nodes: _Nodes, seed: int, name: str) -> Tensor:
-    wanted = spec.same_pairs, spec.pairs - spec.same_pairs
+def _at_home(spec: SurrogateSpec, homes: Ints, labels: Ints, weights: Floats, name: str) -> float:
+    """The share of pairs inside classes at which the share `spec.homophily` joins equal `labels`."""
+    size = spec.classes
+    if not spec.label_noise or size == 1:
+        return spec.homophily
+    shown = np.bincount(homes * size + labels, weights, minlength=size * size).reshape(size, size)
+    of_home, squares = shown.sum(1), shown**2
+    inside = float((squares.sum(1) / of_home).sum() / of_home.sum())
+    between = float(((shown.sum(0) ** 2).sum() - squares.sum()) / (of_home.sum() ** 2 - (of_home**2).sum()))
+    if not between <= spec.homophily <= inside:
+        raise GraphError(
+            f"homophily of {name!r} (got {spec.homophily}), expected {between:.3f} to {inside:.3f}, which is what a label "
+            f"noise of {spec.label_noise} leaves; do ask for less label noise"
+        )
+    return (spec.homophily - between) / (inside - between)
+
+
+def _pairs(nodes: _Nodes, wanted: tuple[int, int], seed: int, name: str) -> Tensor:
     expected = _Expected.of(nodes)
     for attempt in range(ATTEMPTS):
         times = _times(wanted, expected, name, attempt)
@@ -189,7 +208,7 @@ def _pairs(spec: SurrogateSpec, nodes: _Nodes, seed: int, name: str) -> Tensor:
         if found[0] >= wanted[0] and found[1] >= wanted[1]:
             random = _random(seed, _Stream.SURPLUS, attempt)
             dropped = [_choice(random, have, have - want) for have, want in zip(found, wanted, strict=True)]
-            return _kept(blocks, dropped, spec.nodes, spec.pairs)
+            return _kept(blocks, dropped, nodes.labels.size, sum(wanted))
     raise _too_dense(name, wanted, f"{ATTEMPTS} samples that all fell short")
 
 
@@ -205,7 +224,6 @@ class _Expected:
 
     @staticmethod
     def of(nodes: _Nodes) -> _Expected:
-        """Counts the nodes by class and weight."""
         logs = np.log(nodes.weights)
         width = max(float(np.ptp(logs)), 1e-9) / WEIGHT_BINS
         number = np.minimum(((logs - logs.min()) / width).astype(np.int64), WEIGHT_BINS - 1)

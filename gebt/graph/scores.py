@@ -28,9 +28,10 @@ class NeighbourhoodShare:
 
     def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
         u, v = pairs
-        degree = torch.bincount(pairs.flatten(), minlength=num_nodes)
-        share = torch.minimum(degree[u], degree[v]).clamp(min=1).float().reciprocal()
-        self.weight = share.where(~_first_choices(share, order, pairs, num_nodes), share * FIRST_CHOICE)
+        inverse = torch.bincount(pairs.flatten(), minlength=num_nodes).clamp(min=1).float().reciprocal()
+        share = torch.maximum(inverse[u], inverse[v])
+        share[_first_choices(share, order, pairs, num_nodes)] *= FIRST_CHOICE
+        self.weight = share
 
     def __call__(self, values: Tensor) -> Tensor:
         """Scores [P] of the pair values [P]."""

@@ -25,7 +25,7 @@ def distance(a: Mask, b: Mask, per: Normalisation = "entry") -> float:
     "first" is a normalisation of a sequence: see `EarlyBird`; as a distance of two masks it equals "entry".
     Raises `ValueError` when names or shapes differ.
     """
-    if a.keys() != b.keys():
+    if a.shapes.keys() != b.shapes.keys():
         raise ValueError(f"masks of different tensors (got {sorted(a)} and {sorted(b)}), expected the same names")
     for name, shape in a.shapes.items():
         if shape != b.shapes[name]:

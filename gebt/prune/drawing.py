@@ -28,8 +28,8 @@ FEW = 64
 class Drawing:
     """Draws masks of the same tensors again and again: `select` on |values| * weight, and as exact.
 
-    `tensors` give names and shapes; `ratio` and `scope` as in `select`; `order` settles ties, by default that of seed
-    0. `weight` [n] >= 0, finite, multiplies the entries of all tensors, one after the other. A tensor may lose every
+    `tensors` give names and shapes; `ratio` and `scope` as in `select`; `order` settles ties, by default `TieOrder(0)`.
+    `weight` [n] >= 0, finite, multiplies the entries of all tensors, one after the other. A tensor may lose every
     entry: see `check_no_layer_empty`. Raises `ValueError` for a ratio outside [0, 1) or another weight.
 
     >>> drawing = Drawing({"w": torch.zeros(4)}, ratio=0.5)

@@ -53,6 +53,9 @@ class Mask(Mapping[str, Tensor]):
             self._tensors = self._unpacked()
         return self._tensors[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # not by __getitem__, which unpacks
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 

@@ -16,8 +16,8 @@ BINS, LOWER = 1 << 16, 0xFFFF
 # An entry inside the span costs a hundred others: room for one in 64 is enough, and for all of a small tensor.
 ROOM_SHARE = 64
 ROOM_FROM = 1 << 16
-# Fewer entries than these take less time than it takes to wake a thread.
-PARALLEL_FROM = 1 << 18
+# Fewer entries than these take less than a millisecond: threads would gain little, and lose much on a busy machine.
+PARALLEL_FROM = 1 << 21
 
 
 def usable(tensor: Tensor) -> bool:

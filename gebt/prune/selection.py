@@ -40,8 +40,8 @@ def select(
     """The mask that removes exactly the floor(ratio * n) entries of lowest score.
 
     `scope`: "global" ranks all tensors together, "tensor" each alone (floor for each). Equal scores are
-    settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by a random order drawn from
-    `generator`, else by that of seed 0; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN
+    settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by one drawn from `generator`,
+    else by `TieOrder(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN
     score, an unknown scope, or a tensor that would lose every entry (unless `allow_empty`).
 
     >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]

@@ -55,14 +55,23 @@ def live_units(groups: Sequence[Group], state: Mapping[str, Tensor], mask: Mappi
     for group in reversed(groups):
         size = group.size(state)
         needed = torch.zeros(size, dtype=torch.bool, device=state[group.read[0][0]].device)
+        among: list[tuple[Tensor, int]] = []  # what units of one stream read of each other
         for name, dim in group.read:
             entries = kept[name]
             if entries is None:
                 entries = torch.ones_like(state[name], dtype=torch.bool)
             reader = makers.get((name, 1 - dim))
+            if reader == group.name:
+                among.append((entries, dim))
+                continue
             if reader in live:
                 entries = entries.index_select(1 - dim, live[reader])
             needed |= entries.any(1 - dim)
+        before = -1
+        while among and (count := int(needed.sum())) > before:
+            before, alive = count, needed.nonzero().squeeze(1)
+            for entries, dim in among:
+                needed |= entries.index_select(1 - dim, alive).any(1 - dim)
         if not bool(needed.any()):
             needed[0] = True
         live[group.name] = needed.nonzero().squeeze(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,6 +57,17 @@ class Pattern:
         torch.cumsum(torch.bincount(row.long(), minlength=rows), 0, out=crow[1:])
         return Pattern(crow.to(dtype), col[order].to(dtype), shape), order
 
+    @staticmethod
+    def diagonal(blocks: Sequence[Pattern]) -> Pattern:
+        """The pattern of the block-diagonal matrix of `blocks`, with its transpose put together from theirs."""
+        ends = [0]
+        for block in blocks:
+            ends.append(ends[-1] + block.nnz)
+        whole, turned = _side_by_side(blocks), _side_by_side([block.transposed for block in blocks])
+        orders = [block.permutation.to(whole.col.dtype) + start for block, start in zip(blocks, ends, strict=False)]
+        whole.__dict__["_by_column"] = (turned, torch.cat(orders))
+        return whole
+
     @property
     def nnz(self) -> int:
         """Number of entries E."""
@@ -102,6 +114,18 @@ class Pattern:
     def to(self, device: torch.device | str) -> Pattern:
         """The same pattern on another device."""
         return Pattern(self.crow.to(device), self.col.to(device), self.shape)
+
+
+def _side_by_side(blocks: Sequence[Pattern]) -> Pattern:
+    rows, cols, entries = (sum(sizes) for sizes in zip(*((*b.shape, b.nnz) for b in blocks), strict=True))
+    dtype = index_dtype(rows, cols, entries)
+    crow, col = [torch.zeros(1, dtype=dtype, device=blocks[0].col.device)], []
+    column = entry = 0
+    for block in blocks:
+        crow.append(block.crow[1:].to(dtype) + entry)
+        col.append(block.col.to(dtype) + column)
+        column, entry = column + block.shape[1], entry + block.nnz
+    return Pattern(torch.cat(crow), torch.cat(col), (rows, cols))
 
 
 @dataclass(frozen=True, eq=False)

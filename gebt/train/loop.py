@@ -158,7 +158,8 @@ def fit(
             # The only time an epoch waits for a device.
             loss, *evaluation = run_epoch().tolist()
             if not all(map(math.isfinite, (loss, *evaluation))):
-                raise ValueError(_not_finite(model, task, gates, loss))
+                which, value = ("validation", evaluation[1]) if math.isfinite(loss) else ("training", loss)
+                raise ValueError(_not_finite(model, task, gates, f"{which} loss (got {value}"))
             history.losses.append(loss)
             if evaluate:
                 val_accuracy, val_loss, test_accuracy = evaluation
@@ -198,7 +199,7 @@ def _step(
     return loss.detach()
 
 
-def _not_finite(model: nn.Module, task: NodeTask, gates: Tensor | None, loss: float) -> str:
+def _not_finite(model: nn.Module, task: NodeTask, gates: Tensor | None, loss: str) -> str:
     """What to tell when a loss is NaN or infinite: the first layer whose weights or output are."""
     found: list[str] = []
 
@@ -219,4 +220,4 @@ def _not_finite(model: nn.Module, task: NodeTask, gates: Tensor | None, loss: fl
             for handle in handles:
                 handle.remove()
     where = f"weights {broken[0]!r}" if broken else found[0] if found else "the loss alone"
-    return f"training loss (got {loss}; first in {where}), expected finite numbers; use a lower learning rate"
+    return f"{loss}; first in {where}), expected finite numbers; use a lower learning rate"

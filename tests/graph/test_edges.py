@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.profiler import ProfilerActivity, profile
 
 from gebt.graph import Edges
-from gebt.sparse import Pattern
+from gebt.sparse import Pattern, memory
+from gebt.sparse import pattern as patterns
+from gebt.sparse.memory import OutOfRoomError
 
 
 def drawn_pairs(nodes: int, share: float = 0.4, seed: int = 0) -> Tensor:
@@ -163,3 +170,160 @@ def test_edges_seen_in_inference_mode_can_still_be_trained_on() -> None:
         edges.propagate(edges.unit_weights, x)
     edges.propagate(edges.unit_weights, x).sum().backward()
     assert x.grad is not None
+
+
+def disordered(pairs: Tensor, seed: int = 0) -> Tensor:
+    """The same pairs in no order, half of them as (larger, smaller)."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = pairs[:, torch.randperm(pairs.shape[1], generator=generator)]
+    turned = torch.rand(pairs.shape[1], generator=generator) < 0.5
+    return torch.where(turned, pairs.flip(0), pairs)
+
+
+def parts_of(edges: Edges) -> tuple[Tensor, ...]:
+    return edges.pattern.crow, edges.pattern.col, edges.source, edges.places
+
+
+def same(one: Edges, two: Edges) -> bool:
+    return all(map(torch.equal, parts_of(one), parts_of(two)))
+
+
+@given(nodes=st.integers(2, 12), share=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 99))
+def test_values_follow_the_callers_order_of_the_pairs_whatever_it_is(nodes: int, share: float, seed: int) -> None:
+    pairs = disordered(drawn_pairs(nodes, share, seed), seed)
+    edges, values = Edges.from_pairs(pairs, nodes), positive(pairs.shape[1], seed).requires_grad_()
+    assert edges.pairs is pairs
+    got, expected = dense_of(edges, edges.normalised(values)), dense_normalised(pairs, values, nodes)
+    torch.testing.assert_close(got, expected)
+    if values.numel():
+        upstream = positive(nodes * nodes, seed).view(nodes, nodes)
+        ours, theirs = (torch.autograd.grad(result, values, upstream)[0] for result in (got, expected))
+        torch.testing.assert_close(ours, theirs)
+
+
+@given(nodes=st.integers(0, 12), share=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 99))
+def test_source_and_places_say_where_each_pair_stands(nodes: int, share: float, seed: int) -> None:
+    pairs = disordered(drawn_pairs(nodes, share, seed), seed)
+    edges, count = Edges.from_pairs(pairs, nodes), pairs.shape[1]
+    stands = torch.stack((edges.pattern.row, edges.pattern.col)).long()
+    assert torch.equal(stands[0] * nodes + stands[1], torch.sort(stands[0] * nodes + stands[1]).values)
+    for entry, source in enumerate(edges.source.tolist()):
+        ends = pairs[:, source].tolist() if source < count else [source - count] * 2
+        assert sorted(stands[:, entry].tolist()) == sorted(ends)
+    assert sorted(edges.places.tolist()) == list(range(2 * count + nodes))
+    assert edges.source[edges.places.long()].tolist() == [
+        *(pair for pair in range(count) for _ in "ab"),
+        *range(count, count + nodes),
+    ]
+
+
+def test_the_order_and_the_direction_of_the_pairs_do_not_change_the_pattern() -> None:
+    pairs = drawn_pairs(9, 0.5)
+    edges, other = Edges.from_pairs(pairs, 9), Edges.from_pairs(disordered(pairs), 9)
+    assert torch.equal(edges.pattern.crow, other.pattern.crow)
+    assert torch.equal(edges.pattern.col, other.pattern.col)
+    turned = Edges.from_pairs(pairs.flip(0), 9)
+    assert same(edges, turned)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_pairs_of_any_integer_type_are_taken(dtype: torch.dtype) -> None:
+    pairs = disordered(drawn_pairs(9, 0.5))
+    assert same(Edges.from_pairs(pairs.to(dtype), 9), Edges.from_pairs(pairs, 9))
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [[0, 0], [1, 1]],
+        [[0, 1], [1, 0]],
+        [[0, 1, 0], [1, 2, 1]],
+        [[2, 0, 1], [3, 1, 0]],
+        [[1, 1], [1, 1]],
+    ],
+    ids=str,
+)
+def test_a_pair_given_twice_is_refused(pairs: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"pairs \(got the same pair twice\), expected each undirected pair once"):
+        Edges.from_pairs(torch.tensor(pairs), 4)
+
+
+@pytest.mark.parametrize("pairs", [[[2], [2]], [[0, 1, 2], [1, 1, 3]], [[3, 0], [3, 1]]], ids=str)
+def test_a_self_loop_is_refused(pairs: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"pairs \(got a self-loop\), expected two different nodes"):
+        Edges.from_pairs(torch.tensor(pairs), 4)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "node"), [([[0], [4]], 4), ([[9, 0], [1, 1]], 9), ([[0, -1], [1, 2]], -1), ([[0], [2**33 + 1]], 2**33 + 1)]
+)
+def test_a_node_that_is_not_there_is_refused(pairs: list[list[int]], node: int) -> None:
+    with pytest.raises(ValueError, match=rf"pairs \(got node {node}\), expected 0 to 3"):
+        Edges.from_pairs(torch.tensor(pairs), 4)
+
+
+@pytest.mark.parametrize(("nodes", "share"), GRAPHS)
+def test_indices_beyond_int32_give_the_same_graph(nodes: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = disordered(drawn_pairs(nodes, share))
+    narrow = Edges.from_pairs(pairs, nodes)
+    monkeypatch.setattr(patterns, "INT32_LIMIT", -1)
+    wide = Edges.from_pairs(pairs, nodes)
+    for one, other in zip(parts_of(narrow), parts_of(wide), strict=True):
+        assert (one.dtype, other.dtype) == (torch.int32, torch.int64)
+        assert torch.equal(one.long(), other)
+    values = positive(pairs.shape[1]).requires_grad_()
+    x = torch.randn(nodes, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    found = []
+    for edges in (narrow, wide):
+        out = edges.propagate(edges.normalised(values), x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (values, x))))
+    torch.testing.assert_close(*found, atol=0, rtol=0)
+
+
+def test_a_subset_keeps_the_callers_order() -> None:
+    pairs = disordered(drawn_pairs(8, 0.5))
+    kept = torch.arange(pairs.shape[1]) % 3 > 0
+    rest = Edges.from_pairs(pairs, 8).subset(kept)
+    assert torch.equal(rest.pairs, pairs[:, kept])
+    values = positive(int(kept.sum()))
+    torch.testing.assert_close(dense_of(rest, rest.normalised(values)), dense_normalised(pairs[:, kept], values, 8))
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes of tensors alive at the worst moment of a piece of work, beside those that were there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
+
+
+@pytest.mark.parametrize("limit", [2**31 - 1, -1], ids=["int32", "int64"])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_room_is_asked_for_what_the_construction_takes(
+    limit: int, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "INT32_LIMIT", limit)
+    asked: list[int] = []
+    monkeypatch.setattr("gebt.graph.edges.check_room", lambda what, needed, device: asked.append(needed))
+    pairs = drawn_pairs(150, 0.5)
+    pairs = pairs if ordered else disordered(pairs)
+    peak = peak_of(lambda: Edges.from_pairs(pairs, 150))
+    assert 0.8 * asked[0] < peak <= asked[0]
+
+
+def test_a_graph_that_does_not_fit_is_refused_before_anything_is_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 12 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    pairs = drawn_pairs(150, 0.5)
+    message = (
+        rf"adjacency of 150 nodes and {pairs.shape[1]} pairs \(got a need of 0.0 GiB\), "
+        r"expected at most the 0.0 GiB that are free on cpu"
+    )
+
+    def refused() -> None:
+        with pytest.raises(OutOfRoomError, match=message):
+            Edges.from_pairs(pairs, 150)
+
+    assert peak_of(refused) == 0

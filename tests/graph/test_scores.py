@@ -1,10 +1,12 @@
 """The share an edge has of its nodes' neighbourhoods."""
 
+import numpy as np
 import pytest
 import torch
 
 from gebt.graph import NeighbourhoodShare
 from gebt.prune import select
+from gebt.prune.ties import TieOrder
 
 # A triangle 0-1-2 with a tail 2-3-4: degrees 2, 2, 3, 2, 1.
 PAIRS = torch.tensor([[0, 0, 1, 2, 3], [1, 2, 2, 3, 4]])
@@ -12,11 +14,34 @@ PAIRS = torch.tensor([[0, 0, 1, 2, 3], [1, 2, 2, 3, 4]])
 
 def test_scores_equal_the_formula():
     values = torch.tensor([1.0, 2.0, -1.0, 1.0, 1.0])
-    order = torch.arange(5)
-    share = values.abs() / torch.tensor([2.0, 2.0, 2.0, 2.0, 1.0])
+    share = torch.tensor([1 / 2, 1 / 2, 1 / 2, 1 / 2, 1.0])
     # All shares are 1/2 but the last: node 0 holds on to pair 1 (later in the order than 0), node 1 to 2, node 2 to 3.
     best = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0])
-    torch.testing.assert_close(NeighbourhoodShare(PAIRS, 5, order)(values), share / (1 + share) + best)
+    score = NeighbourhoodShare(PAIRS, 5, torch.arange(5))
+    assert torch.equal(score.weight, share * 2 ** (64 * best))
+    assert torch.equal(score(values), values.abs() * score.weight)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_are_ranked_by_first_choices_then_by_their_share(seed):
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.triu(torch.rand(50, 50, generator=generator) < 0.3, 1).nonzero().t()
+    score = NeighbourhoodShare(pairs, 50, TieOrder(seed))
+    degree = torch.bincount(pairs.flatten(), minlength=50)
+    share = 1 / torch.minimum(degree[pairs[0]], degree[pairs[1]])
+    rank = TieOrder(seed).of(torch.arange(pairs.shape[1]))
+    keys = list(zip(share.tolist(), rank.tolist(), strict=True))
+    first = torch.zeros(pairs.shape[1], dtype=torch.bool)
+    for node in range(50):
+        first[max((pairs == node).any(0).nonzero().flatten().tolist(), key=lambda p: keys[p])] = True
+    values = torch.exp(3 * torch.randn(pairs.shape[1], generator=generator)) * 1e-3
+    by_hand = torch.tensor(np.lexsort((values * share, first)))
+    assert torch.equal(score(values).argsort(), by_hand)
+
+
+def test_a_pair_of_value_zero_ranks_last_even_as_the_only_link():
+    values = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    assert int(NeighbourhoodShare(PAIRS, 5, torch.arange(5))(values).argmin()) == 4
 
 
 def test_the_values_passed_are_left_alone():

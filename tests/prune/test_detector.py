@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gebt.prune import EarlyBird, Mask, distance
 from gebt.prune.detector import Criterion, Normalisation, pairwise_distances
+from gebt.prune.drawing import Drawing
 
 NORMALISATIONS = get_args(Normalisation)
 
@@ -65,6 +66,46 @@ def test_distance_counts_over_all_tensors_together() -> None:
     a = Mask({"x": torch.tensor([True, False]), "y": torch.ones(2, 4, dtype=torch.bool)})
     b = Mask({"x": torch.tensor([False, True]), "y": torch.ones(2, 4, dtype=torch.bool)})
     assert distance(a, b) == 0.2
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("per", NORMALISATIONS)
+@pytest.mark.parametrize("size", [1, 64, 1000, 1 << 18])
+def test_distance_is_the_same_whether_masks_are_booleans_or_bits(per: Normalisation, size: int) -> None:
+    def drawn(seed: int) -> Mask:
+        values = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+        return Drawing({"w": values}, ratio=0.3).draw({"w": values})
+
+    a, b = drawn(0), drawn(1)
+    plain_a, plain_b = Mask({"w": a["w"]}), Mask({"w": b["w"]})
+    expected = distance(plain_a, plain_b, per)
+    assert distance(a, b, per) == distance(a, plain_b, per) == distance(plain_a, b, per) == expected
+    assert distance(a, a, per) == 0
+
+
+@pytest.mark.usefixtures("engine")
+def test_bits_laid_out_in_another_order_of_the_names_are_compared_by_name() -> None:
+    tensors = {"x": torch.tensor([1.0, 4.0]), "y": torch.tensor([2.0, 3.0, 5.0])}
+    turned = dict(reversed(tensors.items()))
+    a, b = (Drawing(t, ratio=0.6).draw(t) for t in (tensors, turned))
+    assert distance(a, b) == 0
+
+
+@pytest.mark.usefixtures("engine")
+def test_the_state_of_a_detector_is_the_same_whether_masks_are_booleans_or_bits() -> None:
+    tensors = {"x": torch.arange(1.0, 8.0), "y": torch.arange(12.0).view(3, 4)}
+    drawn = Drawing(tensors, ratio=0.4).draw(tensors)
+    birds = EarlyBird(), EarlyBird()
+    for bird, mask in zip(birds, (drawn, Mask(dict(drawn))), strict=True):
+        bird.update(mask)
+        bird.update(mask)
+    file, other = io.BytesIO(), io.BytesIO()
+    torch.save(birds[0].state_dict(), file)
+    torch.save(birds[1].state_dict(), other)
+    assert file.getvalue() == other.getvalue()
+    resumed = EarlyBird()
+    resumed.load_state_dict(birds[0].state_dict())
+    assert [resumed.update(drawn), resumed.update(drawn)] == [birds[1].update(drawn), birds[1].update(drawn)]
 
 
 def test_masks_of_other_names_or_shapes_are_refused() -> None:

@@ -107,3 +107,41 @@ def test_packing_reads_a_transposed_tensor_in_its_logical_order() -> None:
 def test_a_packed_mask_of_another_length_or_type_is_refused(packed: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"packed mask \(got .*\), expected uint8 \(2,\) for shape \(3, 3\)"):
         unpack_bits(packed, (3, 3))
+
+
+def packed_mask(kept: dict[str, torch.Tensor]) -> Mask:
+    """The same mask as words of bits."""
+    flat = torch.cat([tensor.flatten() for tensor in kept.values()])
+    bits = torch.zeros((flat.numel() + 63) // 64 * 8, dtype=torch.uint8)
+    bits[: (flat.numel() + 7) // 8] = pack_bits(flat)
+    shapes = {name: tensor.shape for name, tensor in kept.items()}
+    return Mask.of_words(bits.view(torch.int64), shapes, int(flat.sum()))
+
+
+@given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_a_mask_of_words_reads_as_one_of_booleans(sizes: list[int], seed: int) -> None:
+    flat = torch.rand(sum(sizes), generator=torch.Generator().manual_seed(seed)) < 0.5
+    kept = {str(i): part.view(-1, 1) for i, part in enumerate(flat.split(sizes))}
+    plain, packed = Mask(kept), packed_mask(kept)
+    assert (packed.size, packed.kept, packed.density, repr(packed)) == (
+        (plain.size, plain.kept, plain.density, repr(plain))
+    )
+    assert list(packed) == list(plain)
+    assert packed.shapes == plain.shapes
+    assert packed == plain
+    assert torch.equal(packed.flat(), flat)
+    entries = torch.randint(max(1, sum(sizes)), (20 if sum(sizes) else 0,))
+    assert torch.equal(packed.at(entries), flat[entries])
+    assert torch.equal(plain.at(entries), flat[entries])
+
+
+def test_a_mask_of_words_is_unpacked_once_and_only_when_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = packed_mask({"a": bits(1, 0, 1), "b": bits(1)})
+    unpacked: list[int] = []
+    monkeypatch.setattr("gebt.prune.mask.unpack_bits", lambda *a: unpacked.append(1) or unpack_bits(*a))
+    assert (len(packed), packed.size, packed.kept, packed.at(torch.tensor([1, 2])).tolist()) == (2, 4, 3, [False, True])
+    assert ("a" in packed, "c" in packed, list(packed.keys())) == (True, False, ["a", "b"])
+    assert unpacked == []
+    assert packed["a"] is packed["a"]
+    assert packed["b"].tolist() == [True]
+    assert unpacked == [1]

@@ -128,13 +128,13 @@ def test_ties_at_the_threshold_alone_are_settled_at_random() -> None:
     assert all(not mask[0] and mask[5] for mask in masks)
 
 
-def test_ties_are_seeded_and_the_default_is_seed_zero() -> None:
-    def draw(seed: int | None) -> Tensor:
-        return select({"w": torch.ones(50)}, ratio=0.5, generator=None if seed is None else seeded(seed))["w"]
+def test_ties_are_seeded_and_the_default_is_the_order_of_seed_zero() -> None:
+    def draw(seed: int) -> Tensor:
+        return select({"w": torch.ones(50)}, ratio=0.5, generator=seeded(seed))["w"]
 
     assert torch.equal(draw(3), draw(3))
-    assert torch.equal(draw(None), draw(0))
     assert not torch.equal(draw(3), draw(4))
+    assert select({"w": torch.ones(50)}, ratio=0.5) == select({"w": torch.ones(50)}, ratio=0.5, order=TieOrder(0))
 
 
 def test_a_tied_entry_of_larger_order_stays() -> None:

@@ -50,10 +50,14 @@ def test_a_search_that_fires_ends_in_that_epoch(digits: Graph, make_model: MakeM
     assert (ticket.fired, ticket.epoch_drawn) == (True, window + warmup + 1)
 
 
-def test_the_ticket_holds_the_weights_before_and_after_with_pruned_entries_zero(found: Any) -> None:
+def test_the_ticket_holds_the_weights_before_and_after_with_pruned_entries_zero(
+    found: Any, make_model: MakeModel
+) -> None:
+    rewound = make_model(seed=9)
+    found.ticket.start(rewound, "rewind")
     for name, kept in found.ticket.weight_mask.items():
         for stored, model_state in (
-            (found.ticket.initial, found.before),
+            (rewound.state_dict(), found.before),
             (found.ticket.drawn, found.model.state_dict()),
         ):
             assert torch.equal(stored[name][kept], model_state[name][kept])
@@ -98,9 +102,10 @@ def test_draws_are_watched_and_change_nothing(digits: Graph, make_model: MakeMod
     assert (seen[-1][1], seen[-1][2]) == (ticket.weight_mask, ticket.edge_mask)
     assert same_state(model.state_dict(), other.state_dict())
     for row, before, after in zip(ticket.provenance["trajectory"], seen, seen[1:], strict=False):
-        assert row["weights"] == distance(after[1], before[1], "swap")
-        assert row["edges"] == distance(after[2], before[2], "swap")
-        assert row["watched"] == row["weights"] + row["edges"]
+        # The file holds millionths.
+        weights, edges = (distance(after[i], before[i], "swap") for i in (1, 2))
+        rounded = {"weights": round(weights, 6), "edges": round(edges, 6), "watched": round(weights + edges, 6)}
+        assert row == row | rounded
 
 
 def test_on_epoch_can_end_a_search_early(digits: Graph, make_model: MakeModel) -> None:

@@ -109,11 +109,10 @@ def test_products_and_gradients_of_every_width(
     check(engine, make_pattern(7, 9, 20), width, heads)
 
 
-@pytest.mark.parametrize("heads", [0, 2])
 def test_products_and_gradients_of_every_size(
-    engine: Engine, size: tuple[int, int, int], heads: int, make_pattern: MakePattern
+    engine: Engine, size: tuple[int, int, int], make_pattern: MakePattern
 ) -> None:
-    check(engine, make_pattern(*size), 5, heads)
+    check(engine, make_pattern(*size), 5, heads=2)
 
 
 @pytest.mark.parametrize("width", [1, 20])
@@ -125,23 +124,30 @@ def test_rows_of_very_different_lengths(engine: Engine, width: int) -> None:
     check(engine, Pattern.from_entries(row, col, (19, 70))[0], width)
 
 
-@pytest.mark.parametrize("heads", [0, 3])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_every_type_that_a_backend_takes(
-    engine: Engine, dtype: torch.dtype, heads: int, make_pattern: MakePattern
-) -> None:
+def test_every_type_that_a_backend_takes(engine: Engine, dtype: torch.dtype, make_pattern: MakePattern) -> None:
     if engine.backend.supports(torch.device(engine.device), dtype):
-        check(engine, make_pattern(9, 8, 30), 18, heads, dtype)
+        check(engine, make_pattern(9, 8, 30), 18, 2, dtype)
     else:
         with pytest.raises(BackendError, match=rf"{engine.name}' \(got {dtype} on {engine.device}"):
-            check(engine, make_pattern(9, 8, 30), 18, heads, dtype)
+            check(engine, make_pattern(9, 8, 30), 18, 2, dtype)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(1, 0), (1, 2), (130, 0), (20, 2)])
-def test_sampled_products_and_their_gradients(
-    engine: Engine, size: tuple[int, int, int], width: int, heads: int, make_pattern: MakePattern
+@pytest.mark.parametrize(("width", "heads"), [(1, 0), (130, 0), (20, 2)])
+def test_sampled_products_and_their_gradients_of_every_width(
+    engine: Engine, width: int, heads: int, make_pattern: MakePattern
 ) -> None:
-    pattern = make_pattern(*size).to(engine.device)
+    check_sampled(engine, make_pattern(7, 9, 20), width, heads)
+
+
+def test_sampled_products_and_their_gradients_of_every_size(
+    engine: Engine, size: tuple[int, int, int], make_pattern: MakePattern
+) -> None:
+    check_sampled(engine, make_pattern(*size), 5, 2)
+
+
+def check_sampled(engine: Engine, pattern: Pattern, width: int, heads: int) -> None:
+    pattern = pattern.to(engine.device)
     grad, b, a = engine.of(pattern, width, heads)
     row, col = pattern.row.long(), pattern.col.long()
     for wanted in WANTED:
@@ -153,8 +159,8 @@ def test_sampled_products_and_their_gradients(
 def test_gradients_pass_gradcheck(engine: Engine, make_pattern: MakePattern) -> None:
     pattern = make_pattern(3, 4, 5).to(engine.device)
     values, x, a = (tensor.requires_grad_() for tensor in engine.of(pattern, 2, dtype=torch.float64))
-    assert gradcheck(partial(spmm, pattern), (values, x))
-    assert gradcheck(partial(sddmm, pattern), (a, x))
+    assert gradcheck(partial(spmm, pattern), (values, x), fast_mode=True)
+    assert gradcheck(partial(sddmm, pattern), (a, x), fast_mode=True)
 
 
 def test_indices_beyond_int32_switch_to_int64_by_themselves(
@@ -180,9 +186,9 @@ def test_a_permutation_of_another_index_type_is_read_as_what_it_is(engine: Engin
 
 @pytest.mark.parametrize("heads", [0, 2])
 def test_a_symmetric_matrix_needs_no_transpose(engine: Engine, heads: int, make_pattern: MakePattern) -> None:
-    linked = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) < 0.2
+    linked = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) < 0.2
     row, col = (linked | linked.t()).nonzero(as_tuple=True)
-    pattern = Pattern.from_entries(row, col, (12, 12))[0].to(engine.device)
+    pattern = Pattern.from_entries(row, col, (8, 8))[0].to(engine.device)
     values, x, grad = engine.of(pattern, 19, heads)
     mirror = pattern.permutation.long()
     values = values + values[mirror]
@@ -197,7 +203,7 @@ def test_a_symmetric_matrix_needs_no_transpose(engine: Engine, heads: int, make_
 
 @pytest.mark.parametrize("heads", [0, 2])
 def test_any_memory_layout_gives_the_same_numbers(engine: Engine, heads: int, make_pattern: MakePattern) -> None:
-    pattern = make_pattern(7, 9, 20).to(engine.device)
+    pattern = make_pattern(4, 5, 12).to(engine.device)
     plain = engine.of(pattern, 6, heads)
 
     def strided(tensor: Tensor) -> Tensor:
@@ -207,12 +213,13 @@ def test_any_memory_layout_gives_the_same_numbers(engine: Engine, heads: int, ma
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
     values, x, grad = plain
-    for layout in (strided, turned) if heads else (turned,):
-        for wanted in WANTED:
-            got = with_gradients(lambda v, x: spmm(pattern, v, x), layout(values), layout(x), layout(grad), wanted)
-            close(got, with_gradients(partial(spmm, pattern), *plain, wanted), torch.float32)
-            sampled = with_gradients(lambda a, b: sddmm(pattern, a, b), layout(grad), layout(x), layout(values), wanted)
-            close(sampled, with_gradients(partial(sddmm, pattern), grad, x, values, wanted), torch.float32)
+    expected = [with_gradients(partial(spmm, pattern), *plain, wanted) for wanted in WANTED]
+    sampled = with_gradients(partial(sddmm, pattern), grad, x, values, (True, True))
+    for layout in (strided, turned):
+        v, other, upstream = (layout(tensor) for tensor in plain)
+        for wanted, right in zip(WANTED, expected, strict=True):
+            close(with_gradients(partial(spmm, pattern), v, other, upstream, wanted), right, torch.float32)
+        close(with_gradients(partial(sddmm, pattern), upstream, other, v, (True, True)), sampled, torch.float32)
     everywhere = grad[:1, ..., :1].expand(grad.shape)
     got = with_gradients(partial(spmm, pattern), values, x, everywhere, (True, True))
     close(got, with_gradients(partial(spmm, pattern), values, x, everywhere.clone(), (True, True)), torch.float32)
@@ -279,9 +286,8 @@ def test_no_tensor_of_entries_times_columns_is_made(
     values, x, grad = engine.of(pattern, 32)
     limit = 140 * 16  # of the 140 * 32 * 4 bytes that E x d would take
     for wanted in WANTED:
-        work = partial(with_gradients, partial(spmm, pattern), values, x, grad, wanted)
-        work()
-        assert largest_allocation(work) <= limit
+        product = partial(with_gradients, partial(spmm, pattern), values, x, grad, wanted)
+        assert largest_allocation(product) <= limit
     sampled = partial(with_gradients, partial(sddmm, pattern), grad, x, values, (True, True))
     assert largest_allocation(sampled) <= limit
 

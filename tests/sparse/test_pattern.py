@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from gebt.sparse import Pattern, SparseMatrix
+from gebt.sparse import Pattern, SparseMatrix, memory
+from gebt.sparse import pattern as patterns
+from gebt.sparse.memory import OutOfRoomError
 from gebt.sparse.pattern import INT32_LIMIT, index_dtype
 
 Entries = Callable[..., tuple[Tensor, Tensor]]
@@ -124,3 +127,54 @@ def test_moving_to_a_device_keeps_the_pattern(make_pattern: Callable[..., Patter
     matrix = SparseMatrix(make_pattern(3, 4, 5), torch.rand(5))
     assert torch.equal(matrix.to("cpu").to_dense(), matrix.to_dense())
     assert matrix.to("meta").pattern.col.device.type == "meta"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_chosen_columns_are_those_of_the_dense_matrix(
+    size: tuple[int, int, int], share: float, make_pattern: Callable[..., Pattern]
+) -> None:
+    pattern = make_pattern(*size)
+    matrix = SparseMatrix(pattern, torch.arange(1.0, pattern.nnz + 1))
+    kept = (torch.rand(size[1], generator=torch.Generator().manual_seed(3)) < share).nonzero().squeeze(1)
+    less = matrix.columns(kept)
+    assert torch.equal(less.to_dense(), matrix.to_dense()[:, kept])
+    assert less.shape == (size[0], len(kept))
+    assert (less.pattern.crow.dtype, less.pattern.col.dtype) == (torch.int32, torch.int32)
+    # A pattern like any other: its entries are in order, and it can be turned.
+    again, order = Pattern.from_entries(less.pattern.row, less.pattern.col, less.shape)
+    assert torch.equal(order, torch.arange(less.pattern.nnz))
+    assert torch.equal(again.crow, less.pattern.crow)
+    turned = SparseMatrix(less.pattern.transposed, less.transposed_values)
+    assert torch.equal(turned.to_dense(), less.to_dense().t())
+
+
+def test_wide_indices_stay_wide(make_pattern: Callable[..., Pattern], monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts() -> tuple[Tensor, ...]:
+        p = make_pattern(5, 7, 12)
+        return p.crow, p.col, p.row, p.permutation, p.transposed.col, p.keep(torch.arange(12) % 2 == 0).crow
+
+    narrow = parts()
+    monkeypatch.setattr(patterns, "INT32_LIMIT", 4)
+    for one, other in zip(narrow, parts(), strict=True):
+        assert (one.dtype, other.dtype) == (torch.int32, torch.int64)
+        assert torch.equal(one.long(), other)
+
+
+def test_entries_that_do_not_fit_are_refused_before_anything_is_allocated(
+    entries: Callable[..., tuple[Tensor, Tensor]],
+    largest_allocation: Callable[[Callable[[], object]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 32 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    row, col = entries(100, 100, 1000)
+    message = r"pattern of 100 x 100 with 1000 entries \(got a need of .* GiB\), expected at most the .* free on cpu"
+
+    def refused() -> None:
+        with pytest.raises(OutOfRoomError, match=message):
+            Pattern.from_entries(row, col, (100, 100))
+
+    # The check of the positions makes single numbers.
+    assert largest_allocation(refused) <= 64
+    Pattern.from_entries(row[:500], col[:500], (100, 100))

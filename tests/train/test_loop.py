@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from gebt.graph import Edges, Graph
 from gebt.models import GCN
+from gebt.sparse import SparseMatrix
 from gebt.train import History, NodeTask, TrainingSettings, fit
 from gebt.train.loop import adam, copy_state
 
@@ -35,9 +37,9 @@ class Scripted(NodeTask):
         super().__init__(graph)
         self._script: Iterator[tuple[float, float]] = iter(script)
 
-    def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
+    def measures(self, model: nn.Module) -> Tensor:
         accuracy, loss = next(self._script)
-        return accuracy, loss, accuracy / 2
+        return torch.tensor((accuracy, loss, accuracy / 2), dtype=torch.float64)
 
 
 def test_two_runs_of_one_seed_give_equal_bits_whatever_the_global_state(toy: Graph) -> None:
@@ -162,9 +164,73 @@ def test_a_diverging_loss_is_refused(toy: Graph) -> None:
     model = model_of(toy)
     optimizers = [optim.SGD(model.parameters(), lr=1e30)]
     with pytest.raises(
-        ValueError, match=r"(training|validation) loss \(got (nan|inf)\), expected a finite number; use a lower"
+        ValueError,
+        match=r"(training|validation) loss \(got (nan|inf); first in .*\), expected finite numbers; use a lower",
     ):
         fit(model, NodeTask(toy), optimizers, 10)
+
+
+class Constant(nn.Module):
+    """Logits that are finite, but whose loss is not: they lie further apart than a float can say."""
+
+    def forward(self, features: Tensor, edges: Edges, gates: Tensor | None = None) -> Tensor:
+        return torch.tensor([3e38, -3e38, -3e38]).expand(features.shape[0], 3)
+
+
+def refusal(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(ValueError, match="expected finite numbers; use a lower learning rate") as caught:
+        fit(*arguments, **options)
+    return str(caught.value).split(", expected")[0]
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_first_layer_whose_output_is_not_finite_is_named(toy: Graph, layer: int, evaluate: bool) -> None:
+    model = GCN(toy.num_features, 8, toy.num_classes, depth=3, dropout=0.0)
+    with torch.no_grad():
+        for conv in model.convs:
+            conv.bias.fill_(1.0)
+        model.convs[layer].lin.weight.fill_(3e38)
+    got = refusal(model, NodeTask(toy), [], 2, evaluate=evaluate)
+    assert got == f"training loss (got nan; first in the output of layer 'convs.{layer}.lin')"
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_edge_values_that_are_not_finite_show_in_the_first_layer(toy: Graph, evaluate: bool) -> None:
+    gates = torch.full((toy.num_pairs,), float("nan"))
+    got = refusal(model_of(toy), NodeTask(toy), [], 1, gates=gates, evaluate=evaluate)
+    assert got == "training loss (got nan; first in the output of layer 'convs.0.lin')"
+
+
+def test_a_normalisation_that_is_not_finite_is_named(toy: Graph) -> None:
+    model = GCN(toy.num_features, 8, toy.num_classes, dropout=0.0, norm="batch")
+    model.norms[0].module.running_var.fill_(float("nan"))
+    assert refusal(model, NodeTask(toy), [], 1).startswith(
+        "validation loss (got nan; first in the output of layer 'norms.0.module'"
+    )
+
+
+def test_weights_that_are_not_finite_are_named_before_any_output(toy: Graph) -> None:
+    model = GCN(toy.num_features, 8, toy.num_classes, dropout=0.0)
+    with torch.no_grad():
+        model.convs[1].lin.weight[0, 0] = float("nan")
+    got = refusal(model, NodeTask(toy), [], 1)
+    assert got == "training loss (got nan; first in weights 'convs.1.lin.weight')"
+
+
+def test_a_step_that_breaks_the_weights_is_told_by_the_loss_after_it(toy: Graph) -> None:
+    model = model_of(toy)
+    optimizers = [adam(model, TrainingSettings())]
+    got = refusal(model, NodeTask(toy), optimizers, 3, penalty=lambda: float("inf") * model.convs[1].bias.sum())
+    assert got == "validation loss (got nan; first in weights 'convs.1.bias')"
+
+
+def test_a_loss_that_is_not_finite_by_itself_is_told_so(toy: Graph) -> None:
+    model = Constant()
+    task = NodeTask(toy)
+    task.loss = lambda logits: F.cross_entropy(logits, torch.ones(len(logits), dtype=torch.long)).requires_grad_()
+    assert refusal(model, task, [], 1, evaluate=False) == "training loss (got inf; first in the loss alone)"
 
 
 def test_a_copied_state_does_not_follow_the_model(toy: Graph) -> None:
@@ -206,3 +272,100 @@ def test_a_last_step_that_diverges_is_refused(toy: Graph) -> None:
     model = model_of(toy)
     with pytest.raises(ValueError, match="finite"):
         fit(model, NodeTask(toy), [optim.SGD(model.parameters(), lr=1e38)], 1)
+
+
+def dense_adjacency(edges: Edges) -> Tensor:
+    return SparseMatrix(edges.pattern, edges.unit_weights).to_dense()
+
+
+@pytest.mark.parametrize("kept", [None, 3], ids=["whole graph", "ticket"])
+def test_the_aggregated_features_are_those_of_the_edges_seen(toy: Graph, kept: int | None) -> None:
+    edges = Edges.from_pairs(toy.pairs[:, :kept], toy.num_nodes)
+    task = NodeTask(toy, edges)
+    torch.testing.assert_close(task.aggregated, dense_adjacency(edges) @ toy.features)
+    assert task.aggregated is task.aggregated
+    assert not task.aggregated.requires_grad
+
+
+def test_sparse_features_are_not_aggregated_nor_those_that_are_not_to_be_kept(make_graph: Any, toy: Graph) -> None:
+    sparse = make_graph(share=0.1)
+    assert isinstance(sparse.features, SparseMatrix)
+    assert NodeTask(sparse).aggregated is None
+    assert NodeTask(toy, keep_aggregated=False).aggregated is None
+
+
+class Watched:
+    """What the first convolution of a model is given."""
+
+    def __init__(self, model: GCN) -> None:
+        self.seen: list[Tensor] = []
+        model.convs[0].register_forward_pre_hook(lambda _, inputs: self.seen.append(inputs[0]))
+
+
+@pytest.mark.parametrize(
+    ("rates", "training", "gated", "used"),
+    [
+        ({"dropout": 0.5}, False, False, True),
+        ({"dropout": 0.5}, True, False, False),
+        ({"dropout": 0.5, "input_dropout": 0.0}, True, False, True),
+        ({"dropout": 0.0, "input_dropout": 0.3}, True, False, False),
+        ({"dropout": 0.0, "input_dropout": 0.3}, False, False, True),
+        ({"dropout": 0.0}, True, True, False),
+        ({"dropout": 0.0}, False, True, False),
+    ],
+)
+def test_aggregated_features_are_read_only_where_nothing_is_dropped_and_no_edge_is_soft(
+    toy: Graph, rates: dict[str, float], training: bool, gated: bool, used: bool
+) -> None:
+    model, task = GCN(toy.num_features, 8, toy.num_classes, **rates).train(training), NodeTask(toy)
+    watched = Watched(model)
+    gates = torch.full((toy.num_pairs,), 0.5) if gated else None
+    with torch.random.fork_rng():
+        task.logits(model, gates)
+    assert (watched.seen[0] is task.aggregated) == used
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"norm": "batch", "residual": True}], ids=["plain", "norm, residual"])
+def test_starting_from_aggregated_features_changes_neither_logits_nor_gradients(
+    toy: Graph, depth: int, options: dict[str, Any]
+) -> None:
+    found = []
+    for keep in (True, False):
+        model = GCN(toy.num_features, 8, toy.num_classes, depth, dropout=0.0, **options)
+        logits = NodeTask(toy, keep_aggregated=keep).logits(model)
+        found.append((logits, torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
+    # Some gradients are zero but for rounding: a bias before a normalisation.
+    torch.testing.assert_close(*found, atol=2e-6, rtol=1e-5)
+
+
+def test_a_model_that_does_not_start_from_aggregated_features_is_given_none(toy: Graph) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Plain(nn.Module):
+        def forward(self, *arguments: Any) -> Tensor:
+            calls.append(arguments)
+            return torch.zeros(toy.num_nodes, toy.num_classes)
+
+    task = NodeTask(toy)
+    task.logits(Plain())
+    assert calls == [(toy.features, task.edges, None)]
+    assert "aggregated" not in vars(task)
+
+
+def test_a_kept_adjacency_product_does_not_change_what_is_learned(toy: Graph) -> None:
+    def losses(keep: bool) -> list[float]:
+        model = GCN(toy.num_features, 8, toy.num_classes, dropout=0.3, input_dropout=0.0)
+        task = NodeTask(toy, keep_aggregated=keep)
+        return fit(model, task, [adam(model, TrainingSettings())], 5).losses
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+def test_measures_are_the_evaluation_in_one_tensor(toy: Graph) -> None:
+    model, task = model_of(toy), NodeTask(toy)
+    measures = task.measures(model.train())
+    assert measures.shape == (3,)
+    assert not measures.requires_grad
+    assert not model.training
+    assert tuple(measures.tolist()) == task.evaluate(model)

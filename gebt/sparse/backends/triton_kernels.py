@@ -11,16 +11,6 @@ import triton.language as tl
 
 
 @triton.jit
-def span(crow, rows, group, ROWS: tl.constexpr):
-    """A group of rows: their numbers, which of them exist, and where their entries begin and end."""
-    row = group * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    first = tl.load(crow + row, mask=exists, other=0).to(tl.int64)
-    last = tl.load(crow + row + 1, mask=exists, other=0).to(tl.int64)
-    return row, exists, first, last
-
-
-@triton.jit
 def sums(
     crow, col, values, x, out, own, dots, permutation, rows, heads, width, blocks,
     DOTS: tl.constexpr, PERMUTED: tl.constexpr, KIND: tl.constexpr,
@@ -33,7 +23,10 @@ def sums(
     """
     program = tl.program_id(0).to(tl.int64)
     head, block = program // blocks % heads, program % blocks
-    row, exists, first, last = span(crow, rows, program // blocks // heads, ROWS)
+    row = program // blocks // heads * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    first = tl.load(crow + row, mask=exists, other=0).to(tl.int64)
+    last = tl.load(crow + row + 1, mask=exists, other=0).to(tl.int64)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width
     here = (row * heads + head)[:, None] * width + column[None, :]
@@ -66,7 +59,10 @@ def products(
     """dots[e, head] = <left[row, head], right[col[e], head]> for the entries e of each row."""
     program = tl.program_id(0).to(tl.int64)
     head = program % heads
-    row, exists, first, last = span(crow, rows, program // heads, ROWS)
+    row = program // heads * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    first = tl.load(crow + row, mask=exists, other=0).to(tl.int64)
+    last = tl.load(crow + row + 1, mask=exists, other=0).to(tl.int64)
     here = (row * heads + head) * width
     for start in range(0, tl.max(last - first, axis=0), ENTRIES):
         entry = first[:, None] + start + tl.arange(0, ENTRIES)[None, :]
