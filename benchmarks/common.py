@@ -14,10 +14,12 @@ import torch
 
 from gebt.files import write_atomically
 from gebt.record import machine
+from gebt.sparse.memory import use_huge_pages
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark takes."""
+    """A parser with the options that every benchmark takes; peers get the same pages as we do."""
+    use_huge_pages()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes: checks the output, says nothing of speed")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write rows, summary and machine to this file")

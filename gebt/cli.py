@@ -23,6 +23,7 @@ from gebt.files import write_atomically
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record
 from gebt.sparse import backends
+from gebt.sparse.memory import use_huge_pages
 from gebt.ticket import EDGES, Ticket
 
 Options = Annotated[RunOptions, Parameter(name="*")]
@@ -290,6 +291,7 @@ def _launch(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; a user's mistake ends in one line and exit status 2, an interrupt in 130."""
+    use_huge_pages()
     app.config = ()  # what an earlier call in this process may have set
     try:
         app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)

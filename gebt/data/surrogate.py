@@ -192,8 +192,8 @@ def _at_home(spec: SurrogateSpec, homes: Ints, labels: Ints, weights: Floats, na
     between = float(((shown.sum(0) ** 2).sum() - squares.sum()) / (of_home.sum() ** 2 - (of_home**2).sum()))
     if not between <= spec.homophily <= inside:
         raise GraphError(
-            f"homophily of {name!r} (got {spec.homophily}), expected {between:.3f} to {inside:.3f}, which is what a label "
-            f"noise of {spec.label_noise} leaves; do ask for less label noise"
+            f"homophily of {name!r} (got {spec.homophily}), expected {between:.3f} to {inside:.3f}, all that a "
+            f"label noise of {spec.label_noise} leaves; do ask for less label noise"
         )
     return (spec.homophily - between) / (inside - between)
 

@@ -160,6 +160,26 @@ def test_features_are_the_mean_of_the_class_under_noise():
     assert float(noise.mean(0).abs().max()) < 0.15
 
 
+@pytest.mark.parametrize("skew", [0.0, 0.5])
+def test_label_noise_swaps_labels_of_the_least_linked_nodes(skew):
+    spec = SurrogateSpec(6000, 60000, 8, 4, homophily=0.6, degree_skew=skew, feature_noise=0.0, label_noise=0.2)
+    graph, clean = generate(spec), generate(replace(spec, label_noise=0.0))
+    assert torch.equal(graph.features, clean.features)
+    assert torch.equal(torch.bincount(graph.labels), torch.bincount(clean.labels))
+    swapped = graph.labels != clean.labels
+    # Of 1,200 labels in the hat about 3 in 10 come back to a node of their own class.
+    assert 1200 * 0.65 < int(swapped.sum()) < 1200 * 0.75
+    assert float(degrees(graph)[swapped].double().mean()) == pytest.approx(20 if skew == 0 else 11, abs=1)
+    assert float(inside(graph).double().mean()) == pytest.approx(0.6, abs=0.02)
+
+
+def test_more_label_noise_than_the_homophily_allows_is_refused():
+    with pytest.raises(
+        GraphError, match=r"homophily of 'g' \(got 0.7\), expected 0\.2\d+ to 0\.3\d+, all that a label"
+    ):
+        generate(replace(SPEC, label_noise=0.9), name="g")
+
+
 def test_another_seed_has_other_noise():
     spec = SurrogateSpec(50, 0, 40, 1)
     parts = [generate(spec, seed).features for seed in range(2)]
@@ -197,6 +217,7 @@ def test_a_sample_that_falls_short_is_drawn_again(monkeypatch):
         ({"homophily": math.nan}, r"homophily of a surrogate \(got nan\)"),
         ({"degree_skew": 1.0}, r"degree_skew of a surrogate \(got 1.0\), expected 0 <= skew < 1"),
         ({"class_skew": -0.1}, r"class_skew of a surrogate \(got -0.1\)"),
+        ({"label_noise": 1.5}, r"label_noise of a surrogate \(got 1.5\), expected 0 to 1"),
         ({"feature_noise": math.inf}, r"feature_noise of a surrogate \(got inf\)"),
         ({"split_sizes": (500, 50, 51)}, r"split_sizes of a surrogate \(got \(500, 50, 51\)\), .* together 600"),
         ({"split_sizes": (0, 300, 300)}, r"split_sizes of a surrogate .*three counts of at least 1"),
