@@ -151,7 +151,7 @@ def state_bytes(model: nn.Module) -> int:
 
 
 def stored_bytes(model: nn.Module, pairs: int) -> int:
-    """Bytes that a network and its graph take on disk without a ticket: the tensors, and two int64 an undirected pair."""
+    """Bytes of a network and its graph on disk without a ticket: the tensors, and two int64 an undirected pair."""
     return state_bytes(model) + 16 * pairs
 
 

@@ -49,13 +49,13 @@ class Compact:
         model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
 
 
-def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True) -> Compact:
+def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choose: bool = True) -> Compact:
     """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
 
     Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
     For each layer the cheapest product is then chosen by measuring it: features stored sparse or dense, weights dense
-    (pruned entries inside zero) or sparse. `training`: measured with the backward pass. Outputs and gradients
-    are those of the masked network up to rounding. Raises `ValueError` naming the tensor when pruned entries are
+    (pruned entries inside zero) or sparse. `training`: measured with the backward pass; without `choose` features and
+    weights stay stored as they are. Outputs and gradients are those of the masked network up to rounding. Raises `ValueError` naming the tensor when pruned entries are
     not zero, so that removing them would change the output.
     """
     state, groups = model.state_dict(), model.groups()
@@ -72,7 +72,9 @@ def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True) -> C
     columns = live["features"]
     if columns.numel() < features.shape[1]:
         features = features.columns(columns) if isinstance(features, SparseMatrix) else features[:, columns]
-    features, products = _cheapest_products(small, inside, features, training)
+    products: list[dict[str, float | str]] = []
+    if choose:
+        features, products = _cheapest_products(small, inside, features, training)
     left = {name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()}
     return Compact(small, replace(graph, features=features), Mask(left) if left else None, live, products)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,13 @@ class ManyGCN(nn.Module):
             raise ValueError("networks together (got norm='batch'), expected norm=None; train them one by one")
         self.models = tuple(models)
         self.dropout, self.input_dropout, self.residual = kinds.pop()[-3:]
-        layers = zip(*(model.convs for model in models), strict=True)
-        self.convs = nn.ModuleList(ManyConv(layer, first=number == 0) for number, layer in enumerate(layers))  # type: ignore[arg-type]
+        layers = zip(*(model.layers for model in models), strict=True)
+        self.convs = nn.ModuleList(ManyConv(layer, first=number == 0) for number, layer in enumerate(layers))
+
+    @property
+    def layers(self) -> list[ManyConv]:
+        """The convolutions, from input to output."""
+        return cast(list[ManyConv], list(self.convs))
 
     @property
     def draws(self) -> int:
@@ -118,13 +123,11 @@ class ManyGCN(nn.Module):
     def stacked(self, masks: Sequence[Mask | None]) -> Mask:
         """The masks over the weights of each network as one over those here; what a mask lacks is kept."""
         kept = {}
-        for number, conv in enumerate(self.convs):
+        for number, layer in enumerate(self.layers):
+            whole = [torch.ones_like(model.layers[number].lin.weight, dtype=torch.bool) for model in self.models]
+            own = zip(masks, whole, strict=True)
             name = f"convs.{number}.lin.weight"
-            own = [dict(model.named_parameters())[name] for model in self.models]
-            whole = [torch.ones_like(weight, dtype=torch.bool) for weight in own]
-            kept[f"convs.{number}.weight"] = conv.stacked(
-                [(mask or {}).get(name, ones) for mask, ones in zip(masks, whole, strict=True)]
-            )
+            kept[f"convs.{number}.weight"] = layer.stacked([(mask or {}).get(name, ones) for mask, ones in own])
         return Mask(kept)
 
     def forward(
@@ -141,15 +144,16 @@ class ManyGCN(nn.Module):
         """
         weights = edges.unit_weights if gates is None else edges.normalised(gates.flatten())
         lots = iter(seeds if seeds is not None else ())
-        x: Tensor | SparseMatrix = self._dropped(features, lots)
-        for number, conv in enumerate(self.convs[:-1]):
-            y, relu = conv(x, edges, weights), True
-            if self.residual and number:
-                y, relu = torch.relu(y) + x.view(y.shape), False  # type: ignore[union-attr]
+        x: Any = self._dropped(features, lots)
+        *hidden, last = self.layers
+        for number, layer in enumerate(hidden):
+            y = layer(x, edges, weights)
+            added = self.residual and number > 0
+            y = torch.relu(y) + x.view(y.shape) if added else y
             # One row of S streams: the numbers of a network lie in one piece.
             row = y.view(1, len(self.models), -1)
-            x = dropout(row, self.dropout, self.training, relu=relu, seeds=next(lots, None)).view(-1, y.shape[2])
-        return self.convs[-1](x, edges if rows is None else rows, weights)
+            x = dropout(row, self.dropout, self.training, relu=not added, seeds=next(lots, None)).view(-1, y.shape[2])
+        return last(x, edges if rows is None else rows, weights)
 
     def _dropped(self, features: Blocks, lots: Iterator[Tensor]) -> SparseMatrix:
         if not self.training or not self.input_dropout:

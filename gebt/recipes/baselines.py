@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from gebt.graph.canonical import Graph
+from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import two_of_four
 from gebt.prune.scores import prunable_weights, random
@@ -15,6 +16,7 @@ from gebt.prune.selection import select
 from gebt.sparse.structure import WeightStructure, entry_mask, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.many import ManySettings, Member, each, fit_many
 
 
 def dense(
@@ -28,6 +30,20 @@ def dense(
     """Trains the whole network on the whole graph; `model` ends in the state of its best validation epoch."""
     settings = settings or TrainingSettings()
     return fit(model, NodeTask(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
+
+
+def dense_many(
+    models: Sequence[GCN],
+    graphs: Graph | Sequence[Graph],
+    settings: TrainingSettings | None = None,
+    *,
+    seeds: Sequence[int],
+    on_epoch: Callable[[int, int, History], bool] | None = None,
+) -> list[History]:
+    """What many calls of `dense` return, one a seed, up to rounding: all networks trained together (`train.many`)."""
+    given = zip(models, each("graphs", graphs, len(seeds)), seeds, strict=True)
+    members = [Member(model, graph, seed) for model, graph, seed in given]
+    return fit_many(members, ManySettings(settings or TrainingSettings()), on_epoch=on_epoch)
 
 
 def random_ticket(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, fit
+from gebt.train.many import ManySettings, Member, each, fit_many
 
 # "reinit" must not meet the seed that the model was built from: it would be "rewind".
 REINIT_SEED = 1_000_003
@@ -81,6 +82,49 @@ def run(
         small.restore(model)
     _check_held(model, ticket)
     return Retrained(history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity)
+
+
+def run_many(
+    tickets: Sequence[Ticket],
+    models: Sequence[GCN],
+    graphs: Graph | Sequence[Graph],
+    settings: RetrainSettings | None = None,
+    *,
+    seeds: Sequence[int],
+    on_epoch: Callable[[int, int, History], bool] | None = None,
+) -> list[Retrained]:
+    """What many calls of `run` return, one a ticket, all networks trained together (`train.many`; when: `pays`).
+
+    Each equals that of its own call up to rounding, if that keeps features sparse; where compaction would leave hidden
+    layers of different widths, all networks stay whole, which is the same in law. Graphs: one for all, or one a ticket.
+    """
+    settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
+    members = []
+    for ticket, model, graph, seed in zip(tickets, models, graphs, seeds, strict=True):
+        ticket.check(model, graph)
+        ticket.start(model, settings.start, seed + REINIT_SEED)
+        pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
+        members.append(Member(model, graph, seed, pairs, ticket.weight_mask))
+    smalls = _smalls(members) if settings.compaction else None
+    if smalls is not None:
+        of_small = zip(members, smalls, strict=True)
+        members = [replace(member, model=s.model, graph=s.graph, mask=s.mask) for member, s in of_small]
+    histories = fit_many(members, ManySettings(settings.training), on_epoch=on_epoch)
+    results = []
+    for number, (ticket, model, member) in enumerate(zip(tickets, models, members, strict=True)):
+        small = None if smalls is None else smalls[number]
+        if small is not None:
+            small.restore(model)
+        _check_held(model, ticket)
+        edges = Edges.from_pairs(member.pairs, member.graph.num_nodes)
+        results.append(Retrained(histories[number], edges, small, ticket.edge_sparsity, ticket.weight_sparsity))
+    return results
+
+
+def _smalls(members: Sequence[Member]) -> list[Compact] | None:
+    """The networks that the masks leave, if they can be trained together; None where their layers differ in width."""
+    smalls = [compact(m.model, m.mask, m.graph, choose=False) for m in members]
+    return smalls if len({tuple(small.model.widths[1:]) for small in smalls}) == 1 else None
 
 
 def _train(

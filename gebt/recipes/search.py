@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
 from gebt.graph.scores import EdgeScore, NeighbourhoodShare
+from gebt.models.gnn import GCN
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask
@@ -30,6 +32,7 @@ from gebt.sparse.structure import (
 )
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.many import ManySettings, Member, each, fit_many
 
 DrawObserver = Callable[[int, Mask, Mask], None]
 
@@ -116,6 +119,44 @@ def joint(
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
     return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
+
+
+def joint_many(
+    models: Sequence[GCN],
+    graphs: Graph | Sequence[Graph],
+    *,
+    edge_ratio: float | Sequence[float],
+    weight_ratio: float | Sequence[float],
+    settings: SearchSettings | str = "default",
+    seeds: Sequence[int],
+    on_draw: Callable[[int, int, Mask, Mask], None] | None = None,
+    on_epoch: Callable[[int, int, History], bool] | None = None,
+) -> list[Ticket]:
+    """The tickets of many calls of `joint`, one a seed, all networks trained together (`train.many`; when: `pays`).
+
+    Each equals that of its own call up to rounding. Graphs (of equal nodes: one data set, whatever its splits) and
+    ratios: one for all, or one a seed. `on_draw` and `on_epoch` are told the number of the network first.
+    Raises `ValueError` as `joint`, `fit_many` and for a weight structure other than "entry".
+    """
+    chosen, count = _resolved(settings), len(seeds)
+    if chosen.weight_structure != "entry":
+        raise ValueError(f"weight structure (got {chosen.weight_structure!r}), expected 'entry' to search together")
+    given = each("graphs", graphs, count), each("edge ratios", edge_ratio, count), each("weight ratios", weight_ratio, count)
+    searches = [
+        _Search(model, graph, (edges, weights, None), chosen, seed)
+        for model, graph, edges, weights, seed in zip(models, *given, seeds, strict=True)
+    ]
+    for search in searches:
+        search.begin()
+
+    def after_epoch(number: int, epoch: int, history: History) -> bool:
+        stop = searches[number].update(epoch, None if on_draw is None else partial(on_draw, number))
+        return (on_epoch is not None and on_epoch(number, epoch, history)) or stop
+
+    members = [Member(model, s.graph, s.seed, gates=s.values) for model, s in zip(models, searches, strict=True)]
+    together = ManySettings(chosen.training(), chosen.edge_learning_rate, chosen.edge_l1)
+    histories = fit_many(members, together, evaluate=False, on_epoch=after_epoch)
+    return [search.ticket(len(history.losses)) for search, history in zip(searches, histories, strict=True)]
 
 
 def graph_only(
@@ -205,17 +246,33 @@ class _Search:
         ratios = {"ratio": self.ratios["weight_ratio"], "feature_ratio": self.ratios["feature_ratio"]}
         return select_units(self.groups, scores, seed=self.seed, **ratios)
 
+    def begin(self) -> None:
+        """Notes where the model stands; refuses bad ratios before any training."""
+        self.initial, self.detector = copy_state(self.model), self.settings.detector()
+        self.drawn = self.draw()
+
+    def update(self, epoch: int, on_draw: DrawObserver | None) -> bool:
+        """Draws after an epoch; True when the search may stop."""
+        self.drawn = self.draw()
+        if on_draw is not None:
+            on_draw(epoch, *self.drawn)
+        return self.detector.update(*self.drawn)
+
+    def ticket(self, epochs: int) -> Ticket:
+        """The ticket of the last draw, made after so many epochs."""
+        weight_mask, edge_mask = self.drawn
+        if self.structured:
+            weight_mask = entry_mask(self.groups, weight_mask, self.model)
+        check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
+        provenance = self._provenance(self.detector, epochs)
+        return make_ticket(self.model, self.graph, edge_mask, weight_mask, self.initial, provenance)
+
     def run(self, on_draw: DrawObserver | None, on_epoch: Callable[[int, History], bool] | None) -> Ticket:
         settings = self.settings
-        initial, detector = copy_state(self.model), settings.detector()
-        drawn = self.draw()  # refuses bad ratios before any training
+        self.begin()
 
         def after_epoch(epoch: int, history: History) -> bool:
-            nonlocal drawn
-            drawn = self.draw()
-            if on_draw is not None:
-                on_draw(epoch, *drawn)
-            stop = detector.update(*drawn)
+            stop = self.update(epoch, on_draw)
             return (on_epoch is not None and on_epoch(epoch, history)) or stop
 
         frozen = [p for p in self.model.parameters() if p.requires_grad and not self.train_weights]
@@ -236,12 +293,7 @@ class _Search:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        weight_mask, edge_mask = drawn
-        if self.structured:
-            weight_mask = entry_mask(self.groups, weight_mask, self.model)
-        check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
-        provenance = self._provenance(detector, len(history.losses))
-        return make_ticket(self.model, self.graph, edge_mask, weight_mask, initial, provenance)
+        return self.ticket(len(history.losses))
 
     def _optimizers(self) -> list[optim.Optimizer]:
         optimizers: list[optim.Optimizer] = []

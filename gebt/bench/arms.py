@@ -1,0 +1,166 @@
+"""What is measured: the network of every arm, and the phases of its whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gebt.config import RunOptions
+from gebt.cost import flops_executed, macs_paper
+from gebt.experiment import find_ticket, model_for
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.models.compact import compact
+from gebt.models.gnn import GCN
+from gebt.prune.holding import hold
+from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights
+from gebt.recipes import baselines, retrain
+from gebt.ticket import EDGES, Ticket
+from gebt.train.loop import NodeTask, TrainingSettings, adam
+
+ARMS = ("dense", "masked", "compacted", "pyg")
+PARTS = ("inference", "epoch", "run")
+# What a whole run consists of.
+PHASES = {"dense": ("dense",), "masked": ("search", "masked"), "compacted": ("search", "compacted"), "pyg": ("pyg",)}
+
+
+class Network(Protocol):
+    """A network on a graph, ready to be timed."""
+
+    def infer(self) -> Tensor:
+        """Logits [N, C] from features and edges."""
+
+    def step(self) -> Tensor:
+        """One step of the optimizer; the loss before it."""
+
+
+class Ours:
+    """A network on our road; nothing that depends on the features is kept between two inferences."""
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, edges: Edges, settings: TrainingSettings, mask: Mask | None = None
+    ) -> None:
+        self.model = model
+        self.task = NodeTask(graph, edges)
+        self._bare = NodeTask(graph, edges, keep_aggregated=False)
+        self._optimizer = adam(model, settings)
+        if mask is not None:
+            hold(model, mask, self._optimizer)
+
+    def infer(self) -> Tensor:
+        """Logits [N, C] in evaluation mode."""
+        self.model.eval()
+        with torch.no_grad():
+            return self._bare.logits(self.model)
+
+    def step(self) -> Tensor:
+        """One step, as `fit` does it; the loss before it."""
+        self.model.train()
+        self._optimizer.zero_grad()
+        loss = self.task.loss(self.task.logits(self.model))
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()
+
+
+class Workbench:
+    """A ticket with its graph and resolved options, and what can be made of them.
+
+    Raises `TicketError` when the ticket belongs to another graph or model.
+    """
+
+    def __init__(self, options: RunOptions, ticket: Ticket, graph: Graph) -> None:
+        self.options, self.ticket, self.graph = options, ticket, graph
+        self.seed = int(ticket.provenance["seed"])
+        ticket.check(self.model(), graph)
+
+    def model(self) -> GCN:
+        """The network as its seed draws it."""
+        return model_for(self.options, self.graph, self.seed)
+
+    @cached_property
+    def edges(self) -> Edges:
+        """All edges."""
+        return Edges.from_pairs(self.graph.pairs, self.graph.num_nodes)
+
+    @cached_property
+    def kept(self) -> Edges:
+        """The ticket's edges."""
+        kept = self.ticket.edge_mask[EDGES].to(self.graph.pairs.device)
+        return Edges.from_pairs(self.graph.pairs[:, kept], self.graph.num_nodes)
+
+    def network(self, arm: str, *, training: bool = True, model: GCN | None = None) -> Network:
+        """The network of an arm; `training`: compacted for steps, else for inference. `model`: with these weights.
+
+        Tickets have their own weights. Raises `OutOfRoomError` when PyG's would not fit into memory.
+        """
+        model = model or self.model()
+        if arm == "pyg":
+            # Not at the top: its libraries would count in the memory of every other arm.
+            from gebt.bench.pyg import PygTraining
+
+            rate = self.options.dropout or 0.0
+            return PygTraining(self.graph, model.widths, rate, self.options.training(), model=model)
+        if arm == "dense":
+            return Ours(model, self.graph, self.edges, self.options.training())
+        self.ticket.start(model)
+        settings, mask = self.options.retraining().training, self.ticket.weight_mask
+        if arm == "masked":
+            return Ours(model, self.graph, self.kept, settings, mask)
+        small = compact(model, mask, self.graph, training=training)
+        return Ours(small.model, small.graph, self.kept, settings, small.mask)
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search found the ticket; a random one has none."""
+        return self.ticket.epoch_drawn > 0
+
+    @cached_property
+    def search_options(self) -> RunOptions:
+        """The options with ratios and settings of the search that found the ticket."""
+        origin = self.ticket.provenance
+        names = ("edge_ratio", "weight_ratio", "feature_ratio")
+        changes: dict[str, Any] = {**{name: origin.get(name) for name in names}, **origin["settings"]}
+        return dataclasses.replace(self.options, **changes)
+
+    def phase(self, name: str, most_epochs: int | None = None) -> Any:
+        """Runs one phase of a whole run on a fresh network: "dense", "search", "masked" or "compacted".
+
+        Returns the test accuracy, or of a search the ticket it found. `most_epochs` cuts every training short.
+        """
+        options = self.search_options if name == "search" else self.options
+        if most_epochs is not None:
+            limits = {
+                key: min(most_epochs, getattr(options, key)) for key in ("epochs", "retrain_epochs", "max_epochs")
+            }
+            options = dataclasses.replace(options, **limits)
+        if name == "search":
+            return find_ticket(options, self.graph, self.model(), self.seed)
+        if name == "dense":
+            return baselines.dense(self.model(), self.graph, options.training(), seed=self.seed).accuracy
+        settings = dataclasses.replace(options.retraining(), compaction=name == "compacted")
+        return retrain.run(self.ticket, self.model(), self.graph, settings, seed=self.seed).test_accuracy
+
+    def search_step_flops(self) -> int:
+        """Flops of one step of the search."""
+        model, task = self.model().requires_grad_(self.options.algorithm != "graph"), NodeTask(self.graph, self.edges)
+        gates = None
+        if self.options.algorithm != "weights":
+            gates = torch.ones(self.graph.num_pairs, device=self.graph.pairs.device, requires_grad=True)
+        return flops_executed(lambda: task.loss(task.logits(model, gates)).backward())
+
+    def macs(self, ticket: Ticket | None) -> float:
+        """`macs_paper` of one inference of the ticket, or of the dense network."""
+        weights = prunable_weights(self.model())
+        return macs_paper(
+            nodes=self.graph.num_nodes,
+            pairs=ticket.edge_mask.kept if ticket else self.graph.num_pairs,
+            features=self.graph.num_features,
+            weights=ticket.weight_mask.kept if ticket else sum(weight.numel() for weight in weights.values()),
+            depth=self.options.depth,  # type: ignore[arg-type]
+        )

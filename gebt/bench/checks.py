@@ -1,0 +1,53 @@
+"""What must hold before a time means anything: equal logits, and the ticket's own search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gebt.bench.arms import Network
+from gebt.ticket import EDGES, Ticket
+
+# Whose logits must equal whose, to which share of the largest.
+EQUAL = {"compacted": ("masked", 1e-5), "pyg": ("dense", 1e-4)}
+# A repeated search whose masks differ in a larger share of their entries is another search.
+SAME_MASKS = 0.01
+
+
+def check_equal(networks: Mapping[str, Mapping[str, Network]]) -> dict[str, float]:
+    """Largest difference of logits, as a share of the largest logit, between the networks that must agree.
+
+    Raises `ValueError` naming the network when one is beyond what rounding explains.
+    """
+    found: dict[str, float] = {}
+    for arm, (other, most) in EQUAL.items():
+        if arm not in networks:
+            continue
+        expected = networks[other]["inference"].infer()
+        scale = float(expected.abs().max()) or 1.0
+        share = max(float((network.infer() - expected).abs().max()) / scale for network in networks[arm].values())
+        if not share <= most:
+            raise ValueError(
+                f"logits of {arm!r} (got {share:.3g} of the largest logit away from {other!r}), expected at most "
+                f"{most:g}; they compute different things, so nothing was timed"
+            )
+        found[f"{arm} - {other}"] = share
+    return found
+
+
+def check_search(ticket: Ticket, again: Ticket) -> dict[str, Any]:
+    """How many mask entries of a repeated search differ from the ticket's.
+
+    None do with the machine and options of the first search; rounding, of other threads or engines, moves a few. Raises
+    `ValueError` when it is more than that.
+    """
+    masks = [(ticket.edge_mask[EDGES], again.edge_mask[EDGES])]
+    masks += [(kept, again.weight_mask[name]) for name, kept in ticket.weight_mask.items()]
+    differing = sum(int((one != other.to(one.device)).sum()) for one, other in masks)
+    entries = sum(one.numel() for one, _ in masks)
+    if differing > SAME_MASKS * entries:
+        raise ValueError(
+            f"search (got masks that differ from the ticket's in {differing} of {entries} entries), expected the same "
+            "search again; give the options it was run with (--algorithm, --dropout, ...)"
+        )
+    return {"differing_entries": differing, "entries": entries, "epochs": again.epoch_drawn}

@@ -1,0 +1,231 @@
+"""The measuring itself: equality first, then seconds in turn, flops, peaks, joules, and whole runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gebt.bench.arms import ARMS, PARTS, PHASES, Network, Ours, Workbench
+from gebt.bench.checks import check_equal, check_search
+from gebt.config import RunOptions
+from gebt.cost import Seconds, flops_executed, in_fresh_process, measure_in_turn, stored_bytes
+from gebt.energy import energy_meter
+from gebt.experiment import graph_for
+from gebt.graph.canonical import Graph
+from gebt.sparse.memory import OutOfRoomError
+from gebt.ticket import Ticket
+from gebt.train.loop import seeded
+from gebt.train.replay import Replay, replays
+
+NOT_MEASURED = "not measured"
+# Inference and steps: rounds, and seconds after which three rounds must do.
+REPEATS, BUDGET_S = 20, 60.0
+# Steps before anything is compared: a fresh network has zero biases, which would hide one that is missing.
+FIRST_STEPS = 3
+# Epochs of PyG's training that its whole run is reckoned from.
+PYG_EPOCHS = 3
+# Meters tick slowly: what is shorter than this is called as often as fills it.
+METERED_S = 1.0
+
+Progress = Callable[[str], object]
+
+
+def bench(
+    options: RunOptions, path: Path, repeats: int = 3, progress: Progress = lambda what: None
+) -> tuple[dict[str, Any], Graph]:
+    """Measures the ticket at `path` beside the dense network and PyG; returns the cells of the table, and the graph.
+
+    `repeats`: rounds of whole runs. Raises `ValueError` when logits differ that must be equal, naming whose and by how
+    much, before anything is timed; and when the ticket's search, repeated, finds other masks.
+    """
+    if repeats < 1:
+        raise ValueError(f"--repeats (got {repeats}), expected at least 1")
+    ticket = Ticket.load(path)
+    bench = Workbench(options, ticket, graph_for(options, int(ticket.provenance["seed"])))
+    with seeded(bench.seed):
+        return _Measurement(bench, path, progress).run(repeats), bench.graph
+
+
+@dataclasses.dataclass
+class _Samples:
+    """Timings of one phase, round by round; `scale`: epochs of the run an epoch measured."""
+
+    work: Callable[[], Any]
+    scale: float = 1.0
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    joules: list[float | None] = dataclasses.field(default_factory=list)
+
+    def take(self, device: str) -> Any:
+        """One more; returns what the work returned."""
+        with energy_meter(device) as meter:
+            start = time.perf_counter()
+            found = self.work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            self.seconds.append(self.scale * (time.perf_counter() - start))
+        self.joules.append(None if meter.joules is None else self.scale * meter.joules)
+        return found
+
+
+class _Measurement:
+    """All cells of one table."""
+
+    def __init__(self, bench: Workbench, path: Path, progress: Progress) -> None:
+        self.bench, self.path, self.progress = bench, path, progress
+        self.arms: dict[str, dict[str, Any]] = {arm: {part: {} for part in PARTS} for arm in ARMS}
+        self.notes: dict[str, str] = {}
+        self.device = bench.options.device
+        with energy_meter(self.device) as probe:
+            pass
+        self.notes["joules"], self.metered = probe.what, probe.joules is not None
+
+    def run(self, repeats: int) -> dict[str, Any]:
+        """Fills the cells; what could not be measured says so."""
+        networks = self._networks()
+        self.progress("comparing logits")
+        equal = check_equal(networks)
+        self._time(networks)
+        self._count(networks)
+        present = list(networks)
+        del networks
+        for arm in present:
+            self.progress(f"peak memory, {arm}")
+            self._peaks(arm)
+        search = self._runs(present, repeats)
+        for arm in ARMS:
+            self.arms[arm].setdefault("accuracy", NOT_MEASURED)
+            for part in PARTS:
+                for measure in ("flops_executed", "seconds", "peak_bytes", "own_bytes", "joules"):
+                    self.arms[arm][part].setdefault(measure, NOT_MEASURED)
+        epochs = {"dense": self.bench.options.epochs, "retrain": self.bench.options.retrain_epochs}
+        return {"arms": self.arms, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
+
+    def _networks(self) -> dict[str, dict[str, Network]]:
+        """For every arm the network that infers and the one that trains: one and the same but for the compacted."""
+        dense: Any = self.bench.network("dense")
+        for _ in range(FIRST_STEPS):
+            dense.step()
+        masked, small = self.bench.network("masked"), self.bench.network("compacted")
+        found = {"dense": (dense, dense), "masked": (masked, masked)}
+        found["compacted"] = self.bench.network("compacted", training=False), small
+        try:
+            pyg = self.bench.network("pyg", model=dense.model)
+            found["pyg"] = pyg, pyg
+        except OutOfRoomError as error:
+            self.notes["PyG"] = str(error)
+        return {arm: {"inference": infers, "epoch": trains} for arm, (infers, trains) in found.items()}
+
+    def _time(self, networks: dict[str, dict[str, Network]]) -> None:
+        warmup = 5 if self.device == "cuda" else 2  # a replayed step is recorded in its fourth call
+        for part in ("inference", "epoch"):
+            self.progress(f"timing {part}")
+            works: dict[str, Callable[[], object]] = {}
+            for arm, parts in networks.items():
+                works[arm] = parts[part].infer if part == "inference" else _as_trained(parts[part])
+            for arm, seconds in measure_in_turn(works, repeats=REPEATS, warmup=warmup, budget_s=BUDGET_S).items():
+                self.arms[arm][part]["seconds"] = dataclasses.asdict(seconds)
+                if self.metered:
+                    self.arms[arm][part]["joules"] = self._joules(works[arm], seconds.median)
+
+    def _joules(self, work: Callable[[], object], seconds: float) -> float | str:
+        calls = max(1, math.ceil(METERED_S / seconds))
+        with energy_meter(self.device) as meter:
+            for _ in range(calls):
+                work()
+        return NOT_MEASURED if meter.joules is None else meter.joules / calls
+
+    def _count(self, networks: dict[str, dict[str, Network]]) -> None:
+        """Multiply-adds, flops and bytes on disk of every arm."""
+        bench, options = self.bench, self.bench.options
+        epochs, retrained, drawn = int(options.epochs or 0), int(options.retrain_epochs or 0), bench.ticket.epoch_drawn
+        pretrained = epochs if options.algorithm == "graph" and bench.searched else 0
+        whole, kept = bench.macs(None), bench.macs(bench.ticket)
+        ticket_file, plain = self.path.stat().st_size, stored_bytes(bench.model(), bench.graph.num_pairs)
+        for arm in ARMS:
+            alone = arm in ("dense", "pyg")
+            one = whole if alone else kept
+            run = epochs * one if alone else retrained * one + (drawn + pretrained) * whole
+            for part, macs in zip(PARTS, (one, 3 * one, 3 * run), strict=True):
+                self.arms[arm][part]["macs_paper"] = macs
+            self.arms[arm]["file_bytes"] = plain if alone else ticket_file
+        searched = drawn * bench.search_step_flops() + pretrained * _flops(networks["dense"]["epoch"], "epoch")
+        for arm, parts in networks.items():
+            infer, step = (_flops(parts[part], part) for part in ("inference", "epoch"))
+            run = epochs * step if arm in ("dense", "pyg") else retrained * step + searched
+            for part, flops in zip(PARTS, (infer, step, run), strict=True):
+                self.arms[arm][part]["flops_executed"] = flops
+
+    def _peaks(self, arm: str) -> None:
+        options, threads = json.loads(self.bench.options.to_json()), torch.get_num_threads()
+        what = {"options": options, "ticket": str(self.path.resolve()), "arm": arm, "threads": threads}
+        try:
+            found = in_fresh_process("gebt.bench.peaks:peaks", **what)
+        except RuntimeError as error:
+            self.notes[f"peak memory, {arm}"] = f"not measured: {error}"
+            return
+        for part in PARTS:
+            peak = found[part]
+            self.arms[arm][part] |= {"peak_bytes": peak["bytes"], "own_bytes": peak["bytes"] - peak["before"]}
+            self.notes["peak memory"] = f"{peak['what']}, each arm in a process of its own"
+
+    def _runs(self, present: list[str], repeats: int) -> dict[str, Any]:
+        """Times whole runs, phase after phase in every round; returns how the repeated search compares."""
+        phases = self._phases(present)
+        search: dict[str, Any] = {}
+        for number in range(1, repeats + 1):
+            for name, samples in phases.items():
+                self.progress(f"whole run {number} of {repeats}, {name}")
+                found = samples.take(self.device)
+                if name == "search" and not search:
+                    search = check_search(self.bench.ticket, found)
+                if name in ("dense", "masked", "compacted"):
+                    self.arms[name]["accuracy"] = found
+        for arm in present:
+            taken = {name: phases[name] for name in PHASES[arm] if name in phases}
+            cell = self.arms[arm]["run"]
+            rounds = list(map(sum, zip(*(samples.seconds for samples in taken.values()), strict=True)))
+            cell["seconds"] = dataclasses.asdict(Seconds.of(rounds))
+            cell["phases"] = {name: statistics.median(samples.seconds) for name, samples in taken.items()}
+            joules = list(zip(*(samples.joules for samples in taken.values()), strict=True))
+            if not any(None in round_ for round_ in joules):
+                cell["joules"] = statistics.median(sum(filter(None, round_)) for round_ in joules)
+        return search
+
+    def _phases(self, present: list[str]) -> dict[str, _Samples]:
+        bench, epochs = self.bench, int(self.bench.options.epochs or 0)
+        names = ["dense", *(["search"] if bench.searched else []), "masked", "compacted"]
+        phases = {name: _Samples(partial(bench.phase, name)) for name in names}
+        if "pyg" in present:
+            pyg: Any = bench.network("pyg")
+            pyg.epoch()  # its normalised adjacency is made once, and not once in three epochs
+            measured = min(PYG_EPOCHS, epochs)
+            phases["pyg"] = _Samples(lambda: [pyg.epoch() for _ in range(measured)], epochs / measured)
+            self.arms["pyg"]["run"]["scaled_from_epochs"] = measured
+            self.notes["PyG, whole run"] = f"{measured} epochs measured, scaled to {epochs}"
+        return phases
+
+
+def _as_trained(network: Network) -> Callable[[], object]:
+    """The step as `fit` would run it: recorded and replayed where that pays."""
+    if isinstance(network, Ours):
+        pattern = network.task.edges.pattern
+        if replays(pattern.col.device, pattern.nnz):
+            return Replay(network.step)
+    return network.step
+
+
+def _flops(network: Network, part: str) -> int:
+    flops = flops_executed(network.infer if part == "inference" else network.step)
+    # Of PyG's products the counter sees the dense ones alone; a step passes through the edges twice.
+    propagation = getattr(network, "propagation_flops", None)
+    passes = 1 if part == "inference" else 2
+    return flops + (passes * propagation() if propagation is not None else 0)

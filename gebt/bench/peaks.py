@@ -1,0 +1,91 @@
+"""Peak memory of one arm; run in a fresh process, so that the peak is that arm's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from gebt.bench.arms import PHASES, Workbench
+from gebt.config import RunOptions
+from gebt.cost import peak_memory
+from gebt.data.surrogate import SurrogateSpec, generate
+from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.recipes import retrain
+from gebt.sparse import backends
+from gebt.ticket import Ticket
+
+# Epochs in which a peak is looked for: by the third the best state has been replaced once; later ones hold the same.
+EPOCHS = 3
+# A graph too small to be seen in a peak.
+TINY = SurrogateSpec(nodes=64, pairs=128, features=8, classes=2)
+
+
+def peaks(options: dict[str, Any], ticket: str, arm: str, threads: int) -> dict[str, dict[str, Any]]:
+    """`PeakMemory` of an arm, as plain JSON: "inference", "epoch" (steps), "search", "training", "run" (both of them).
+
+    `before` is what the process holds without any data: interpreter, libraries, and all that is compiled on first use.
+    In the first two parts a compacted ticket is alone with the smaller graph, as it would be once deployed.
+    """
+    torch.set_num_threads(threads)
+    resolved = RunOptions(**options)
+    backends.use(resolved.backend)
+    before = _libraries(resolved, arm)
+    bench = _loaded(resolved, ticket)
+    network: Any = bench.network(arm)
+    if arm == "compacted":
+        del bench
+    found = {"inference": _peak(network.infer, resolved.device), "epoch": _peak(network.step, resolved.device)}
+    if arm == "pyg":
+        found["training"] = _peak(network.epoch, resolved.device)
+    else:
+        del network
+        whole = _loaded(resolved, ticket) if arm == "compacted" else bench
+        for name in PHASES[arm]:
+            if name != "search" or whole.searched:
+                part = "search" if name == "search" else "training"
+                found[part] = _peak(partial(whole.phase, name, EPOCHS), resolved.device, times=1)
+    found["run"] = max(
+        (found[part] for part in ("search", "training") if part in found), key=lambda peak: peak["bytes"]
+    )
+    return {part: {**peak, "before": before} for part, peak in found.items()}
+
+
+def _libraries(options: RunOptions, arm: str) -> int:
+    """Bytes in use once a tiny ticket has been found and trained (for PyG: a tiny network trained)."""
+    graph = generate(TINY)
+    options = dataclasses.replace(
+        options,
+        hidden=4,
+        edge_ratio=0.1,
+        weight_ratio=0.1,
+        feature_ratio=None,
+        max_epochs=2,
+        retrain_epochs=2,
+        epochs=2,
+    )
+    model = model_for(options, graph, 0)
+    if arm == "pyg":
+        from gebt.bench.pyg import PygTraining
+
+        PygTraining(graph, model.widths, 0.5, options.training()).epoch()
+    else:
+        retrain.run(find_ticket(options, graph, model, 0), model_for(options, graph, 0), graph, options.retraining())
+    with peak_memory(options.device) as idle:
+        pass
+    return idle.before
+
+
+def _peak(work: Callable[[], object], device: str, times: int = EPOCHS) -> dict[str, Any]:
+    with peak_memory(device) as peak:
+        for _ in range(times):
+            work()
+    return vars(peak)
+
+
+def _loaded(options: RunOptions, ticket: str) -> Workbench:
+    loaded = Ticket.load(ticket)
+    return Workbench(options, loaded, graph_for(options, int(loaded.provenance["seed"])))

@@ -1,0 +1,230 @@
+"""Training many networks together: the loop of `train.loop`, every step taken for all of them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional as F
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.models.gnn import GCN
+from gebt.models.many import Blocks, ManyGCN
+from gebt.prune.holding import hold
+from gebt.prune.mask import Mask
+from gebt.sparse.pattern import SparseMatrix
+from gebt.train.loop import History, TrainingSettings, adam, copy_state
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Member:
+    """One of many networks to train: its model, graph and seed, the `pairs` [2, P] it sees (default: the graph's).
+
+    `mask`: pruned weights, held at zero. `gates` [P]: soft values of the pairs, trained beside the weights.
+    """
+
+    model: GCN
+    graph: Graph
+    seed: int = 0
+    pairs: Tensor | None = None
+    mask: Mask | None = None
+    gates: Tensor | None = None
+    history: History = field(init=False, default_factory=History)
+    best: tuple[float, float] = field(init=False, default=(-1.0, 0.0))
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def drawn(self, count: int) -> Tensor:
+        """The next numbers that `count` dropouts begin with when the network is trained alone: [count] int64."""
+        return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
+
+    def note(self, epoch: int, loss: float, evaluation: Sequence[float]) -> None:
+        """Takes the numbers of an epoch into the history, by the rules of `train.loop.fit`."""
+        if not all(map(math.isfinite, (loss, *evaluation))):
+            broken = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+            where = f"{loss}; first in {f'weights {broken[0]!r}' if broken else 'the loss alone'}; seed {self.seed}"
+            raise ValueError(f"training loss (got {where}), expected finite numbers; use a lower learning rate")
+        history = self.history
+        history.losses.append(loss)
+        if not evaluation:
+            return
+        val_accuracy, val_loss, test_accuracy = evaluation
+        history.val_accuracy.append(val_accuracy)
+        history.test_accuracy.append(test_accuracy)
+        if (val_accuracy, -val_loss) > self.best:
+            self.best = (val_accuracy, -val_loss)
+            history.best_epoch, history.best_state = epoch, copy_state(self.model)
+
+
+def each(what: str, given: T | Sequence[T], count: int) -> list[T]:
+    """One value for each of `count` networks: the one given, or those given; raises `ValueError` for another number."""
+    values = list(given) if isinstance(given, Sequence) else [given] * count
+    if len(values) != count:
+        raise ValueError(f"{what} (got {len(values)}), expected one, or {count}: one a network")
+    return values
+
+
+@dataclass(frozen=True)
+class ManySettings:
+    """How many networks are trained: the settings of the weights, and of the gates where there are any."""
+
+    training: TrainingSettings
+    gate_learning_rate: float = 1e-3
+    gate_l1: float = 0.0
+
+
+def fit_many(
+    members: Sequence[Member],
+    settings: ManySettings,
+    *,
+    evaluate: bool = True,
+    on_epoch: Callable[[int, int, History], bool] | None = None,
+) -> list[History]:
+    """Trains S networks as S calls of `train.loop.fit` would, one step of all of them an epoch.
+
+    `on_epoch(number, epoch, history)` is called for every network; returning True ends the fit of that one. Models and
+    gates end with tensors of their own, with `evaluate` in the state of the best validation epoch.
+    Raises `ValueError` as `fit`, `ManyGCN` and `ManyTask`.
+    """
+    batch, going = _Batch(members, settings), list(members)
+    for epoch in range(1, settings.training.epochs + 1):
+        measured = batch.epoch(evaluate)
+        for member, (loss, *evaluation) in zip(batch.members, measured, strict=True):
+            if member not in going:
+                continue
+            member.note(epoch, loss, evaluation)
+            if on_epoch is not None and on_epoch(members.index(member), epoch, member.history):
+                going.remove(member)
+                batch.release(member)
+        if not going:
+            break
+        # A step costs what its networks cost: once half of them are done, a smaller batch pays for being built.
+        if 2 * len(going) <= len(batch.members):
+            batch = batch.narrowed(going)
+    for member in going:
+        batch.release(member)
+    for member in members if evaluate else ():
+        member.model.load_state_dict(member.history.best_state)
+    return [member.history for member in members]
+
+
+class ManyTask:
+    """Node classification by S networks on graphs that stand side by side as one, each with its own edges and split.
+
+    Raises `ValueError` for graphs or splits of different sizes, and for dense features.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        graphs = [member.graph for member in members]
+        nodes, self.count = graphs[0].num_nodes, len(graphs)
+        features = [graph.features for graph in graphs if isinstance(graph.features, SparseMatrix)]
+        if len(features) < self.count:
+            raise ValueError("features of graphs together (got dense ones), expected sparse; train the networks apart")
+        if any(graph.num_nodes != nodes for graph in graphs):
+            raise ValueError(f"graphs together (got {[g.num_nodes for g in graphs]} nodes), expected equal numbers")
+        pairs = [member.graph.pairs if member.pairs is None else member.pairs for member in members]
+        together = torch.cat([own + number * nodes for number, own in enumerate(pairs)], 1)
+        self.edges, self.features = Edges.from_pairs(together, self.count * nodes), Blocks.of(features)
+        train, val, test = (_part(graphs, name) for name in ("train_mask", "val_mask", "test_mask"))
+        labels, firsts = torch.stack([graph.labels for graph in graphs]), torch.arange(self.count)[:, None] * nodes
+        self._train_labels, self._val_labels, self._test_labels = (labels.gather(1, part) for part in (train, val, test))
+        # Nobody reads the logits of other nodes.
+        self._trained = self.edges.rows((train + firsts).flatten())
+        self._evaluated = self.edges.rows((torch.cat((val, test), 1) + firsts).flatten())
+
+    def losses(self, model: ManyGCN, gates: Tensor | None, seeds: Tensor) -> Tensor:
+        """Each network's mean cross-entropy over its training nodes, [S]; gates and seeds as in `ManyGCN`."""
+        return _losses(model(self.features, self.edges, self._trained, gates, seeds), self._train_labels)
+
+    def measures(self, model: ManyGCN) -> Tensor:
+        """Validation accuracies, validation losses and test accuracies in evaluation mode, [3, S]."""
+        model.eval()
+        with torch.no_grad():
+            logits = model(self.features, self.edges, self._evaluated)
+            val, test = logits.split((self._val_labels.shape[1], self._test_labels.shape[1]), 1)
+            val_hits, test_hits = _hits(val, self._val_labels), _hits(test, self._test_labels)
+            return torch.stack((val_hits, _losses(val, self._val_labels), test_hits))
+
+
+def _part(graphs: Sequence[Graph], name: str) -> Tensor:
+    """The nodes of one part of every graph's split, [S, T]."""
+    parts = [getattr(graph, name).nonzero().squeeze(1) for graph in graphs]
+    if len(sizes := {part.numel() for part in parts}) > 1:
+        raise ValueError(f"{name} of graphs together (got {sorted(sizes)} nodes), expected equal numbers")
+    return torch.stack(parts)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    # Classes before nodes: torch's softmax over a short last dimension takes ten times as long.
+    return F.cross_entropy(logits.transpose(1, 2).contiguous(), labels, reduction="none").mean(1)
+
+
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(2) == labels).float().mean(1)
+
+
+class _Batch:
+    """Members that are stepped together. Their models' parameters and gates are views of stacked ones meanwhile."""
+
+    def __init__(self, members: Sequence[Member], settings: ManySettings) -> None:
+        self.members, self.settings = tuple(members), settings
+        self.task, self.model = ManyTask(members), ManyGCN([member.model for member in members])
+        self.optimizers: list[optim.Optimizer] = [adam(self.model, settings.training)]
+        own = [member.gates for member in members if member.gates is not None]
+        self.gates = nn.Parameter(torch.stack([gates.detach() for gates in own])) if own else None
+        if self.gates is not None:
+            self.optimizers.append(optim.Adam([self.gates], lr=settings.gate_learning_rate, fused=True))
+            for gates, row in zip(own, self.gates.data, strict=True):
+                gates.data = row
+        if any(member.mask is not None for member in members):
+            hold(self.model, self.model.stacked([member.mask for member in members]), self.optimizers[0])
+
+    def epoch(self, evaluate: bool) -> list[list[float]]:
+        """One step of all: the loss before it and, with `evaluate`, the measures after it, one row a member."""
+        measured = self._step().unsqueeze(0)
+        if evaluate:
+            measured = torch.cat((measured, self.task.measures(self.model)))
+        return measured.t().tolist()
+
+    def release(self, member: Member) -> None:
+        """Gives a member's model and gates tensors of their own, as they are now."""
+        self.model.release(self.members.index(member))
+        if member.gates is not None:
+            member.gates.data = member.gates.data.clone()
+
+    def narrowed(self, going: Sequence[Member]) -> _Batch:
+        """A batch of these members alone, which goes on where this one is."""
+        smaller = _Batch(going, self.settings)
+        numbers = [self.members.index(member) for member in going]
+        rows = {layer.weight: layer.rows for layer in self.model.layers}
+        for old, new in zip(self.optimizers, smaller.optimizers, strict=True):
+            before, after = ([p for group in o.param_groups for p in group["params"]] for o in (old, new))
+            for source, target in zip(before, after, strict=True):
+                sizes = rows.get(source, [1] * len(self.members))
+                new.state[target] = {
+                    name: torch.cat([value.split(sizes)[number] for number in numbers]) if value.dim() else value
+                    for name, value in old.state[source].items()
+                }
+        return smaller
+
+    def _step(self) -> Tensor:
+        self.model.train()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        seeds = torch.stack([member.drawn(self.model.draws) for member in self.members], 1)
+        losses = self.task.losses(self.model, self.gates, seeds)
+        total = losses.sum()
+        if self.gates is not None and self.settings.gate_l1:
+            total = total + self.settings.gate_l1 * self.gates.abs().sum()
+        total.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return losses.detach()
