@@ -155,7 +155,7 @@ def stored_bytes(model: nn.Module, pairs: int) -> int:
     return state_bytes(model) + 16 * pairs
 
 
-def in_fresh_process(function: str, **arguments: Any) -> Any:
+def in_fresh_process(function: str, /, **arguments: Any) -> Any:
     """What `function`, "module:name", returns for these arguments in a process of its own, so that its peak is its own.
 
     Arguments and result are plain JSON. Raises `RuntimeError` when the process fails, naming the signal that killed it

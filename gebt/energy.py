@@ -45,8 +45,7 @@ def energy_meter(device: str = "cpu", powercap: Path = POWERCAP) -> Iterator[Ene
             counters.append(_Nvml())
         counters.extend(_rapl_zones(powercap))
     except (OSError, ValueError, ImportError, _nvml_error()) as error:
-        if not counters:
-            used.what = f"not measured: {error}"
+        used.what = f"not measured: {error}"  # unless the device has its own meter: then by that alone
     if not counters:
         yield used
         return

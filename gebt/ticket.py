@@ -125,8 +125,9 @@ class Ticket:
             model.reset(self.initial.seed)  # type: ignore[operator]
             if _digest(model.state_dict()) != self.initial.digest:
                 raise TicketError(
-                    f"start weights of seed {self.initial.seed} (got other numbers than the search began with), expected "
-                    "the same: this version of torch, or this model, draws them differently; start from 'inherit'"
+                    f"start weights of seed {self.initial.seed} (got other numbers than the search began with), "
+                    "expected the same: this version of torch, or this model, draws them differently; "
+                    "start from 'inherit'"
                 )
         elif how == "rewind":
             model.load_state_dict(self.initial)

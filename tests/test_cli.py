@@ -129,6 +129,19 @@ def test_a_ticket_of_another_model_is_refused(finished, capsys, tmp_path):
     assert "convs.0" in capsys.readouterr().err
 
 
+def test_bench_says_what_is_wrong_with_a_ticket_before_a_folder_is_made(finished, capsys, tmp_path):
+    (tmp_path / "broken").write_bytes(b"no ticket")
+    for ticket, message in (("broken", "expected a ticket"), ("missing", "no such file")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["bench", str(tmp_path / ticket), *FEW, "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    path = finished[0] / "seed-0" / "ticket.safetensors"
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", str(path), *FEW, "--split-seed", "7", "--out", str(tmp_path / "out")])
+    assert "fingerprint" in capsys.readouterr().err
+
+
 def test_inspect_shows_every_tensor_with_its_reason(finished, capsys):
     path = finished[0] / "seed-0" / "ticket.safetensors"
     main(["inspect", str(path)])

@@ -80,7 +80,10 @@ def test_the_written_configuration_gives_the_same_options():
         ({"unit_score": "taylor"}, r"unit score \(got 'taylor'\), expected one of \('magnitude', 'norm', 'gradient'\)"),
         ({"feature_ratio": 0.5}, r"--feature-ratio \(got 0.5\), expected --weight-structure feature or joint"),
         ({"feature_ratio": 0.0, "weight_structure": "unit"}, r"--feature-ratio \(got 0.0\), expected --weight-struct"),
-        ({"feature_ratio": 1.0, "weight_structure": "joint"}, r"--feature-ratio: prune ratio \(got 1.0\), expected 0 <"),
+        (
+            {"feature_ratio": 1.0, "weight_structure": "joint"},
+            r"--feature-ratio: prune ratio \(got 1.0\), expected 0 <",
+        ),
         ({"feature_ratio": float("nan"), "weight_structure": "joint"}, r"--feature-ratio: prune ratio \(got nan\)"),
         ({"backend": "cuda"}, r"backend \(got 'cuda'\), expected one of auto, "),
         ({"preset": "best"}, r"preset \(got 'best'\), expected one of \['default', 'paper'\]"),

@@ -1,17 +1,23 @@
 """Costs against the paper's printed tables and counts by hand."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from gebt import cost
 from gebt.cost import (
+    Seconds,
     flops_executed,
+    in_fresh_process,
     macs_paper,
     macs_paper_sampled,
+    measure_in_turn,
     measure_seconds,
     state_bytes,
+    stored_bytes,
     weight_entries,
 )
 from gebt.graph import Edges
@@ -119,9 +125,10 @@ def test_flops_of_sparse_features_count_their_entries():
 def test_flops_of_a_search_step_equal_a_count_by_hand():
     model, edges = GCN(4, 3, 2, dropout=0.0), five_nodes()
     gates = torch.ones(3, requires_grad=True)
-    forward = 5 * 4 * 3 + 11 * 3 + 5 * 3 * 2 + 11 * 2
-    # Backward: both adjacency products again for dX and once more for the edge values; dW of both layers; dH of one.
-    backward = 2 * (11 * 3 + 11 * 2) + 5 * 4 * 3 + 2 * (5 * 3 * 2)
+    # The first layer is (A_hat X) W0, four columns through A_hat once instead of three there and back.
+    forward = 11 * 4 + 5 * 4 * 3 + 5 * 3 * 2 + 11 * 2
+    # Backward: A_hat^T for the second layer's X W1; the edge values of both; dW and d(its other side) of both.
+    backward = 11 * 2 + (11 * 4 + 11 * 2) + 2 * (5 * 4 * 3 + 5 * 3 * 2)
     assert flops_executed(lambda: model(torch.ones(5, 4), edges, gates).sum().backward()) == 2 * (forward + backward)
 
 
@@ -129,6 +136,57 @@ def test_seconds_are_positive_and_ordered():
     seconds = measure_seconds(lambda: sum(range(1000)), repeats=5, warmup=1)
     assert 0 < seconds.lowest <= seconds.median <= seconds.highest
     assert seconds.repeats == 5
+
+
+def test_seconds_of_timings_are_their_median_and_range():
+    assert Seconds.of([3.0, 1.0, 2.0, 10.0]) == Seconds(2.5, 1.0, 10.0, 4)
+
+
+def test_works_are_timed_in_turn():
+    calls = []
+    works = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    found = measure_in_turn(works, repeats=3, warmup=2)
+    assert calls == ["a", "b"] * 5
+    assert {name: seconds.repeats for name, seconds in found.items()} == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.0, 3), (10.0, 3), (10.5, 4), (100.0, 20)])
+def test_a_budget_of_seconds_ends_the_rounds_but_never_before_three(monkeypatch, budget, rounds):
+    monkeypatch.setattr(cost, "_timed", lambda work: work() or 1.75)
+    found = measure_in_turn({"a": int, "b": int}, repeats=20, warmup=0, budget_s=budget)
+    assert [seconds.repeats for seconds in found.values()] == [rounds, rounds]
+
+
+def test_a_function_runs_in_a_process_of_its_own_with_this_one_s_path(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere.py").write_text(
+        "import os\ndef told(what):\n    print('noise')\n    return [what, os.getpid()]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    what, process = in_fresh_process("elsewhere:told", what={"a": [1, None]})
+    assert what == {"a": [1, None]}
+    assert process != os.getpid()
+
+
+FAILING = """
+import os
+def run(function):
+    print("said before", flush=True)
+    if function == "killed":
+        os.kill(os.getpid(), 9)
+    if function == "left":
+        os._exit(3)
+    raise ValueError("no such luck")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("killed", "signal 9"), ("raised", "ValueError: no such luck"), ("left", "said before")]
+)
+def test_a_process_that_fails_says_how(how, message, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match=rf"process of failing:run \(got {message}\), expected a result"):
+        in_fresh_process("failing:run", function=how)
 
 
 MEASURED = """
@@ -139,17 +197,22 @@ with peak_memory() as idle:
     pass
 with peak_memory() as busy:
     torch.ones(64 << 18)
-print(busy.bytes - idle.bytes, busy.what)
+print(busy.bytes - idle.bytes, busy.bytes - busy.before, busy.what)
 """
 
 
 def test_peak_memory_sees_a_large_tensor_and_no_earlier_one():
     # In a process of its own: the allocator of a long one keeps freed memory, and would answer from it.
     done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
-    grown, what = done.stdout.split(maxsplit=1)
+    grown, above, what = done.stdout.split(maxsplit=2)
     assert 48 << 20 < int(grown) < 96 << 20
+    assert 48 << 20 < int(above) < 96 << 20
     assert what.strip() == "resident memory"
 
 
 def test_state_bytes_counts_every_tensor():
     assert state_bytes(GCN(4, 3, 2)) == 4 * (4 * 3 + 3 + 3 * 2 + 2)
+
+
+def test_stored_bytes_are_those_of_the_tensors_and_two_numbers_a_pair():
+    assert stored_bytes(GCN(4, 3, 2), 5) == 4 * (4 * 3 + 3 + 3 * 2 + 2) + 2 * 8 * 5

@@ -154,7 +154,9 @@ def test_a_file_holds_the_kept_weights_and_deflated_bits_only(either: Ticket, sc
 
 def test_a_mask_of_whole_rows_costs_next_to_nothing(toy: Graph, tmp_path: Path) -> None:
     model = GCN(toy.num_features, 4000, toy.num_classes)
-    mask = Mask({name: torch.arange(len(w)).unsqueeze(1).expand_as(w) < 8 for name, w in prunable_weights(model).items()})
+    mask = Mask(
+        {name: torch.arange(len(w)).unsqueeze(1).expand_as(w) < 8 for name, w in prunable_weights(model).items()}
+    )
     made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, copy_state(model), PROVENANCE)
     with safe_open(made.save(tmp_path / "t"), framework="pt") as file:
         assert file.get_tensor("mask.convs.0.lin.weight").numel() < 40

@@ -34,8 +34,8 @@ class Edges:
     def from_pairs(pairs: Tensor, num_nodes: int) -> Edges:
         """Builds the pattern of `pairs` [2, P] (each undirected pair once, no self-loops).
 
-        Linear in P but for one sort of the larger ends. Raises `ValueError` for a pair given twice, a self-loop or a node
-        that is not there, and `OutOfRoomError` before more is allocated than is free.
+        Linear in P but for one sort of the larger ends. Raises `ValueError` for a pair given twice, a self-loop or a
+        node that is not there, and `OutOfRoomError` before more is allocated than is free.
         """
         count, device = pairs.shape[1], pairs.device
         dtype = index_dtype(2 * count + num_nodes)
@@ -159,7 +159,8 @@ class _Normalise(torch.autograd.Function):
         scale = edges.incident_sum(values).add_(1).rsqrt_()
         ctx.edges = edges
         ctx.save_for_backward(values, scale)
-        return torch.cat((values * scale[u] * scale[v], scale * scale)).index_select(0, edges.source)
+        pair = values * scale.index_select(0, u) * scale.index_select(0, v)
+        return torch.cat((pair, scale * scale)).index_select(0, edges.source)
 
     @staticmethod
     @once_differentiable
@@ -169,8 +170,8 @@ class _Normalise(torch.autograd.Function):
         u, v = edges.pairs
         both, by_loop = grad.index_select(0, edges.places).split((2 * edges.num_pairs, edges.num_nodes))
         pair = both.view(-1, 2).sum(1)
-        su, sv = scale[u], scale[v]
+        su, sv = scale.index_select(0, u), scale.index_select(0, v)
         direct = pair * values
         dscale = torch.zeros_like(scale).index_add_(0, u, direct * sv).index_add_(0, v, direct * su)
         ddegree = (dscale + 2 * by_loop * scale) * scale**3 * -0.5
-        return pair * su * sv + ddegree[u] + ddegree[v], None
+        return pair * su * sv + ddegree.index_select(0, u) + ddegree.index_select(0, v), None

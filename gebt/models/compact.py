@@ -55,8 +55,8 @@ def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choo
     Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
     For each layer the cheapest product is then chosen by measuring it: features stored sparse or dense, weights dense
     (pruned entries inside zero) or sparse. `training`: measured with the backward pass; without `choose` features and
-    weights stay stored as they are. Outputs and gradients are those of the masked network up to rounding. Raises `ValueError` naming the tensor when pruned entries are
-    not zero, so that removing them would change the output.
+    weights stay stored as they are. Outputs and gradients are those of the masked network up to rounding. Raises
+    `ValueError` naming the tensor when pruned entries are not zero, so that removing them would change the output.
     """
     state, groups = model.state_dict(), model.groups()
     check_pruned_are_zero(state, mask)
@@ -67,6 +67,8 @@ def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choo
     small = model.resized(live["features"].numel(), hidden)
     small.load_state_dict(sliced(state, groups, live))
     small.train(model.training)
+    for parameter, large in zip(small.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(large.requires_grad)
     inside = Mask(sliced(mask, groups, live))
     features = graph.features
     columns = live["features"]
@@ -93,7 +95,8 @@ def _cheapest_products(
             stored["dense"] = torch.ones(features.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
         ways: dict[str, tuple[Tensor | SparseMatrix, Any]] = {name: (x, layer.lin) for name, x in stored.items()}
         if kept is not None and float(kept.float().mean()) <= SPARSE_WEIGHT_DENSITY and "dense" in stored:
-            ways["sparse weights"] = (stored["dense"], SparseProjection(weight, kept))
+            sparse = SparseProjection(weight, kept).requires_grad_(weight.requires_grad)
+            ways["sparse weights"] = (stored["dense"], sparse)
         if not training and kept is not None and weight.device.type == "cuda" and is_two_of_four(kept):
             ways.update(_on_tensor_cores(stored, weight))
         found: dict[str, float | str] = {}
@@ -134,11 +137,13 @@ def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x
             lin(x)
 
     def both() -> None:
-        wanted: list[Tensor] = list(lin.parameters())
+        wanted: list[Tensor] = [p for p in lin.parameters() if p.requires_grad]
         source = x
         if back_to_x and isinstance(x, Tensor):
             source = x.detach().requires_grad_()
             wanted.append(source)
-        torch.autograd.grad(lin(source).sum(), wanted)
+        y = lin(source)
+        if wanted:
+            torch.autograd.grad(y.sum(), wanted)
 
     return measure_seconds(both if training else forward, repeats=3, warmup=1).median

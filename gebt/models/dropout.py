@@ -20,9 +20,9 @@ def dropout(x: Tensor, rate: float, training: bool, *, relu: bool = False, seeds
     """x (or relu(x)) with each entry zeroed with probability `rate` and the others divided by 1 - rate, while training.
 
     On the CPU an entry's fate is 16 bits of a SplitMix64 sequence: entry i is kept when lane (i % 32) // 8 of word
-    8 (i // 32) + i % 8 is at least rate * 2^16. One number from torch's generator starts the sequence, so the result does not depend on
-    threads, nor on whether the kernel is compiled. torch's own Bernoulli numbers take 12 ns each, which on a million
-    stored features is two thirds of an epoch. The rate is exact to 1 / 131072.
+    8 (i // 32) + i % 8 is at least rate * 2^16. One number from torch's generator starts the sequence, so the result
+    does not depend on threads, nor on whether the kernel is compiled. torch's own Bernoulli numbers take 12 ns each,
+    which on a million stored features is two thirds of an epoch. The rate is exact to 1 / 131072.
     `seeds` [S] int64: x [n, S, ...] holds S streams, each with its own sequence and dropped as it would be alone.
     """
     if not training or rate == 0.0:

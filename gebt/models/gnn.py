@@ -34,11 +34,11 @@ class Projection(nn.Module):
 
 
 class SparseProjection(nn.Module):
-    """y = X W^T for dense X [N, in] and a W [out, in] of which only the kept entries exist: `values` [k], row by row."""
+    """y = X W^T for dense X [N, in] and W [out, in] of which only the kept entries exist: `values` [k], row by row."""
 
     def __init__(self, weight: Tensor, kept: Tensor) -> None:
         super().__init__()
-        row, col = kept.nonzero(as_tuple=True)
+        row, col = kept.to(weight.device).nonzero(as_tuple=True)
         self.pattern, order = Pattern.from_entries(row, col, (weight.shape[0], weight.shape[1]))
         self.values = nn.Parameter(weight.detach()[row, col][order].clone())
 
@@ -86,7 +86,7 @@ class GCNConv(nn.Module):
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor, aggregated: bool = False) -> Tensor:
         """Returns [N, out]; `weights` are the normalised values of the entries of `edges`.
 
-        (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated` says that x is A X.
+        (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated`: x is A X.
         """
         if aggregated:
             y = self.lin(x)
@@ -217,7 +217,7 @@ class GCN(nn.Module):
     ) -> Tensor:
         """Logits [N, C]. `gates` [P] are soft values of the pairs (search only); without them every pair counts 1.
 
-        `aggregated` is A_hat X where the caller has kept it; it is read when it serves: no gates and nothing dropped from X.
+        `aggregated` is A_hat X where the caller has kept it; it is read when it serves: no gates, nothing dropped of X.
         """
         weights = edges.unit_weights if gates is None else edges.normalised(gates)
         known = aggregated is not None and gates is None and not (self.training and self.input_dropout)

@@ -36,8 +36,8 @@ class ManyConv(nn.Module):
     """S graph convolutions of one width: Y_s = A_s X_s W_s^T + b_s.
 
     `weight` [S, out, in]; of the first layer [F_0 + F_1 + ..., out], the transposed weights one below the other: that
-    is what sparse features are multiplied with, and the networks may read different numbers of them. `bias` [S, 1, out].
-    `rows`: how many rows of `weight` are each network's.
+    is what sparse features are multiplied with, and the networks may read different numbers of them. `rows`: how many
+    rows of `weight` are each network's. `bias` [S, 1, out].
     """
 
     def __init__(self, convs: Sequence[GCNConv], *, first: bool) -> None:
@@ -69,7 +69,7 @@ class ManyConv(nn.Module):
 
 
 class _Multiply(torch.autograd.Function):
-    """Y_s = X_s W_s^T by the fastest of its orders: products with few columns take MKL four times as long (measured)."""
+    """Y_s = X_s W_s^T by way of its transpose: a product with few columns takes MKL four times as long (measured)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -98,6 +98,8 @@ class ManyGCN(nn.Module):
         kinds = {(*model.widths[1:], model.dropout, model.input_dropout, model.residual) for model in models}
         if len(kinds) != 1:
             raise ValueError(f"networks together (got {len(kinds)} kinds), expected one: equal widths and dropout")
+        if len({id(model) for model in models}) < len(models):
+            raise ValueError("networks together (got one of them twice), expected each once; copy it")
         if any(model.norms is not None for model in models):
             raise ValueError("networks together (got norm='batch'), expected norm=None; train them one by one")
         self.models = tuple(models)
@@ -125,9 +127,9 @@ class ManyGCN(nn.Module):
         kept = {}
         for number, layer in enumerate(self.layers):
             whole = [torch.ones_like(model.layers[number].lin.weight, dtype=torch.bool) for model in self.models]
-            own = zip(masks, whole, strict=True)
-            name = f"convs.{number}.lin.weight"
-            kept[f"convs.{number}.weight"] = layer.stacked([(mask or {}).get(name, ones) for mask, ones in own])
+            name, given = f"convs.{number}.lin.weight", zip(masks, whole, strict=True)
+            own = [ones if mask is None else mask.get(name, ones) for mask, ones in given]
+            kept[f"convs.{number}.weight"] = layer.stacked(own)
         return Mask(kept)
 
     def forward(
@@ -140,9 +142,9 @@ class ManyGCN(nn.Module):
     ) -> Tensor:
         """Logits [S, N, C], or [S, T, C] of the nodes of `rows` (T of each graph, graph by graph).
 
-        `gates` [S, P] as in `GCN`; `seeds` [draws, S] start the dropouts of a training pass.
+        `gates` as in `GCN`, of all pairs; `seeds` [draws, S] start the dropouts of a training pass.
         """
-        weights = edges.unit_weights if gates is None else edges.normalised(gates.flatten())
+        weights = edges.unit_weights if gates is None else edges.normalised(gates)
         lots = iter(seeds if seeds is not None else ())
         x: Any = self._dropped(features, lots)
         *hidden, last = self.layers
@@ -160,6 +162,8 @@ class ManyGCN(nn.Module):
             return features
         seeds = next(lots, None)
         starts = [None] * len(features.entries) if seeds is None else seeds.split(1)
-        parts = zip(features.values.split(features.entries), starts, strict=True)
-        dropped = [dropout(values, self.input_dropout, True, seeds=start) for values, start in parts]
-        return SparseMatrix(features.pattern, torch.cat(dropped))
+        values = torch.empty_like(features.values)
+        parts = zip(values.split(features.entries), features.values.split(features.entries), starts, strict=True)
+        for out, part, start in parts:
+            out.copy_(dropout(part, self.input_dropout, True, seeds=start))
+        return SparseMatrix(features.pattern, values)

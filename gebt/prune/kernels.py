@@ -269,9 +269,9 @@ def settle(p: Any) -> None:
 @callback
 def differing(p: Any) -> None:
     """p: words, a, b, counts. counts[thread] becomes the number of bits in which a and b differ."""
-    a, b = carray(pointer(p[1]), p[0], U64), carray(pointer(p[2]), p[0], U64)
     first, last = share_of(p[0])
+    a, b = carray(pointer(p[1]), p[0], U64)[first:last], carray(pointer(p[2]), p[0], U64)[first:last]
     count = U(0)
-    for i in range(first, last):
+    for i in range(a.size):
         count += ones(a[i] ^ b[i])
     carray(pointer(p[3]), threads(), I64)[thread()] = count

@@ -1,10 +1,16 @@
-"""The compiled passes of drawing, called from torch: see `gebt.prune.kernels`, which is loaded at the first of them."""
+"""The compiled passes of drawing, called from torch: see `gebt.prune.kernels`, which is loaded at the first of them.
+
+A draw on a small graph is a fifth of a millisecond, most of it Python that the epoch has driven out of the caches:
+hence arguments are kept as the arrays that kernels read, and results in arrays that Python reads without torch.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,14 +26,19 @@ ROOM_FROM = 1 << 16
 PARALLEL_FROM = 1 << 21
 
 
+@cache
+def _compiled() -> Any:
+    from gebt import compiled  # not at the top: the core loads torch alone
+
+    return compiled
+
+
 def usable(tensor: Tensor) -> bool:
     """True when the passes can be compiled here and can read this tensor.
 
     Words of 64 bits are the bytes of `pack_bits` on little-endian machines alone.
     """
-    from gebt import compiled  # not at the top: the core loads torch alone
-
-    return tensor.device.type == "cpu" and sys.byteorder == "little" and compiled.available()
+    return tensor.device.type == "cpu" and sys.byteorder == "little" and _compiled().available()
 
 
 def threads_for(entries: int) -> int:
@@ -39,20 +50,19 @@ def differing(a: Tensor, b: Tensor) -> int:
     """Bits in which two tensors of words [m] differ."""
     from gebt.prune import kernels
 
-    threads = threads_for(64 * a.numel())
-    counts = torch.zeros(threads, dtype=torch.int64)
-    _run(kernels.differing, threads, a.numel(), a, b, counts)
-    return int(counts.sum())
+    threads = threads_for(a.numel())
+    counts = _numbers(*[0] * threads)
+    _caller(kernels.differing, threads)(_numbers(a.numel(), a.data_ptr(), b.data_ptr(), ctypes.addressof(counts)))
+    return sum(counts)
 
 
-def _run(kernel: Any, threads: int, *arguments: int | Tensor) -> None:
-    from gebt import compiled
+def _numbers(*numbers: int) -> Any:
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
-    if threads > 1:
-        compiled.run(kernel, *arguments)
-    else:
-        numbers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        kernel.ctypes((ctypes.c_int64 * len(numbers))(*numbers))
+
+def _caller(kernel: Any, threads: int) -> Callable[[Any], None]:
+    """A function of the kernel's arguments that runs it on so many threads: one, or all of torch's."""
+    return kernel.ctypes if threads == 1 else lambda numbers: _compiled().run(kernel, *numbers)
 
 
 class Span(NamedTuple):
@@ -70,49 +80,48 @@ class Passes:
     def __init__(self, size: int, weight: Tensor | None, start: int, threads: int) -> None:
         from gebt.prune import kernels
 
-        self._kernels, self.threads = kernels, threads
-        self._size, self._start, self._words = size, start, (size + 63) // 64
-        self._weight = torch.empty(0) if weight is None else weight
-        part = 64 * math.ceil(self._words / threads)
+        self.threads, self._size, words = threads, size, (size + 63) // 64
+        part = 64 * math.ceil(words / threads)
         self.room = max(part // ROOM_SHARE, min(part, ROOM_FROM))
+        self._weight = torch.empty(0) if weight is None else weight
         self._entries = torch.empty(threads * self.room, dtype=torch.int64)
         self._scores = torch.empty(threads * self.room)
-        self._out = torch.empty(threads, 3, dtype=torch.int64)
+        self._out = _numbers(*[0] * (3 * threads))
+        buffers = (self._entries.data_ptr(), self._scores.data_ptr(), ctypes.addressof(self._out))
+        weighted = self._weight.numel()
+        self._scanned = _numbers(size, weighted, self.room, start, *Span(0, 0), 0, self._weight.data_ptr(), 0, *buffers)
+        self._settled = _numbers(threads, words, self.room, start, 0, 0, *buffers)
+        self._scan, self._settle = _caller(kernels.scan, threads), _caller(kernels.settle, 1)
+        self._histogram = _caller(kernels.histogram, threads)
+        self.words = torch.empty(words, dtype=torch.int64)
 
     def over(self, values: Tensor) -> Passes:
         """Itself, for these values and a new mask."""
-        self._values, self.words = values, torch.empty(self._words, dtype=torch.int64)
+        self._values, self.words = values, torch.empty_like(self.words)
+        self._scanned[8], self._scanned[10] = values.data_ptr(), self.words.data_ptr()
+        self._settled[5] = self.words.data_ptr()
         return self
 
     def scan(self, span: Span) -> tuple[int, int]:
         """Keeps the entries above the span; returns how many are above and inside. Sets `nan` and `complete`."""
-        numbers = (self._size, self._weight.numel(), self.room, self._start, *span)
-        tensors = (self._values, self._weight, self.words, self._entries, self._scores, self._out)
-        self._out.zero_()
-        _run(self._kernels.scan, self.threads, *numbers, *tensors)
-        above, inside, nan = zip(*self._out.tolist(), strict=True)
-        self.nan, self.complete = any(nan), max(inside) <= self.room
-        return sum(above), sum(inside)
+        self._scanned[4:8] = span
+        ctypes.memset(self._out, 0, ctypes.sizeof(self._out))  # a region may get fewer threads than it asks for
+        self._scan(self._scanned)
+        inside = self._out[1::3]
+        self.nan, self.complete = any(self._out[2::3]), max(inside) <= self.room
+        return sum(self._out[0::3]), sum(inside)
 
     def settle(self, prune: int) -> int:
         """Keeps all but the `prune` lowest of the entries inside; returns the highest score pruned, as bits."""
-        numbers = (self.threads, self._words, self.room, self._start, prune)
-        _run(self._kernels.settle, 1, *numbers, self.words, self._entries, self._scores, self._out)
-        return int(self._out[0, 0])
+        self._settled[4] = prune
+        self._settle(self._settled)
+        return int(self._out[0])
 
     def bin_of(self, k: int, upper: int) -> tuple[int, int, int]:
         """The bin of the k-th smallest score (see `kernels.histogram`), how many are in those before it and in it."""
         counts = torch.zeros(self.threads, BINS, dtype=torch.int64)
-        _run(
-            self._kernels.histogram,
-            self.threads,
-            self._size,
-            self._weight.numel(),
-            upper,
-            self._values,
-            self._weight,
-            counts,
-        )
+        arrays = (self._values.data_ptr(), self._weight.data_ptr(), counts.data_ptr())
+        self._histogram(_numbers(self._size, self._weight.numel(), upper, *arrays))
         there = counts.sum(0)
         ends = there.cumsum(0)
         where = int(torch.searchsorted(ends, k))

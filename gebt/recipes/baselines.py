@@ -13,7 +13,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.patterns import two_of_four
 from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
-from gebt.sparse.structure import WeightStructure, entry_mask, groups_of, select_units
+from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
@@ -56,9 +56,10 @@ def random_ticket(
     weight_structure: WeightStructure = "entry",
     seed: int = 0,
 ) -> Ticket:
-    """Edges and weights (or units) removed at random, same counts as a search would; start weights are the model's own."""
+    """Edges and weights (or units) removed at random, as many as a search would; start weights are the model's own."""
     generator = torch.Generator().manual_seed(seed)
     edge_mask = _random_edges(graph, edge_ratio, generator)
+    feature_ratio = features_share(weight_structure, weight_ratio, feature_ratio)
     if weight_structure == "entry":
         weight_mask = select(random(prunable_weights(model), generator), ratio=weight_ratio)
     elif weight_structure == "2:4":
@@ -67,7 +68,6 @@ def random_ticket(
         groups = groups_of(model, weight_structure)
         state = model.state_dict()
         scores = random({group.name: torch.empty(group.size(state)) for group in groups}, generator)
-        feature_ratio = weight_ratio if feature_ratio is None else feature_ratio
         units = select_units(groups, scores, ratio=weight_ratio, feature_ratio=feature_ratio, seed=seed)
         weight_mask = entry_mask(groups, units, model)
     provenance = {

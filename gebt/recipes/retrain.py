@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -99,32 +99,28 @@ def run_many(
     layers of different widths, all networks stay whole, which is the same in law. Graphs: one for all, or one a ticket.
     """
     settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
-    members = []
-    for ticket, model, graph, seed in zip(tickets, models, graphs, seeds, strict=True):
+    given = list(zip(tickets, models, graphs, seeds, strict=True))
+    for ticket, model, graph, seed in given:
         ticket.check(model, graph)
         ticket.start(model, settings.start, seed + REINIT_SEED)
+    smalls: list[Compact | None] = [None] * len(given)
+    if settings.compaction:
+        left = [compact(model, ticket.weight_mask, graph, choose=False) for ticket, model, graph, _ in given]
+        if len({tuple(small.model.widths[1:]) for small in left}) == 1:
+            smalls = [*left]
+    members, edges = [], []
+    for (ticket, model, graph, seed), small in zip(given, smalls, strict=True):
         pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
-        members.append(Member(model, graph, seed, pairs, ticket.weight_mask))
-    smalls = _smalls(members) if settings.compaction else None
-    if smalls is not None:
-        of_small = zip(members, smalls, strict=True)
-        members = [replace(member, model=s.model, graph=s.graph, mask=s.mask) for member, s in of_small]
+        edges.append(Edges.from_pairs(pairs, graph.num_nodes))
+        parts = (model, graph, ticket.weight_mask) if small is None else (small.model, small.graph, small.mask)
+        members.append(Member(parts[0], parts[1], seed, pairs, parts[2]))
     histories = fit_many(members, ManySettings(settings.training), on_epoch=on_epoch)
-    results = []
-    for number, (ticket, model, member) in enumerate(zip(tickets, models, members, strict=True)):
-        small = None if smalls is None else smalls[number]
+    for ticket, model, small in zip(tickets, models, smalls, strict=True):
         if small is not None:
             small.restore(model)
         _check_held(model, ticket)
-        edges = Edges.from_pairs(member.pairs, member.graph.num_nodes)
-        results.append(Retrained(histories[number], edges, small, ticket.edge_sparsity, ticket.weight_sparsity))
-    return results
-
-
-def _smalls(members: Sequence[Member]) -> list[Compact] | None:
-    """The networks that the masks leave, if they can be trained together; None where their layers differ in width."""
-    smalls = [compact(m.model, m.mask, m.graph, choose=False) for m in members]
-    return smalls if len({tuple(small.model.widths[1:]) for small in smalls}) == 1 else None
+    found = zip(histories, edges, smalls, tickets, strict=True)
+    return [Retrained(h, own, small, t.edge_sparsity, t.weight_sparsity) for h, own, small, t in found]
 
 
 def _train(

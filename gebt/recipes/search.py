@@ -26,6 +26,7 @@ from gebt.sparse.structure import (
     UnitScore,
     WeightStructure,
     entry_mask,
+    features_share,
     groups_of,
     select_units,
     unit_scores,
@@ -141,11 +142,9 @@ def joint_many(
     chosen, count = _resolved(settings), len(seeds)
     if chosen.weight_structure != "entry":
         raise ValueError(f"weight structure (got {chosen.weight_structure!r}), expected 'entry' to search together")
-    given = each("graphs", graphs, count), each("edge ratios", edge_ratio, count), each("weight ratios", weight_ratio, count)
-    searches = [
-        _Search(model, graph, (edges, weights, None), chosen, seed)
-        for model, graph, edges, weights, seed in zip(models, *given, seeds, strict=True)
-    ]
+    graphs, edge_ratios = each("graphs", graphs, count), each("edge ratios", edge_ratio, count)
+    given = zip(models, graphs, edge_ratios, each("weight ratios", weight_ratio, count), seeds, strict=True)
+    searches = [_Search(model, graph, (edges, weights, None), chosen, s) for model, graph, edges, weights, s in given]
     for search in searches:
         search.begin()
 
@@ -215,11 +214,11 @@ class _Search:
         self.structured = settings.weight_structure not in OF_ENTRIES
         if settings.weight_structure == "2:4" and weight_ratio != 0.5:
             raise ValueError(f"weight ratio (got {weight_ratio}), expected 0.5 for weight_structure='2:4'")
+        self.feature_ratio = features_share(settings.weight_structure, weight_ratio, feature_ratio)
+        if self.feature_ratio is not None:
+            self.ratios["feature_ratio"] = self.feature_ratio
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
-            self.ratios["feature_ratio"] = weight_ratio if feature_ratio is None else feature_ratio
-        elif feature_ratio is not None:
-            raise ValueError(f"feature ratio (got {feature_ratio}), expected weight_structure='feature' or 'joint'")
         self.train_weights, self.train_edges = train_weights, train_edges
         self.weights = prunable_weights(model)
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=train_edges)
@@ -243,8 +242,8 @@ class _Search:
     def draw_units(self) -> Mask:
         """The mask over the model's units at present."""
         scores = unit_scores(self.groups, self.model, self.settings.unit_score)
-        ratios = {"ratio": self.ratios["weight_ratio"], "feature_ratio": self.ratios["feature_ratio"]}
-        return select_units(self.groups, scores, seed=self.seed, **ratios)
+        ratio, feature_ratio = self.ratios["weight_ratio"], self.feature_ratio
+        return select_units(self.groups, scores, ratio=ratio, feature_ratio=feature_ratio, seed=self.seed)
 
     def begin(self) -> None:
         """Notes where the model stands; refuses bad ratios before any training."""

@@ -18,6 +18,8 @@ OF_ENTRIES: tuple[WeightStructure, ...] = ("entry", "2:4")
 UnitScore = Literal["magnitude", "norm", "gradient"]
 
 FEATURES = "features"
+# Structures that remove input features.
+OF_FEATURES: tuple[WeightStructure, ...] = ("feature", "joint")
 
 
 def groups_of(model: nn.Module, structure: WeightStructure) -> list[Group]:
@@ -39,14 +41,26 @@ def groups_of(model: nn.Module, structure: WeightStructure) -> list[Group]:
     return found
 
 
+def features_share(structure: WeightStructure, ratio: float, feature_ratio: float | None) -> float | None:
+    """The share of input features that a structure prunes: `feature_ratio`, or `ratio` where it is not given.
+
+    None, where the structure prunes none; raises `ValueError` when a `feature_ratio` is given nevertheless.
+    """
+    if structure in OF_FEATURES:
+        return ratio if feature_ratio is None else feature_ratio
+    if feature_ratio is not None:
+        raise ValueError(f"feature ratio (got {feature_ratio}), expected weight_structure='feature' or 'joint'")
+    return None
+
+
 def unit_scores(groups: Sequence[Group], model: nn.Module, score: UnitScore) -> dict[str, Tensor]:
     """How much each unit is worth keeping, by group.
 
     "magnitude": s_u = |w_in(u)| |w_out(u)|, the norms of the weights that make and that read unit u (input features are
     made by nobody: |w_out(u)|). "norm": the absolute scale gamma_u of its normalisation (Liu et al. 2017, network
     slimming). "gradient": |sum over w_out(u) of w dL/dw|, the loss's derivative to a gate on the unit's output
-    (Molchanov et al. 2017), from the gradients of the last step. Features without a scale fall to "magnitude".
-    Raises `ValueError` when a network has no normalisation, or no gradients yet.
+    (Molchanov et al. 2017), from the gradients of the last step; zero before the first. Features, which have no scale,
+    fall to "magnitude". Raises `ValueError` for "norm" when a network has no normalisation.
     """
     tensors = dict(model.named_parameters())
     by = {"magnitude": _magnitudes, "norm": _scales, "gradient": _derivatives}
@@ -56,22 +70,23 @@ def unit_scores(groups: Sequence[Group], model: nn.Module, score: UnitScore) -> 
 
 
 def select_units(
-    groups: Sequence[Group], scores: Mapping[str, Tensor], *, ratio: float, feature_ratio: float, seed: int
+    groups: Sequence[Group], scores: Mapping[str, Tensor], *, ratio: float, feature_ratio: float | None, seed: int
 ) -> Mask:
     """Keeps the highest scores of each group: `ratio` of a layer's hidden units goes, `feature_ratio` of the features.
 
-    Ties are settled by a random order of `seed`, the same in every draw. Raises `ValueError` as `gebt.select`.
+    Ties are settled by a random order of `seed`, the same in every draw. `feature_ratio` None: `ratio`.
+    Raises `ValueError` as `gebt.select`.
     """
     kept: dict[str, Tensor] = {}
     for group in groups:
-        share = feature_ratio if group.name == FEATURES else ratio
+        share = ratio if group.name != FEATURES or feature_ratio is None else feature_ratio
         ties = torch.Generator().manual_seed(seed)
         kept.update(select({group.name: scores[group.name]}, ratio=share, generator=ties))
     return Mask(kept)
 
 
 def entry_mask(groups: Sequence[Group], units: Mapping[str, Tensor], model: nn.Module) -> Mask:
-    """The mask over weight matrices that a mask over units means: rows that make and columns that read a pruned unit."""
+    """The mask over weights that a mask over units means: rows that make and columns that read a pruned one go."""
     kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() >= 2}
     for group in groups:
         if group.name not in units:

@@ -69,7 +69,7 @@ class NodeTask:
 
     @cached_property
     def aggregated(self) -> Tensor | None:
-        """A_hat X [N, F] for dense features, constant since neither trains; None where X is sparse, A_hat X being less so."""
+        """A_hat X [N, F] for dense features, constant since neither trains; None for sparse X: A_hat X is less so."""
         features = self.graph.features
         if not self.keep_aggregated or not isinstance(features, Tensor):
             return None

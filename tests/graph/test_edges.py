@@ -255,7 +255,8 @@ def test_a_self_loop_is_refused(pairs: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "node"), [([[0], [4]], 4), ([[9, 0], [1, 1]], 9), ([[0, -1], [1, 2]], -1), ([[0], [2**33 + 1]], 2**33 + 1)]
+    ("pairs", "node"),
+    [([[0], [4]], 4), ([[9, 0], [1, 1]], 9), ([[0, -1], [1, 2]], -1), ([[0], [2**33 + 1]], 2**33 + 1)],
 )
 def test_a_node_that_is_not_there_is_refused(pairs: list[list[int]], node: int) -> None:
     with pytest.raises(ValueError, match=rf"pairs \(got node {node}\), expected 0 to 3"):

@@ -206,7 +206,11 @@ def test_chains_of_dead_units_go_as_a_whole(make_graph: MakeGraph) -> None:
 @pytest.mark.parametrize("share", [1.0, 0.12], ids=["dense", "sparse"])
 @pytest.mark.parametrize(
     ("emptied", "widths"),
-    [("convs.2.lin.weight", [None, None, 1]), ("convs.1.lin.weight", [None, 1, None]), ("convs.0.lin.weight", [1, None, None])],
+    [
+        ("convs.2.lin.weight", [None, None, 1]),
+        ("convs.1.lin.weight", [None, 1, None]),
+        ("convs.0.lin.weight", [1, None, None]),
+    ],
 )
 @pytest.mark.parametrize("options", [{}, {"residual": True}], ids=str)
 def test_an_emptied_group_keeps_one_unit(
@@ -246,6 +250,21 @@ def test_only_the_features_of_the_graph_change(make_graph: MakeGraph) -> None:
     small = compact(model.float(), mask, graph)
     assert replace(small.graph, features=graph.features).fingerprint == graph.fingerprint
     assert torch.equal(small.graph.features, graph.features[:, small.live["features"]])
+
+
+@pytest.mark.parametrize(
+    "frozen", ["convs.0.lin.weight", "convs.1.lin.weight", "convs.0.bias", "norms.0.module.weight"]
+)
+@pytest.mark.parametrize("way", ["measured", "dense", "sparse weights"])
+def test_what_is_not_trained_stays_so(make_graph: MakeGraph, frozen: str, way: str, prefer: Prefer) -> None:
+    if way != "measured":
+        prefer(way)
+    graph = in_double(make_graph(features=9))
+    model, mask = masked_model(graph, entries(0.3), norm="batch")
+    dict(model.named_parameters())[frozen].requires_grad_(False)
+    small = compact(model, mask, graph).model
+    held = [name.replace("lin.values", "lin.weight") for name, p in small.named_parameters() if not p.requires_grad]
+    assert held == [frozen]
 
 
 @pytest.mark.parametrize("way", ["dense", "sparse weights"])
@@ -325,8 +344,11 @@ def test_a_pruned_weight_that_is_not_zero_is_refused_by_name(make_graph: MakeGra
 @pytest.mark.parametrize("training", [True, False])
 def test_each_layer_says_how_it_multiplies_and_what_was_measured(make_graph: MakeGraph, training: bool) -> None:
     def mask_of(model: GCN) -> Mask:
-        shares = {"convs.0.lin.weight": 0.3, "convs.1.lin.weight": 0.9, "convs.2.lin.weight": 0.4}
-        return Mask({n: entries(shares[n])(model)[n] for n in shares})
+        """Less than half of the first and last layer, in stripes, and most of the middle one: every unit is read."""
+        stripes = {
+            n: torch.arange(p.numel()).view_as(p.t()).t() % 7 % 3 == 0 for n, p in prunable_weights(model).items()
+        }
+        return Mask(stripes | {"convs.1.lin.weight": ~torch.eye(8, dtype=torch.bool)})
 
     def ways(share: float) -> list[set[str]]:
         graph = in_double(make_graph(nodes=15, features=9, share=share))

@@ -76,7 +76,9 @@ def test_an_entrys_fate_is_16_bits_of_the_sequence(
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(5, 3), (33, 2), (9, 5, 7), (1, 4, 64), (32, 2, 1), (3, 2, 4, 5), (0, 3, 4), (4, 3, 0)])
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (33, 2), (9, 5, 7), (1, 4, 64), (32, 2, 1), (3, 2, 4, 5), (0, 3, 4), (4, 3, 0)]
+)
 def test_streams_are_dropped_as_each_would_be_alone(
     path: str, shape: tuple[int, ...], dtype: torch.dtype, relu: bool
 ) -> None:
@@ -175,7 +177,9 @@ def test_fates_of_entries_a_lag_apart_are_independent(rate: float) -> None:
     centred = (dropped - dropped.mean()) / dropped.std()
     # The fates of the next draw, which another number of the generator starts, are lag 0.
     again = (dropout(torch.ones(count), rate, True) == 0).float()
-    lags = [float((centred[:-lag] * centred[lag:]).mean()) for lag in (*range(1, 9), 16, 31, 32, 33, 64, 128, 256, 1024)]
+    lags = [
+        float((centred[:-lag] * centred[lag:]).mean()) for lag in (*range(1, 9), 16, 31, 32, 33, 64, 128, 256, 1024)
+    ]
     lags.append(float((centred * (again - again.mean()) / again.std()).mean()))
     assert max(map(abs, lags)) < 4.5 / math.sqrt(count)
 

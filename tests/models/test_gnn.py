@@ -64,7 +64,10 @@ def test_training_with_batch_norm_is_that_of_pyg_statistics_and_all(toy: Graph) 
         outputs = ours(toy.features, edges_of(toy)), theirs(toy.features, both_ways)
         torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
     # A bias before a normalisation has no gradient but rounding.
-    grads = [torch.autograd.grad(out.square().sum(), list(m.parameters())) for out, m in zip(outputs, (ours, theirs))]
+    grads = [
+        torch.autograd.grad(out.square().sum(), list(m.parameters()))
+        for out, m in zip(outputs, (ours, theirs), strict=True)
+    ]
     torch.testing.assert_close(*grads, atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), atol=1e-5, rtol=1e-5)
     assert int(ours.norms[0].module.num_batches_tracked) == int(theirs.norms[0].module.num_batches_tracked)
@@ -302,7 +305,9 @@ def test_a_dropout_outside_zero_to_one_is_refused(dropout: float) -> None:
 def test_options_that_make_no_network_are_refused() -> None:
     with pytest.raises(ValueError, match=r"norm \(got 'layer'\), expected 'batch' or None"):
         GCN(4, 3, 2, norm="layer")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"residual network \(got widths \[3, 5\]\), expected one width for all hidden"):
+    with pytest.raises(
+        ValueError, match=r"residual network \(got widths \[3, 5\]\), expected one width for all hidden"
+    ):
         GCN(4, [3, 5], 2, residual=True)
     with pytest.raises(ValueError, match=r"dropout \(got 1.0\), expected 0 <= dropout < 1"):
         GCN(4, 3, 2, input_dropout=1.0)

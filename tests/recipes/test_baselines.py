@@ -12,6 +12,7 @@ from gebt.models import GCN
 from gebt.prune import prunable_weights
 from gebt.prune.selection import pruned_count
 from gebt.recipes import baselines, retrain
+from gebt.recipes.search import SearchSettings, joint
 from gebt.ticket import Ticket
 from gebt.train import NodeTask, TrainingSettings, fit
 from gebt.train.loop import adam, copy_state
@@ -89,3 +90,46 @@ def test_a_random_ticket_that_empties_a_layer_is_refused_by_name(digits: Graph) 
 def test_a_bad_ratio_is_refused(digits: Graph, make_model: MakeModel, bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"prune ratio \(got .*\), expected 0 <= ratio < 1"):
         baselines.random_ticket(make_model(), digits, **{"edge_ratio": 0.1, "weight_ratio": 0.1} | bad)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "batch", "residual": True}], ids=str)
+@pytest.mark.parametrize(
+    ("structure", "ratios"),
+    [
+        ("unit", {"weight_ratio": 0.61}),
+        ("feature", {"weight_ratio": 0.61, "feature_ratio": 0.3}),
+        ("joint", {"weight_ratio": 0.61}),
+        ("joint", {"weight_ratio": 0.61, "feature_ratio": 0.9}),
+        ("2:4", {"weight_ratio": 0.5}),
+    ],
+)
+def test_a_random_ticket_of_a_structure_has_the_counts_of_a_searched_one(
+    digits: Graph, structure: Any, ratios: dict[str, float], options: dict[str, Any]
+) -> None:
+    def fresh() -> GCN:
+        return GCN(digits.num_features, 16, digits.num_classes, 3, **options)
+
+    settings = SearchSettings(max_epochs=1, weight_structure=structure)
+    searched = joint(fresh(), digits, edge_ratio=0.37, **ratios, settings=settings)
+    drawn = [
+        baselines.random_ticket(fresh(), digits, edge_ratio=0.37, **ratios, weight_structure=structure, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    for ticket in drawn:
+        assert ticket.edge_mask.kept == searched.edge_mask.kept
+        for name, kept in ticket.weight_mask.items():
+            assert int(kept.sum()) == int(searched.weight_mask[name].sum())
+            assert int(kept.any(0).sum()) == int(searched.weight_mask[name].any(0).sum())
+            assert int(kept.any(1).sum()) == int(searched.weight_mask[name].any(1).sum())
+    assert drawn[0].weight_mask == drawn[1].weight_mask
+    assert drawn[0].weight_mask != drawn[2].weight_mask
+    assert drawn[0].weight_mask != searched.weight_mask
+
+
+@pytest.mark.parametrize("structure", ["entry", "unit", "2:4"])
+def test_a_feature_ratio_is_refused_where_no_features_are_pruned(
+    digits: Graph, make_model: MakeModel, structure: Any
+) -> None:
+    ratios = {"edge_ratio": 0.3, "weight_ratio": 0.5, "feature_ratio": 0.4}
+    with pytest.raises(ValueError, match=r"feature ratio \(got 0.4\), expected weight_structure='feature' or 'joint'"):
+        baselines.random_ticket(make_model(), digits, **ratios, weight_structure=structure)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from gebt.graph import Graph
+from gebt.graph import Edges, Graph
 from gebt.models import GCN
-from gebt.recipes import retrain
+from gebt.recipes import baselines, retrain
+from gebt.sparse.compaction import sliced
 from gebt.ticket import EDGES, TicketError
 from gebt.train import History, TrainingSettings
 from gebt.train.loop import copy_state
@@ -103,3 +104,50 @@ def test_a_ticket_of_another_graph_or_model_is_refused_before_the_model_is_touch
     with pytest.raises(TicketError, match="of the model"):
         retrain.run(found.ticket, GCN(digits.num_features, 8, digits.num_classes), digits, SHORT)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"residual": True}, {"norm": "batch"}, {"norm": "batch", "residual": True}], ids=str
+)
+@pytest.mark.parametrize(("structure", "ratio"), [("entry", 0.6), ("entry", 0.95), ("unit", 0.5), ("joint", 0.6)])
+def test_the_small_problem_is_trained_to_the_weights_of_the_masked_one(
+    digits: Graph, structure: Any, ratio: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double and, with a norm, without decay: where a gradient is rounding alone, Adam makes a step of its sign."""
+    ones = property(lambda edges: edges.normalised(torch.ones(edges.num_pairs, dtype=torch.float64)))
+    monkeypatch.setattr(Edges, "unit_weights", ones)
+    graph = replace(digits, features=digits.features.double())
+
+    def fresh() -> GCN:
+        return GCN(digits.num_features, 16, digits.num_classes, 3, dropout=0.0, **options).double()
+
+    ratios = {"edge_ratio": 0.3, "weight_ratio": ratio, "weight_structure": structure}
+    ticket = baselines.random_ticket(fresh(), graph, **ratios, seed=1)
+    training = TrainingSettings(epochs=5, learning_rate=0.04, weight_decay=0.0 if "norm" in options else 5e-4)
+    found = []
+    for compaction in (True, False):
+        model = fresh()
+        settings = retrain.RetrainSettings(training, compaction=compaction)
+        found.append((retrain.run(ticket, model, graph, settings), model))
+    (small, model), (whole, masked) = found
+    assert whole.compact is None
+    assert small.history.losses == pytest.approx(whole.history.losses, abs=1e-9)
+    assert small.history.val_accuracy == whole.history.val_accuracy
+    assert (small.best_epoch, small.test_accuracy) == (whole.best_epoch, whole.test_accuracy)
+    ours, theirs = (sliced(m.state_dict(), model.groups(), small.compact.live) for m in (model, masked))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for name, kept in ticket.weight_mask.items():
+        assert not model.state_dict()[name][~kept].any()
+
+
+def test_what_was_trained_small_is_written_back_into_the_model(digits: Graph, make_model: MakeModel) -> None:
+    ticket = baselines.random_ticket(
+        make_model(), digits, edge_ratio=0.3, weight_ratio=0.5, weight_structure="joint", seed=1
+    )
+    model = make_model(seed=5)
+    result = retrain.run(ticket, model, digits, SHORT)
+    assert result.compact.model.widths == [32, 8, digits.num_classes]
+    assert result.compact.graph.features.shape[1] == 32
+    with torch.no_grad():
+        small = result.compact.model.eval()(result.compact.graph.features, result.edges)
+        torch.testing.assert_close(model.eval()(digits.features, result.edges), small, atol=1e-5, rtol=1e-5)

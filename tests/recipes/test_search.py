@@ -9,7 +9,9 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
+from gebt.models.compact import compact
 from gebt.prune import Mask, distance, magnitude, prunable_weights
+from gebt.prune.patterns import is_two_of_four
 from gebt.prune.selection import pruned_count
 from gebt.recipes.search import PRESETS, SearchSettings, graph_only, joint, search_preset, weights_only
 from gebt.ticket import EDGES, Ticket
@@ -210,9 +212,123 @@ def test_presets_are_named() -> None:
         ({"threshold": 0.0}, r"threshold \(got 0.0\)"),
         ({"normalisation": "x"}, r"normalisation \(got 'x'\)"),
         ({"scope": "layer"}, "scope"),
+        (
+            {"weight_structure": "rows"},
+            r"weight structure \(got 'rows'\), expected one of \('entry', 'unit', 'feature'",
+        ),
+        ({"unit_score": "size"}, r"unit score \(got 'size'\), expected one of \('magnitude', 'norm', 'gradient'\)"),
         ({"edge_l1": float("nan")}, "L1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_when_they_are_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SearchSettings(**settings)
+
+
+def structured(structure: Any, score: Any = "magnitude", **settings: Any) -> SearchSettings:
+    chosen = {"max_epochs": 3, "threshold": NEVER} | settings
+    return SearchSettings(weight_structure=structure, unit_score=score, **chosen)
+
+
+@pytest.mark.parametrize("options", [{"norm": "batch"}, {"norm": "batch", "residual": True}], ids=str)
+@pytest.mark.parametrize("score", ["magnitude", "norm", "gradient"])
+@pytest.mark.parametrize("structure", ["unit", "feature", "joint"])
+def test_a_structured_ticket_is_a_network_of_exactly_the_asked_widths(
+    digits: Graph, structure: Any, score: Any, options: dict[str, Any]
+) -> None:
+    model = GCN(digits.num_features, 16, digits.num_classes, 3, **options)
+    before, seen = copy_state(model), []
+    ratios = {"edge_ratio": 0.37, "weight_ratio": 0.61}
+    if structure != "unit":
+        ratios["feature_ratio"] = 0.3
+    ticket = joint(
+        model,
+        digits,
+        **ratios,
+        settings=structured(structure, score),
+        seed=2,
+        on_draw=lambda *drawn: seen.append(drawn),
+    )
+    hidden = 16 if structure == "feature" else 16 - int(0.61 * 16)
+    features = 64 if structure == "unit" else 64 - int(0.3 * 64)
+    assert ticket.edge_mask.kept == digits.num_pairs - pruned_count(digits.num_pairs, 0.37)
+    whole = dict(zip((f"convs.{i}.lin.weight" for i in range(3)), ((16, 64), (16, 16), (10, 16)), strict=True))
+    left = dict(zip(whole, ((hidden, features), (hidden, hidden), (10, hidden)), strict=True))
+    for name, kept in ticket.weight_mask.items():
+        assert kept.shape == whole[name]
+        assert (int(kept.any(1).sum()), int(kept.any(0).sum())) == left[name]
+        assert int(kept.sum()) == left[name][0] * left[name][1]
+    ticket.start(model)
+    small = compact(model, ticket.weight_mask, digits)
+    assert small.model.widths == [features, hidden, hidden, digits.num_classes]
+    assert small.mask is None
+    # What is watched are masks over units.
+    groups = {"features": 64, **({"hidden": 16} if model.residual else {"hidden.0": 16, "hidden.1": 16})}
+    wanted = {
+        n: size for n, size in groups.items() if structure == "joint" or (n == "features") == (structure != "unit")
+    }
+    assert {name: kept.numel() for name, kept in seen[-1][1].items()} == wanted
+    assert ticket.provenance.get("feature_ratio") == ratios.get("feature_ratio")
+    rewound = GCN(digits.num_features, 16, digits.num_classes, 3, seed=7, **options)
+    ticket.start(rewound, "rewind")
+    ticket.weight_mask.apply_(before)
+    assert same_state(rewound.state_dict(), before)
+
+
+@pytest.mark.parametrize("structure", ["feature", "joint"])
+def test_the_feature_ratio_is_the_weight_ratio_where_it_is_not_given(
+    digits: Graph, make_model: MakeModel, structure: Any
+) -> None:
+    ticket = joint(make_model(), digits, **RATIOS, settings=structured(structure))
+    assert int(ticket.weight_mask["convs.0.lin.weight"].any(0).sum()) == 64 - int(0.61 * 64)
+    assert ticket.provenance["feature_ratio"] == 0.61
+
+
+@pytest.mark.parametrize("structure", ["entry", "unit"])
+def test_a_feature_ratio_is_refused_where_no_features_are_pruned(
+    digits: Graph, make_model: MakeModel, structure: Any
+) -> None:
+    message = r"feature ratio \(got 0.4\), expected weight_structure='feature' or 'joint'"
+    for run, ratios in ((joint, RATIOS), (weights_only, {"weight_ratio": 0.5})):
+        with pytest.raises(ValueError, match=message):
+            run(make_model(), digits, **ratios, feature_ratio=0.4, settings=structured(structure))  # type: ignore[operator]
+
+
+def test_units_of_a_network_without_hidden_layers_are_refused(digits: Graph) -> None:
+    model = GCN(digits.num_features, 16, digits.num_classes, depth=1)
+    with pytest.raises(ValueError, match=r"weight structure \(got 'unit'\), expected a model with hidden layers"):
+        joint(model, digits, **RATIOS, settings=structured("unit"))
+    with pytest.raises(
+        ValueError, match=r"unit score 'norm' \(got no normalisation in 'hidden.0'\), expected norm='batch'"
+    ):
+        joint(GCN(digits.num_features, 16, 10), digits, **RATIOS, settings=structured("unit", "norm"))
+
+
+def test_whole_units_can_be_searched_for_on_the_full_graph(digits: Graph, make_model: MakeModel) -> None:
+    ticket = weights_only(make_model(), digits, weight_ratio=0.5, feature_ratio=0.25, settings=structured("joint"))
+    assert ticket.edge_sparsity == 0
+    assert [int(kept.sum()) for kept in ticket.weight_mask.values()] == [48 * 8, 8 * 10]
+
+
+def test_edges_alone_are_searched_for_whatever_the_structure(digits: Graph, make_model: MakeModel) -> None:
+    ticket = graph_only(make_model(), digits, edge_ratio=0.5, settings=structured("joint"))
+    assert ticket.weight_sparsity == 0
+    assert ticket.provenance["settings"]["weight_structure"] == "entry"
+
+
+def test_two_of_every_four_weights_can_be_searched_for(digits: Graph, make_model: MakeModel) -> None:
+    settings = structured("2:4")
+    ticket = joint(make_model(), digits, edge_ratio=0.2, weight_ratio=0.5, settings=settings)
+    assert all(is_two_of_four(kept) for kept in ticket.weight_mask.values())
+    assert ticket.weight_sparsity == 0.5
+    with pytest.raises(ValueError, match=r"weight ratio \(got 0.6\), expected 0.5 for weight_structure='2:4'"):
+        joint(make_model(), digits, edge_ratio=0.2, weight_ratio=0.6, settings=settings)
+
+
+def test_equal_seeds_give_equal_structured_tickets(digits: Graph, make_model: MakeModel, tmp_path: Path) -> None:
+    def saved(seed: int) -> bytes:
+        ticket = joint(make_model(), digits, **RATIOS, settings=structured("joint", "gradient"), seed=seed)
+        return ticket.save(tmp_path / "t").read_bytes()
+
+    assert saved(1) == saved(1)
+    assert saved(1) != saved(2)
