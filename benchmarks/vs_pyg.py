@@ -27,8 +27,9 @@ from gebt.recipes import baselines, retrain
 def pyg_dense(settings: RunOptions, graph: Graph, adjacency: Tensor, seed: int) -> float:
     """PyG's example loop: one step and one evaluation an epoch; test accuracy at the best validation epoch."""
     torch.manual_seed(seed)
-    widths = model_for(settings, graph, seed).widths
-    peer = PygTraining(graph, widths, settings.dropout or 0.0, settings.training(), adjacency=adjacency)
+    ours = model_for(settings, graph, seed)
+    rates = ours.input_dropout, ours.dropout
+    peer = PygTraining(graph, ours.widths, rates, settings.training(), adjacency=adjacency)
     best_val = best_test = 0.0
     for _ in range(settings.epochs or 0):
         val, test = peer.epoch()
@@ -43,10 +44,10 @@ def difference(settings: RunOptions, graph: Graph) -> float:
     for conv in model.convs:
         torch.nn.init.normal_(conv.bias)
     ours = model.eval()(graph.features, Edges.from_pairs(graph.pairs, graph.num_nodes)).detach()
-    rate, training = settings.dropout or 0.0, settings.training()
+    rates, training = (model.input_dropout, model.dropout), settings.training()
     shares = []
     for adjacency in adjacencies(graph):
-        theirs = PygTraining(graph, model.widths, rate, training, model=model, adjacency=adjacency).infer()
+        theirs = PygTraining(graph, model.widths, rates, training, model=model, adjacency=adjacency).infer()
         shares.append(float((ours - theirs).abs().max() / ours.abs().max()))
     if not max(shares) <= 1e-4:
         raise SystemExit(f"logits (got {shares} of the largest apart from PyG's), expected at most 1e-4")

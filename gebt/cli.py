@@ -249,10 +249,10 @@ def data_list(*, as_json: AsJson = False) -> None:
     if as_json:
         _print(json.dumps(rows))
         return
-    _print(f"{'name':18}{'nodes':>8}{'pairs':>9}{'features':>10}{'classes':>9}  {'split':8} licence")
+    _print(f"{'name':24}{'nodes':>8}{'pairs':>10}{'features':>10}{'classes':>9}  {'split':8} licence")
     for row in rows:
-        counts = f"{row['nodes']:>8}{row['pairs']:>9}{row['features']:>10}{row['classes']:>9}"
-        _print(f"{row['name']:18}{counts}  {row['split']:8} {row['licence']}")
+        counts = f"{row['nodes']:>8}{row['pairs']:>10}{row['features']:>10}{row['classes']:>9}"
+        _print(f"{row['name']:24}{counts}  {row['split']:8} {row['licence']}")
 
 
 @data.command(name="check")
@@ -271,10 +271,11 @@ def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-
     for name in names or dataset_names():
         files = check_dataset(name, root)
         if not files:
-            _print(f"{name:18} embedded")
+            made = "generated" if dataset_info(name).format == "surrogate" else "embedded"
+            _print(f"{name:24} {made}")
         for path, status in files:
             sound &= status == "present"
-            _print(f"{name:18} {status:15} {path}")
+            _print(f"{name:24} {status:15} {path}")
     if not sound:
         raise SystemExit(1)
 

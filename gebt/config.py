@@ -68,6 +68,8 @@ class RunOptions:
         Layers of the network.
     dropout
         Dropout rate.
+    input_dropout
+        Dropout rate of the features, where it is another.
     epochs
         Epochs of the dense training.
     learning_rate
@@ -122,6 +124,7 @@ class RunOptions:
     hidden: int | None = None
     depth: int | None = None
     dropout: float | None = None
+    input_dropout: float | None = None
     epochs: int | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -154,6 +157,7 @@ class RunOptions:
             "hidden": recorded.hidden,
             "depth": recorded.depth,
             "dropout": recorded.dropout,
+            "input_dropout": _given(recorded.input_dropout, _given(self.dropout, recorded.dropout)),
             "epochs": epochs or recorded.epochs,
             "learning_rate": learning_rate,
             "weight_decay": recorded.weight_decay,

@@ -47,7 +47,7 @@ def graph_for(options: RunOptions, seed: int) -> Graph:
 def model_for(options: RunOptions, graph: Graph, seed: int) -> GCN:
     """The network of one seed."""
     sizes = (graph.num_features, options.hidden, graph.num_classes, options.depth, options.dropout)
-    return GCN(*sizes, seed=seed).to(options.device)  # type: ignore[arg-type]
+    return GCN(*sizes, seed=seed, input_dropout=options.input_dropout).to(options.device)  # type: ignore[arg-type]
 
 
 def epochs_of(options: RunOptions) -> int:

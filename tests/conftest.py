@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from gebt.data import load_graph
 from gebt.graph import Graph, canonical_graph
+from gebt.sparse import SparseMatrix
 
 # Same examples at every run, and no clock: a busy machine is no failure.
 settings.register_profile("gebt", deadline=None, derandomize=True, max_examples=60)
@@ -37,6 +39,23 @@ def make_graph() -> Callable[..., Graph]:
 @pytest.fixture(scope="session")
 def toy(make_graph: Callable[..., Graph]) -> Graph:
     return make_graph()
+
+
+@pytest.fixture(scope="session")
+def sparse(make_graph: Callable[..., Graph]) -> Graph:
+    """A graph whose features are sparse."""
+    graph = make_graph(nodes=60, features=40, share=0.1, name="sparse")
+    assert isinstance(graph.features, SparseMatrix)
+    return graph
+
+
+@pytest.fixture
+def sparse64(sparse: Graph) -> Iterator[Graph]:
+    """The same in double precision, and everything that is made beside it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield replace(sparse, features=SparseMatrix(sparse.features.pattern, sparse.features.values.double()))
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="session")

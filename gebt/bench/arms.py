@@ -104,8 +104,8 @@ class Workbench:
             # Not at the top: its libraries would count in the memory of every other arm.
             from gebt.bench.pyg import PygTraining
 
-            rate = self.options.dropout or 0.0
-            return PygTraining(self.graph, model.widths, rate, self.options.training(), model=model)
+            rates = model.input_dropout, model.dropout
+            return PygTraining(self.graph, model.widths, rates, self.options.training(), model=model)
         if arm == "dense":
             return Ours(model, self.graph, self.edges, self.options.training())
         self.ticket.start(model)

@@ -20,19 +20,23 @@ from gebt.train.loop import TrainingSettings
 class PygGCN(nn.Module):
     """The GCN of PyG's own example: `GCNConv(cached=True)`, dropout on the input and between the layers.
 
-    Its state dict is that of our `GCN` of equal `widths` (in, hidden layers, out).
+    Its state dict is that of our `GCN` of equal `widths` (in, hidden layers, out). `dropout`: rates of the features and
+    of the layers.
     """
 
-    def __init__(self, widths: Sequence[int], dropout: float) -> None:
+    def __init__(self, widths: Sequence[int], dropout: tuple[float, float]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(GCNConv(a, b, cached=True) for a, b in pairwise(widths))
         self.dropout = dropout
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Logits [N, C]; `adjacency` is an edge index [2, 2P] or a transposed sparse tensor."""
+        rate, later = self.dropout
         for conv in self.convs[:-1]:
-            x = conv(F.dropout(x, self.dropout, self.training), adjacency).relu()
-        return self.convs[-1](F.dropout(x, self.dropout, self.training), adjacency)
+            # With a rate of zero torch would draw numbers all the same.
+            x = conv(F.dropout(x, rate, self.training) if rate else x, adjacency).relu()
+            rate = later
+        return self.convs[-1](F.dropout(x, rate, self.training), adjacency)
 
 
 class PygTraining:
@@ -46,7 +50,7 @@ class PygTraining:
         self,
         graph: Graph,
         widths: Sequence[int],
-        dropout: float,
+        dropout: tuple[float, float],
         settings: TrainingSettings,
         *,
         model: GCN | None = None,

@@ -27,7 +27,10 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class RecordedSettings:
-    """The settings a model starts from on this data set; `depth` counts layers."""
+    """The settings a model starts from on this data set; `depth` counts layers.
+
+    `input_dropout`: the rate for the features where it is not that of the layers.
+    """
 
     hidden: int
     depth: int
@@ -35,6 +38,7 @@ class RecordedSettings:
     learning_rate: float
     weight_decay: float
     epochs: int
+    input_dropout: float | None = None
 
 
 @dataclass(frozen=True)

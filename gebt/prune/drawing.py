@@ -66,14 +66,16 @@ class Drawing:
 
         Raises `ValueError` naming a tensor that holds a NaN, and for other tensors than the drawing was made for.
         """
-        if (shapes := {name: tensor.shape for name, tensor in tensors.items()}) != self._shapes:
-            raise ValueError(f"tensors (got {shapes}), expected {self._shapes}")
         if not self._prune:
             refuse_nan(tensors)
             self._all_kept = self._all_kept or Mask.ones(tensors)
             return self._all_kept
+        if tensors.keys() != self._shapes.keys():
+            raise ValueError(f"tensors (got {sorted(tensors)}), expected {sorted(self._shapes)}")
         values = [tensors[name].detach().flatten() for name in self._shapes]
         flat = values[0].contiguous() if len(values) == 1 else torch.cat(values)
+        if flat.numel() != self._size:
+            raise ValueError(f"tensors (got {flat.numel()} entries), expected {self._size} as the drawing was made for")
         if flat.dtype != torch.float32 or (self._scope == "tensor" and len(values) > 1):
             return self._selected(flat)
         return self._by_kernels(flat) if usable(flat) else self._by_torch(flat)

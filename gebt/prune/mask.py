@@ -25,7 +25,7 @@ class Mask(Mapping[str, Tensor]):
                 raise ValueError(f"mask tensor {name!r} (got {tensor.dtype}), expected torch.bool")
         self._tensors: dict[str, Tensor] | None = dict(kept)
         self._words: Tensor | None = None
-        self.shapes = {name: tensor.shape for name, tensor in kept.items()}
+        self.shapes: Mapping[str, torch.Size] = {name: tensor.shape for name, tensor in kept.items()}
 
     @staticmethod
     def ones(tensors: Mapping[str, Tensor]) -> Mask:
@@ -39,7 +39,7 @@ class Mask(Mapping[str, Tensor]):
         Laid out as `pack_bits` does. Boolean tensors are made of it when one is first asked for.
         """
         mask = Mask.__new__(Mask)
-        mask._tensors, mask._words, mask.shapes = None, words, dict(shapes)
+        mask._tensors, mask._words, mask.shapes = None, words, shapes
         mask.__dict__["kept"] = kept
         return mask
 
@@ -74,7 +74,7 @@ class Mask(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Mask({len(self)} tensors, {self.kept} of {self.size} kept)"
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of entries n."""
         return sum(shape.numel() for shape in self.shapes.values())

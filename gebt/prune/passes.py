@@ -48,11 +48,9 @@ def threads_for(entries: int) -> int:
 
 def differing(a: Tensor, b: Tensor) -> int:
     """Bits in which two tensors of words [m] differ."""
-    from gebt.prune import kernels
-
     threads = threads_for(a.numel())
     counts = _numbers(*[0] * threads)
-    _caller(kernels.differing, threads)(_numbers(a.numel(), a.data_ptr(), b.data_ptr(), ctypes.addressof(counts)))
+    _caller("differing", threads)(_numbers(a.numel(), a.data_ptr(), b.data_ptr(), ctypes.addressof(counts)))
     return sum(counts)
 
 
@@ -60,9 +58,13 @@ def _numbers(*numbers: int) -> Any:
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def _caller(kernel: Any, threads: int) -> Callable[[Any], None]:
+@cache
+def _caller(kernel: str, threads: int) -> Callable[[Any], None]:
     """A function of the kernel's arguments that runs it on so many threads: one, or all of torch's."""
-    return kernel.ctypes if threads == 1 else lambda numbers: _compiled().run(kernel, *numbers)
+    from gebt.prune import kernels
+
+    compiled = getattr(kernels, kernel)
+    return compiled.ctypes if threads == 1 else lambda numbers: _compiled().run(compiled, *numbers)
 
 
 class Span(NamedTuple):
@@ -78,8 +80,6 @@ class Passes:
     """The compiled passes over values, and their buffers."""
 
     def __init__(self, size: int, weight: Tensor | None, start: int, threads: int) -> None:
-        from gebt.prune import kernels
-
         self.threads, self._size, words = threads, size, (size + 63) // 64
         part = 64 * math.ceil(words / threads)
         self.room = max(part // ROOM_SHARE, min(part, ROOM_FROM))
@@ -91,8 +91,8 @@ class Passes:
         weighted = self._weight.numel()
         self._scanned = _numbers(size, weighted, self.room, start, *Span(0, 0), 0, self._weight.data_ptr(), 0, *buffers)
         self._settled = _numbers(threads, words, self.room, start, 0, 0, *buffers)
-        self._scan, self._settle = _caller(kernels.scan, threads), _caller(kernels.settle, 1)
-        self._histogram = _caller(kernels.histogram, threads)
+        self._scan, self._settle = _caller("scan", threads), _caller("settle", 1)
+        self._histogram = _caller("histogram", threads)
         self.words = torch.empty(words, dtype=torch.int64)
 
     def over(self, values: Tensor) -> Passes:

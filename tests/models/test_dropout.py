@@ -35,17 +35,21 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
-def kept_by_hand(seed: int, entries: int, rate: float) -> Tensor:
+def lots_by_hand(seed: int, entries: int) -> list[int]:
     """The rule of the docstring, one entry after the other, in Python's own integers."""
-    kept = []
+    lots = []
     for i in range(entries):
         word, lane = 8 * (i // 32) + i % 8, i % 32 // 8
         z = (seed + (word + 1) * GOLDEN) & ALL
         z = (z ^ (z >> 30)) * FIRST & ALL
         z = (z ^ (z >> 27)) * SECOND & ALL
         z ^= z >> 31
-        kept.append((z >> 16 * lane & 0xFFFF) >= round(rate * STEPS))
-    return torch.tensor(kept, dtype=torch.bool)
+        lots.append(z >> 16 * lane & 0xFFFF)
+    return lots
+
+
+def kept_by_hand(seed: int, entries: int, rate: float) -> Tensor:
+    return torch.tensor([lot >= round(rate * STEPS) for lot in lots_by_hand(seed, entries)], dtype=torch.bool)
 
 
 def numbers(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,6 +76,14 @@ def test_an_entrys_fate_is_16_bits_of_the_sequence(
         kept = kept_by_hand(seed, x.numel(), rate).view(shape)
         assert (out.dtype, out.shape) == (dtype, shape)
         assert torch.equal(out, torch.where(kept, x.relu() if relu else x, 0) * scale)
+
+
+@pytest.mark.parametrize("entry", [0, 17, 35])
+def test_an_entry_whose_bits_are_the_rate_is_kept(path: str, entry: int) -> None:
+    """The 36 entries are a block of the kernel and the rest after it."""
+    lot = lots_by_hand(4, 36)[entry]
+    for rate, kept in ((lot / STEPS, True), ((lot + 1) / STEPS, False)):
+        assert bool(dropout(torch.ones(36), rate, True, seeds=torch.tensor([4]))[entry]) == kept
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -203,6 +203,14 @@ def test_gates_of_one_are_no_gates(toy: Graph) -> None:
     assert gates.grad.any()
 
 
+def test_with_gates_the_features_are_not_taken_as_aggregated(toy: Graph) -> None:
+    model, edges = model_of(toy).eval(), edges_of(toy)
+    gates = torch.linspace(0.1, 1.0, toy.num_pairs)
+    aggregated = edges.propagate(edges.unit_weights, toy.features)
+    assert torch.equal(model(toy.features, edges, gates, aggregated), model(toy.features, edges, gates))
+    assert not torch.equal(model(toy.features, edges, None, aggregated), model(toy.features, edges, gates))
+
+
 def test_gates_of_zero_and_one_equal_the_pruned_graph(toy: Graph) -> None:
     model, edges = model_of(toy).eval(), edges_of(toy)
     kept = torch.arange(toy.num_pairs) % 2 == 0
