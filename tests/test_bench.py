@@ -29,6 +29,7 @@ from gebt.graph import Graph
 from gebt.models import GCN
 from gebt.recipes import baselines
 from gebt.record import read_record
+from gebt.sparse import backends
 from gebt.sparse.memory import OutOfRoomError
 from gebt.ticket import Ticket
 from gebt.train.loop import NodeTask, adam, fit, seeded
@@ -338,6 +339,16 @@ def test_a_timed_step_is_a_step_of_fit(options: RunOptions, ticket: Path, digits
     history = fit(other, NodeTask(digits), [adam(other, options.training())], 3, seed=5, evaluate=False)
     assert losses == history.losses
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in network.model.state_dict().items())
+
+
+def test_products_that_auto_times_are_not_counted(
+    options: RunOptions, ticket: Path, digits: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workbench = Workbench(options, Ticket.load(ticket), digits)
+    expected = workbench.search_step_flops()
+    monkeypatch.setattr(backends, "_choices", {})
+    with backends.using("auto"):
+        assert workbench.search_step_flops() == expected
 
 
 def test_masked_steps_keep_pruned_weights_at_zero(options: RunOptions, ticket: Path, digits: Graph) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gebt.config import RunOptions
+from gebt.data.manifest import dataset_info
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import PRESETS, SearchSettings
 
@@ -50,6 +51,26 @@ def test_the_structure_of_the_weights_and_the_compaction_reach_search_and_retrai
 @pytest.mark.parametrize("ratio", [None, 0.0, 0.99])
 def test_a_feature_ratio_is_taken_where_features_are_pruned(structure, ratio):
     assert RunOptions(weight_structure=structure, feature_ratio=ratio).resolved().feature_ratio == ratio
+
+
+def test_features_are_dropped_as_units_are_where_nothing_else_is_said_or_recorded():
+    def rates(**given):
+        options = RunOptions(**given).resolved()
+        return options.dropout, options.input_dropout
+
+    assert rates(dataset="cora") == (0.5, 0.5)
+    assert rates(dataset="cora", dropout=0.2) == (0.2, 0.2)
+    assert rates(dataset="cora", input_dropout=0.0) == (0.5, 0.0)
+    recorded = dataset_info("reddit-surrogate").training
+    assert rates(dataset="reddit-surrogate", dropout=0.2) == (0.2, recorded.input_dropout)
+    assert rates(dataset="reddit-surrogate", input_dropout=0.3) == (recorded.dropout, 0.3)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"--device \(got 'cuda', but torch sees no CUDA device\), expected 'cpu'"):
+        RunOptions(device="cuda").resolved()
+    assert RunOptions(device="cpu").resolved().device == "cpu"
 
 
 def test_resolving_twice_changes_nothing():

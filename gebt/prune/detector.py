@@ -25,26 +25,26 @@ def distance(a: Mask, b: Mask, per: Normalisation = "entry") -> float:
     "first" is a normalisation of a sequence: see `EarlyBird`; as a distance of two masks it equals "entry".
     Raises `ValueError` when names or shapes differ.
     """
-    moved = differing(a.words, b.words) if _same_layout(a, b) else _differing_by_name(a, b)  # type: ignore[arg-type]
+    moved = _moved(a, b)
     if per != "swap":
         return moved / a.size if a.size else 0.0
     reachable = 2 * min(a.kept, a.size - a.kept)
     return moved / reachable if reachable else float(moved > 0)
 
 
-def _same_layout(a: Mask, b: Mask) -> bool:
-    if a.words is None or b.words is None or not usable(a.words):
-        return False
-    return a.shapes is b.shapes or list(a.shapes.items()) == list(b.shapes.items())
-
-
-def _differing_by_name(a: Mask, b: Mask) -> int:
+def _moved(a: Mask, b: Mask) -> int:
+    if a.words is not None and b.words is not None and _laid_out_alike(a, b) and usable(a.words):
+        return differing(a.words, b.words)
     if a.shapes.keys() != b.shapes.keys():
         raise ValueError(f"masks of different tensors (got {sorted(a)} and {sorted(b)}), expected the same names")
     for name, shape in a.shapes.items():
         if shape != b.shapes[name]:
             raise ValueError(f"mask {name!r} (got {tuple(shape)} and {tuple(b.shapes[name])}), expected one shape")
     return 0 if a is b else sum(int(torch.count_nonzero(kept ^ b[name])) for name, kept in a.items())
+
+
+def _laid_out_alike(a: Mask, b: Mask) -> bool:
+    return a.shapes is b.shapes or list(a.shapes.items()) == list(b.shapes.items())
 
 
 class EarlyBird:

@@ -22,9 +22,9 @@ from gebt.train.loop import History, TrainingSettings, adam, copy_state
 
 T = TypeVar("T")
 
-# Multiply-adds of a network's sparse products up to which it is trained faster together with others. Ten networks on one
-# thread, apart over together: 2.5 at 1.1 million (Cora), 2.0 at 2, 1.6 at 4.3, 1.2 at 8.5, 0.95 at 18 (PubMed). A small
-# network costs its calls, which together are made once; a large one its products, and alone it stays in the cache.
+# Multiply-adds of a network's sparse products up to which it is trained faster together with others. Ten networks on
+# one thread, apart over together: 2.5 at 1.1 million (Cora), 2.0 at 2, 1.6 at 4.3, 1.2 at 8.5, 0.95 at 18 (PubMed). A
+# small network costs its calls, made once for all; a large one its products, and alone it stays in the cache.
 MOST_WORK = 8_000_000
 
 

@@ -328,3 +328,19 @@ def test_a_graph_that_does_not_fit_is_refused_before_anything_is_allocated(
             Edges.from_pairs(pairs, 150)
 
     assert peak_of(refused) == 0
+
+
+@pytest.mark.parametrize("nodes", [[3, 0, 6], [8], list(range(9)), []])
+def test_rows_alone_are_those_of_the_whole_product_with_its_gradients(nodes: list[int]) -> None:
+    pairs = drawn_pairs(9, 0.3)
+    edges, values = Edges.from_pairs(pairs, 9), positive(pairs.shape[1]).requires_grad_()
+    x = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    chosen, weights = torch.tensor(nodes, dtype=torch.long), edges.normalised(values)
+    rows = edges.rows(chosen)
+    got, expected = rows.propagate(weights, x), edges.propagate(weights, x)[chosen]
+    torch.testing.assert_close(got, expected)
+    assert (
+        rows.pattern.nnz == rows.entries.numel() == int((edges.pattern.crow[1:] - edges.pattern.crow[:-1])[nodes].sum())
+    )
+    ours = torch.autograd.grad(got.square().sum(), (values, x), retain_graph=True)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected.square().sum(), (values, x)))

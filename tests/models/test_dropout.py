@@ -89,7 +89,7 @@ def test_an_entry_whose_bits_are_the_rate_is_kept(path: str, entry: int) -> None
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "shape", [(5, 3), (33, 2), (9, 5, 7), (1, 4, 64), (32, 2, 1), (3, 2, 4, 5), (0, 3, 4), (4, 3, 0)]
+    "shape", [(5, 3), (33, 2), (9, 5, 7), (1, 4, 64), (1, 3, 70), (32, 2, 1), (3, 2, 4, 5), (0, 3, 4), (4, 3, 0)]
 )
 def test_streams_are_dropped_as_each_would_be_alone(
     path: str, shape: tuple[int, ...], dtype: torch.dtype, relu: bool

@@ -178,3 +178,21 @@ def test_entries_that_do_not_fit_are_refused_before_anything_is_allocated(
     # The check of the positions makes single numbers.
     assert largest_allocation(refused) <= 64
     Pattern.from_entries(row[:500], col[:500], (100, 100))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_patterns_on_the_diagonal_are_one_with_their_transposes(
+    make_pattern: Callable[..., Pattern], monkeypatch: pytest.MonkeyPatch, wide: bool
+) -> None:
+    blocks = [make_pattern(4, 6, 9, seed=1), make_pattern(3, 2, 0), make_pattern(5, 3, 7, seed=2)]
+    blocks.append(blocks[0])
+    if wide:
+        monkeypatch.setattr(patterns, "INT32_LIMIT", 4)
+    whole = Pattern.diagonal(blocks)
+    expected = sp.block_diag([sp.csr_array(SparseMatrix(b, torch.ones(b.nnz)).to_dense().numpy()) for b in blocks])
+    assert (whole.shape, whole.col.dtype) == ((16, 17), torch.int64 if wide else torch.int32)
+    assert (whole.crow.tolist(), whole.col.tolist()) == of_scipy(sp.csr_array(expected))
+    rebuilt, order = Pattern.from_entries(whole.col, whole.row, (17, 16))
+    assert torch.equal(whole.transposed.crow, rebuilt.crow)
+    assert torch.equal(whole.transposed.col, rebuilt.col)
+    assert torch.equal(whole.permutation, order.to(whole.col.dtype))
