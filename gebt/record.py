@@ -18,6 +18,7 @@ from gebt.files import write_atomically
 SCHEMA = 1
 RECORD, CONFIG, TICKET, MODEL = "record.json", "config.json", "ticket.safetensors", "model.safetensors"
 PICTURES = ("trajectory.png", "distances.png", "savings.png", "training.png")
+BENCH_PICTURE = "bench.png"
 
 
 class RunFolder:
@@ -95,7 +96,7 @@ def _processor() -> str:
 
 
 def _remove_run(path: Path) -> None:
-    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES):
+    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES, BENCH_PICTURE):
         (path / name).unlink(missing_ok=True)
     for folder in path.glob("seed-*"):
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {TICKET}:

@@ -9,12 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gebt.record import PICTURES
+from gebt.record import BENCH_PICTURE, PICTURES
 
 ARM_NAMES = {"dense": "dense", "random": "random", "random_edges": "random edges", "ticket": "ticket"}
 DRAWN_FROM = dict(zip(PICTURES, ("pairwise", "pairwise", "summary", "history"), strict=True))
 COLOURS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges": "#e0a030", "ticket": "#1b7837"}
-BENCH_PICTURE = "bench.png"
 BENCH_NAMES = {"dense": "dense", "masked": "ticket, masked", "compacted": "ticket, compacted", "pyg": "PyG"}
 BENCH_COLOURS = {"masked": "#a6dba0", "compacted": "#1b7837", "pyg": "#d6604d"}
 BENCH_PARTS = {"inference": "inference", "epoch": "training step", "run": "whole run"}

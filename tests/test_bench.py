@@ -239,7 +239,7 @@ def test_logits_may_differ_by_what_rounding_explains(arm: str, apart: float, equ
 
 
 def test_a_search_under_other_options_is_another_search(ticket: Path, options: RunOptions, quick: Any) -> None:
-    other = dataclasses.replace(options, dropout=0.1)
+    other = dataclasses.replace(options, dropout=0.0, input_dropout=0.0)
     with pytest.raises(ValueError, match=r"search \(got masks that differ from the ticket's in \d+ of 10521 entries\)"):
         bench(other, ticket, 1)
 
@@ -385,7 +385,7 @@ def test_without_dropout_pyg_s_training_is_ours(
     graph = make_graph(share=0.1)
     settings = options.training()
     model = GCN(graph.num_features, 6, graph.num_classes, depth, dropout=0.0)
-    theirs = PygTraining(graph, model.widths, 0.0, settings, model=model)
+    theirs = PygTraining(graph, model.widths, (0.0, 0.0), settings, model=model)
     ours = Ours(model, graph, NodeTask(graph).edges, settings)
     torch.testing.assert_close(ours.infer(), theirs.infer())
     for _ in range(4):
@@ -396,11 +396,24 @@ def test_without_dropout_pyg_s_training_is_ours(
     assert (val, test) == tuple(ours.task.evaluate(ours.model)[place] for place in (0, 2))
 
 
-def test_pyg_drops_features_in_training_alone(toy: Graph, options: RunOptions) -> None:
-    network = PygTraining(toy, [toy.num_features, 6, toy.num_classes], 0.5, options.training())
+@pytest.mark.parametrize(
+    ("widths", "rates", "random"),
+    [
+        ([5, 3], (0.5, 0.0), True),
+        ([5, 3], (0.0, 0.5), False),
+        ([5, 6, 3], (0.5, 0.0), True),
+        ([5, 6, 3], (0.0, 0.5), True),
+        ([5, 6, 3], (0.0, 0.0), False),
+    ],
+)
+def test_pyg_drops_features_and_hidden_units_each_at_its_rate_in_training_alone(
+    toy: Graph, options: RunOptions, widths: list[int], rates: tuple[float, float], random: bool
+) -> None:
+    network = PygTraining(toy, widths, rates, options.training())
     assert torch.equal(network.infer(), network.infer())
     network.model.train()
-    assert not torch.equal(network.model(network.x, network.adjacency), network.model(network.x, network.adjacency))
+    once, again = (network.model(network.x, network.adjacency) for _ in "ab")
+    assert torch.equal(once, again) != random
 
 
 def test_what_pyg_needs_is_known_beforehand(toy: Graph, options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,4 +422,4 @@ def test_what_pyg_needs_is_known_beforehand(toy: Graph, options: RunOptions, mon
     assert gebt.bench.pyg.step_bytes(toy, [5, 7, 3]) == entries * (40 + 2 * 4 * 7) + 3 * 4 * toy.num_nodes * 5
     monkeypatch.setattr(gebt.bench.pyg, "step_bytes", lambda *_: 1 << 60)
     with pytest.raises(OutOfRoomError, match="PyG's step on 'toy'"):
-        PygTraining(toy, [5, 7, 3], 0.5, options.training())
+        PygTraining(toy, [5, 7, 3], (0.5, 0.5), options.training())

@@ -108,6 +108,21 @@ class Edges:
         entries += (starts - crow[:-1]).repeat_interleave(counts)
         return Rows(Pattern(crow, self.pattern.col[entries], (nodes.numel(), self.num_nodes)), entries)
 
+    def reach(self, nodes: Tensor, layers: int) -> tuple[list[Rows], Tensor]:
+        """What the outputs of a network of so many layers depend on at these nodes ([T], each at most once).
+
+        Returns for each layer, first to last, the rows of the adjacency that are read: all N, those that are not read
+        empty, and in the last layer those of `nodes` alone. And [N] boolean: the nodes whose features are read.
+        """
+        rows = [self.rows(nodes)]
+        read = torch.zeros(self.num_nodes, dtype=torch.bool, device=nodes.device)
+        read[rows[0].pattern.col] = True
+        for _ in range(layers - 1):
+            kept = read[self.pattern.row]
+            rows.insert(0, Rows(self.pattern.keep(kept), kept.nonzero().squeeze(1)))
+            read = read.index_fill(0, rows[0].pattern.col.long(), True)
+        return rows, read
+
     def incident_sum(self, values: Tensor) -> Tensor:
         """For every node the sum of `values` [P] over its pairs. Returns [N]."""
         u, v = self.pairs

@@ -14,6 +14,7 @@ from gebt.graph.canonical import Graph
 from gebt.models.gnn import GCN, SemiStructuredProjection, SparseProjection
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import is_two_of_four
+from gebt.sparse.backends import AUTO, current
 from gebt.sparse.compaction import check_pruned_are_zero, live_units, sliced, spread
 from gebt.sparse.pattern import SparseMatrix
 
@@ -49,13 +50,14 @@ class Compact:
         model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
 
 
-def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choose: bool = True) -> Compact:
+def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None) -> Compact:
     """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
 
     Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
-    For each layer the cheapest product is then chosen by measuring it: features stored sparse or dense, weights dense
-    (pruned entries inside zero) or sparse. `training`: measured with the backward pass; without `choose` features and
-    weights stay stored as they are. Outputs and gradients are those of the masked network up to rounding. Raises
+    With `choose` the cheapest product of each layer is then chosen by measuring it: features stored sparse or dense,
+    weights dense (pruned entries inside zero) or sparse; `training`: with the backward pass. Without it weights are
+    dense and features stored as before. None: chosen where the backend is "auto", since what a clock decides does not
+    repeat bit for bit. Outputs and gradients are those of the masked network up to rounding. Raises
     `ValueError` naming the tensor when pruned entries are not zero, so that removing them would change the output.
     """
     state, groups = model.state_dict(), model.groups()
@@ -75,7 +77,7 @@ def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choo
     if columns.numel() < features.shape[1]:
         features = features.columns(columns) if isinstance(features, SparseMatrix) else features[:, columns]
     products: list[dict[str, float | str]] = []
-    if choose:
+    if choose if choose is not None else current() == AUTO:
         features, products = _cheapest_products(small, inside, features, training)
     left = {name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()}
     return Compact(small, replace(graph, features=features), Mask(left) if left else None, live, products)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,17 +19,36 @@ from gebt.sparse.pattern import Pattern, SparseMatrix
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks(SparseMatrix):
-    """The block-diagonal matrix of the features of many graphs; `entries`: how many each has."""
+class Reading:
+    """What a forward pass of S networks reads: `features` of the nodes that matter and, for each layer, rows of A_hat.
 
-    entries: list[int]
+    `features`: block-diagonal, one block a network. `values`: each network's of all nodes, `kept` [K] which of them
+    stand in its block: whether an entry is dropped depends on its place among all.
+    """
+
+    features: SparseMatrix
+    values: list[Tensor]
+    kept: list[Tensor]
+    rows: list[Rows]
 
     @staticmethod
-    def of(features: Sequence[SparseMatrix]) -> Blocks:
-        """The features [N, F_s] of S graphs as one matrix of S N rows."""
-        pattern = Pattern.diagonal([matrix.pattern for matrix in features])
-        values = torch.cat([matrix.values for matrix in features])
-        return Blocks(pattern, values, [matrix.values.numel() for matrix in features])
+    def of(features: Sequence[SparseMatrix], edges: Edges, nodes: Tensor, layers: int) -> Reading:
+        """That of the logits of `nodes`, from the features [N, F_s] of S graphs that stand side by side in `edges`."""
+        rows, read = edges.reach(nodes, layers)
+        masks = [own[x.pattern.row] for own, x in zip(read.view(len(features), -1), features, strict=True)]
+        pattern = Pattern.diagonal([x.pattern.keep(own) for x, own in zip(features, masks, strict=True)])
+        kept, values = [own.nonzero().squeeze(1) for own in masks], [x.values for x in features]
+        stored = torch.cat([own[places] for own, places in zip(values, kept, strict=True)])
+        return Reading(SparseMatrix(pattern, stored), values, kept, rows)
+
+    def dropped(self, rate: float, seeds: Tensor | None) -> SparseMatrix:
+        """The features after dropout, each network's by its own sequence ([S] numbers that begin them)."""
+        starts = [None] * len(self.kept) if seeds is None else seeds.split(1)
+        stored = torch.empty_like(self.features.values)
+        blocks = stored.split([places.numel() for places in self.kept])
+        for block, own, places, start in zip(blocks, self.values, self.kept, starts, strict=True):
+            torch.index_select(dropout(own, rate, True, seeds=start), 0, places, out=block)
+        return SparseMatrix(self.features.pattern, stored)
 
 
 class ManyConv(nn.Module):
@@ -53,12 +72,12 @@ class ManyConv(nn.Module):
         """One tensor [out, in] a network, laid out as `weight`."""
         return torch.cat([tensor.t() for tensor in single]) if self.first else torch.stack(list(single))
 
-    def forward(self, x: Tensor | SparseMatrix, edges: Edges | Rows, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor | SparseMatrix, rows: Rows, weights: Tensor) -> Tensor:
         """Returns [S, T, out]; x has S N rows: block-diagonal features in the first layer, a tensor in the others."""
         if isinstance(x, Tensor) and self._convs[0]._narrow_first(x, weights):
-            y = self._multiplied(edges.propagate(weights, x))
+            y = self._multiplied(rows.propagate(weights, x))
         else:
-            y = edges.propagate(weights, self._multiplied(x))
+            y = rows.propagate(weights, self._multiplied(x))
         return y.view(len(self.rows), -1, y.shape[1]) + self.bias
 
     def _multiplied(self, x: Tensor | SparseMatrix) -> Tensor:
@@ -133,37 +152,22 @@ class ManyGCN(nn.Module):
         return Mask(kept)
 
     def forward(
-        self,
-        features: Blocks,
-        edges: Edges,
-        rows: Rows | None = None,
-        gates: Tensor | None = None,
-        seeds: Tensor | None = None,
+        self, reading: Reading, edges: Edges, gates: Tensor | None = None, seeds: Tensor | None = None
     ) -> Tensor:
-        """Logits [S, N, C], or [S, T, C] of the nodes of `rows` (T of each graph, graph by graph).
+        """Logits [S, T, C] of the nodes that are read, T of each graph.
 
         `gates` as in `GCN`, of all pairs; `seeds` [draws, S] start the dropouts of a training pass.
         """
         weights = edges.unit_weights if gates is None else edges.normalised(gates)
         lots = iter(seeds if seeds is not None else ())
-        x: Any = self._dropped(features, lots)
-        *hidden, last = self.layers
-        for number, layer in enumerate(hidden):
-            y = layer(x, edges, weights)
+        dropping = self.training and self.input_dropout > 0
+        x: Any = reading.dropped(self.input_dropout, next(lots, None)) if dropping else reading.features
+        *hidden, last = zip(self.layers, reading.rows, strict=True)
+        for number, (layer, rows) in enumerate(hidden):
+            y = layer(x, rows, weights)
             added = self.residual and number > 0
             y = torch.relu(y) + x.view(y.shape) if added else y
             # One row of S streams: the numbers of a network lie in one piece.
             row = y.view(1, len(self.models), -1)
             x = dropout(row, self.dropout, self.training, relu=not added, seeds=next(lots, None)).view(-1, y.shape[2])
-        return last(x, edges if rows is None else rows, weights)
-
-    def _dropped(self, features: Blocks, lots: Iterator[Tensor]) -> SparseMatrix:
-        if not self.training or not self.input_dropout:
-            return features
-        seeds = next(lots, None)
-        starts = [None] * len(features.entries) if seeds is None else seeds.split(1)
-        values = torch.empty_like(features.values)
-        parts = zip(values.split(features.entries), features.values.split(features.entries), starts, strict=True)
-        for out, part, start in parts:
-            out.copy_(dropout(part, self.input_dropout, True, seeds=start))
-        return SparseMatrix(features.pattern, values)
+        return last[0](x, last[1], weights)

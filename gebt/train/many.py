@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
-from gebt.models.many import Blocks, ManyGCN
+from gebt.models.many import ManyGCN, Reading
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
@@ -152,25 +152,25 @@ class ManyTask:
             raise ValueError(f"graphs together (got {[g.num_nodes for g in graphs]} nodes), expected equal numbers")
         pairs = [member.graph.pairs if member.pairs is None else member.pairs for member in members]
         together = torch.cat([own + number * nodes for number, own in enumerate(pairs)], 1)
-        self.edges, self.features = Edges.from_pairs(together, self.count * nodes), Blocks.of(features)
+        self.edges = Edges.from_pairs(together, self.count * nodes)
         train, val, test = (_part(graphs, name) for name in ("train_mask", "val_mask", "test_mask"))
         labels = torch.stack([graph.labels for graph in graphs])
         firsts = torch.arange(self.count, device=labels.device)[:, None] * nodes
         self._train_labels, self._val_labels = labels.gather(1, train), labels.gather(1, val)
         self._test_labels = labels.gather(1, test)
-        # Nobody reads the logits of other nodes.
-        self._trained = self.edges.rows((train + firsts).flatten())
-        self._evaluated = self.edges.rows((torch.cat((val, test), 1) + firsts).flatten())
+        read = ((part + firsts).flatten() for part in (train, torch.cat((val, test), 1)))
+        layers = len(members[0].model.layers)
+        self._trained, self._evaluated = (Reading.of(features, self.edges, part, layers) for part in read)
 
     def losses(self, model: ManyGCN, gates: Tensor | None, seeds: Tensor) -> Tensor:
         """Each network's mean cross-entropy over its training nodes, [S]; gates and seeds as in `ManyGCN`."""
-        return _losses(model(self.features, self.edges, self._trained, gates, seeds), self._train_labels)
+        return _losses(model(self._trained, self.edges, gates, seeds), self._train_labels)
 
     def measures(self, model: ManyGCN) -> Tensor:
         """Validation accuracies, validation losses and test accuracies in evaluation mode, [3, S]."""
         model.eval()
         with torch.no_grad():
-            logits = model(self.features, self.edges, self._evaluated)
+            logits = model(self._evaluated, self.edges)
             val, test = logits.split((self._val_labels.shape[1], self._test_labels.shape[1]), 1)
             val_hits, test_hits = _hits(val, self._val_labels), _hits(test, self._test_labels)
             return torch.stack((val_hits, _losses(val, self._val_labels), test_hits))

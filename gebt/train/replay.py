@@ -1,4 +1,4 @@
-"""CUDA graphs: an epoch of a small graph costs more in kernel launches than in kernels, so it is recorded and replayed."""
+"""CUDA graphs: an epoch of a small graph is mostly kernel launches, so it is recorded once and replayed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Replay:
     """Calls `work` as it is `WARMUP` times, then records it once as a CUDA graph and replays that from there on.
 
     `work` must read and write the same tensors each time, wait for nothing, and return a tensor on the device. Random
-    numbers are those of plain calls: a replay takes them from torch's generator and moves it on by as much. Returns what
-    `work` returns; the tensor is overwritten by the next call.
+    numbers are those of plain calls: a replay takes them from torch's generator and moves it on by as much. Returns
+    what `work` returns; the tensor is overwritten by the next call.
     """
 
     def __init__(self, work: Callable[[], Tensor]) -> None:

@@ -274,7 +274,7 @@ def test_the_rows_of_the_manifest_have_the_statistics_of_their_sets(name):
     spec = info.surrogate
     assert (spec.nodes, spec.pairs, spec.features, spec.classes, spec.homophily) == counts
     assert spec.sizes == spec.split_sizes == sizes
-    assert info.training == RecordedSettings(*model, 0.5, 0.01, 0.0, 200)
+    assert info.training == RecordedSettings(*model, 0.5, 0.01, 0.0, 200, 0.0)
     assert (info.format, info.licence, info.split, info.seed) == ("surrogate", "generated", "seeded", 0)
     assert f"is not {'Reddit' if name.startswith('reddit') else name.removesuffix('-surrogate')}" in info.source
     assert check_dataset(name) == []

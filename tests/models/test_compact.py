@@ -353,7 +353,7 @@ def test_each_layer_says_how_it_multiplies_and_what_was_measured(make_graph: Mak
     def ways(share: float) -> list[set[str]]:
         graph = in_double(make_graph(nodes=15, features=9, share=share))
         model, mask = masked_model(graph, mask_of, depth=3)
-        small = compact(model, mask, graph, training=training)
+        small = compact(model, mask, graph, training=training, choose=True)
         assert [row["layer"] for row in small.products] == ["convs.0", "convs.1", "convs.2"]
         found = []
         for row, conv in zip(small.products, small.model.convs, strict=True):
@@ -375,7 +375,7 @@ def test_each_layer_says_how_it_multiplies_and_what_was_measured(make_graph: Mak
 def test_features_of_few_entries_are_not_tried_as_a_dense_matrix(make_graph: MakeGraph) -> None:
     graph = make_graph(nodes=30, features=40, share=0.03)
     model, mask = masked_model(graph, entries(0.9))
-    (first, _) = compact(model.float(), mask, graph).products
+    (first, _) = compact(model.float(), mask, graph, choose=True).products
     assert first == {"layer": "convs.0", "chosen": "sparse features"}
 
 
@@ -383,10 +383,10 @@ def test_what_is_left_of_the_mask_covers_the_dense_weights_alone(make_graph: Mak
     graph = in_double(make_graph(nodes=15, features=9))
     model, mask = masked_model(graph, entries(0.4))
     prefer("dense")
-    small = compact(model, mask, graph)
+    small = compact(model, mask, graph, choose=True)
     assert small.mask == Mask(sliced(mask, model.groups(), small.live))
     prefer("sparse weights")
-    assert compact(model, mask, graph).mask is None
+    assert compact(model, mask, graph, choose=True).mask is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
