@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -293,6 +294,7 @@ def _launch(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; a user's mistake ends in one line and exit status 2, an interrupt in 130."""
     use_huge_pages()
+    _tell_choices()
     app.config = ()  # what an earlier call in this process may have set
     try:
         app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)
@@ -350,6 +352,20 @@ def _advance(bar: tqdm[Any], where: str) -> bool:
     bar.set_postfix_str(where, refresh=False)
     bar.update()
     return False
+
+
+class _Voice(logging.Handler):
+    """Says on standard error what the package logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+def _tell_choices() -> None:
+    # "auto" says which engine it takes; without the command's handler nobody would hear it.
+    if not backends.log.handlers:
+        backends.log.addHandler(_Voice())
+        backends.log.setLevel(logging.INFO)
 
 
 def _say(line: str) -> None:

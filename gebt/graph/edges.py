@@ -131,14 +131,14 @@ class Edges:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of an adjacency: `pattern` [T, N], `entries` where each of its entries stands in the whole one."""
+    """Some rows of an adjacency: `pattern` [T, N], `entries` [K] where each of its entries stands in the whole one."""
 
     pattern: Pattern
     entries: Tensor
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
-        """These rows of y = W x, for entry weights [2P + N] of the whole adjacency."""
-        return spmm(self.pattern, weights.index_select(0, self.entries), x)
+        """These rows of y = W x, for their own entry weights [K]."""
+        return spmm(self.pattern, weights, x)
 
 
 def _sorted_pairs(pairs: Tensor, num_nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

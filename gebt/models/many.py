@@ -15,31 +15,39 @@ from gebt.models.dropout import dropout
 from gebt.models.gnn import GCN, GCNConv
 from gebt.prune.mask import Mask
 from gebt.sparse.ops import matmul
-from gebt.sparse.pattern import Pattern, SparseMatrix
+from gebt.sparse.pattern import Diagonal, SparseMatrix
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What a forward pass of S networks reads: `features` of the nodes that matter and, for each layer, rows of A_hat.
 
-    `features`: block-diagonal, one block a network. `values`: each network's of all nodes, `kept` [K] which of them
-    stand in its block: whether an entry is dropped depends on its place among all.
+    `features`: block-diagonal, one block a network. `values`: each network's of all nodes, `kept` which of them stand
+    in its block: whether an entry is dropped depends on its place among all. `weights` of the rows where every pair
+    counts 1.
     """
 
     features: SparseMatrix
     values: list[Tensor]
     kept: list[Tensor]
     rows: list[Rows]
+    weights: list[Tensor]
 
     @staticmethod
     def of(features: Sequence[SparseMatrix], edges: Edges, nodes: Tensor, layers: int) -> Reading:
         """That of the logits of `nodes`, from the features [N, F_s] of S graphs that stand side by side in `edges`."""
         rows, read = edges.reach(nodes, layers)
         masks = [own[x.pattern.row] for own, x in zip(read.view(len(features), -1), features, strict=True)]
-        pattern = Pattern.diagonal([x.pattern.keep(own) for x, own in zip(features, masks, strict=True)])
+        first = features[0].pattern.keep(masks[0])
+        # Networks on one graph most often read the same of it: then its transpose is built once.
+        blocks = [
+            first if x is features[0] and torch.equal(own, masks[0]) else x.pattern.keep(own)
+            for x, own in zip(features, masks, strict=True)
+        ]
         kept, values = [own.nonzero().squeeze(1) for own in masks], [x.values for x in features]
         stored = torch.cat([own[places] for own, places in zip(values, kept, strict=True)])
-        return Reading(SparseMatrix(pattern, stored), values, kept, rows)
+        weights = [edges.unit_weights.index_select(0, own.entries) for own in rows]
+        return Reading(SparseMatrix(Diagonal.of(blocks), stored), values, kept, rows, weights)
 
     def dropped(self, rate: float, seeds: Tensor | None) -> SparseMatrix:
         """The features after dropout, each network's by its own sequence ([S] numbers that begin them)."""
@@ -158,16 +166,19 @@ class ManyGCN(nn.Module):
 
         `gates` as in `GCN`, of all pairs; `seeds` [draws, S] start the dropouts of a training pass.
         """
-        weights = edges.unit_weights if gates is None else edges.normalised(gates)
+        weights = reading.weights
+        if gates is not None:
+            normalised = edges.normalised(gates)
+            weights = [normalised.index_select(0, rows.entries) for rows in reading.rows]
         lots = iter(seeds if seeds is not None else ())
         dropping = self.training and self.input_dropout > 0
         x: Any = reading.dropped(self.input_dropout, next(lots, None)) if dropping else reading.features
-        *hidden, last = zip(self.layers, reading.rows, strict=True)
-        for number, (layer, rows) in enumerate(hidden):
-            y = layer(x, rows, weights)
+        *hidden, last = zip(self.layers, reading.rows, weights, strict=True)
+        for number, (layer, rows, own) in enumerate(hidden):
+            y = layer(x, rows, own)
             added = self.residual and number > 0
             y = torch.relu(y) + x.view(y.shape) if added else y
             # One row of S streams: the numbers of a network lie in one piece.
             row = y.view(1, len(self.models), -1)
             x = dropout(row, self.dropout, self.training, relu=not added, seeds=next(lots, None)).view(-1, y.shape[2])
-        return last[0](x, last[1], weights)
+        return last[0](x, *last[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -57,17 +58,6 @@ class Pattern:
         torch.cumsum(torch.bincount(row.long(), minlength=rows), 0, out=crow[1:])
         return Pattern(crow.to(dtype), col[order].to(dtype), shape), order
 
-    @staticmethod
-    def diagonal(blocks: Sequence[Pattern]) -> Pattern:
-        """The pattern of the block-diagonal matrix of `blocks`, with its transpose put together from theirs."""
-        ends = [0]
-        for block in blocks:
-            ends.append(ends[-1] + block.nnz)
-        whole, turned = _side_by_side(blocks), _side_by_side([block.transposed for block in blocks])
-        orders = [block.permutation.to(whole.col.dtype) + start for block, start in zip(blocks, ends, strict=False)]
-        whole.__dict__["_by_column"] = (turned, torch.cat(orders))
-        return whole
-
     @property
     def nnz(self) -> int:
         """Number of entries E."""
@@ -116,7 +106,25 @@ class Pattern:
         return Pattern(self.crow.to(device), self.col.to(device), self.shape)
 
 
-def _side_by_side(blocks: Sequence[Pattern]) -> Pattern:
+@dataclass(frozen=True, eq=False)
+class Diagonal(Pattern):
+    """The pattern of the block-diagonal matrix of `blocks`; its transpose is put together from theirs."""
+
+    blocks: tuple[Pattern, ...]
+
+    @staticmethod
+    def of(blocks: Sequence[Pattern]) -> Diagonal:
+        """One block below and to the right of the other; at least one."""
+        return Diagonal(*_along_the_diagonal(blocks), tuple(blocks))
+
+    @cached_property
+    def _by_column(self) -> tuple[Pattern, Tensor]:
+        starts = accumulate((block.nnz for block in self.blocks), initial=0)
+        orders = [block.permutation.to(self.col.dtype) + start for block, start in zip(self.blocks, starts)]  # noqa: B905
+        return Pattern(*_along_the_diagonal([block.transposed for block in self.blocks])), torch.cat(orders)
+
+
+def _along_the_diagonal(blocks: Sequence[Pattern]) -> tuple[Tensor, Tensor, tuple[int, int]]:
     rows, cols, entries = (sum(sizes) for sizes in zip(*((*b.shape, b.nnz) for b in blocks), strict=True))
     dtype = index_dtype(rows, cols, entries)
     crow, col = [torch.zeros(1, dtype=dtype, device=blocks[0].col.device)], []
@@ -125,7 +133,7 @@ def _side_by_side(blocks: Sequence[Pattern]) -> Pattern:
         crow.append(block.crow[1:].to(dtype) + entry)
         col.append(block.col.to(dtype) + column)
         column, entry = column + block.shape[1], entry + block.nnz
-    return Pattern(torch.cat(crow), torch.cat(col), (rows, cols))
+    return torch.cat(crow), torch.cat(col), (rows, cols)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,9 +23,10 @@ from gebt.train.loop import History, TrainingSettings, adam, copy_state
 T = TypeVar("T")
 
 # Multiply-adds of a network's sparse products up to which it is trained faster together with others. Ten networks on
-# one thread, apart over together: 2.5 at 1.1 million (Cora), 2.0 at 2, 1.6 at 4.3, 1.2 at 8.5, 0.95 at 18 (PubMed). A
-# small network costs its calls, made once for all; a large one its products, and alone it stays in the cache.
-MOST_WORK = 8_000_000
+# one thread, apart over together: 2.8 at 1.1 million (Cora), 2.2 at 18 (PubMed), 0.65 at 85 (Coauthor CS). With nearly
+# all nodes in the training set: 2.5, 0.95, less. A small network costs its calls, which together are made once; a large
+# one its products, and alone it stays in the cache.
+MOST_WORK = 20_000_000
 
 
 def pays(graph: Graph, model: nn.Module, count: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gebt.sparse import Pattern, SparseMatrix, memory
 from gebt.sparse import pattern as patterns
 from gebt.sparse.memory import OutOfRoomError
-from gebt.sparse.pattern import INT32_LIMIT, index_dtype
+from gebt.sparse.pattern import INT32_LIMIT, Diagonal, index_dtype
 
 Entries = Callable[..., tuple[Tensor, Tensor]]
 
@@ -188,7 +188,7 @@ def test_patterns_on_the_diagonal_are_one_with_their_transposes(
     blocks.append(blocks[0])
     if wide:
         monkeypatch.setattr(patterns, "INT32_LIMIT", 4)
-    whole = Pattern.diagonal(blocks)
+    whole = Diagonal.of(blocks)
     expected = sp.block_diag([sp.csr_array(SparseMatrix(b, torch.ones(b.nnz)).to_dense().numpy()) for b in blocks])
     assert (whole.shape, whole.col.dtype) == ((16, 17), torch.int64 if wide else torch.int32)
     assert (whole.crow.tolist(), whole.col.tolist()) == of_scipy(sp.csr_array(expected))
