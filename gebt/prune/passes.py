@@ -38,7 +38,7 @@ def usable(tensor: Tensor) -> bool:
 
     Words of 64 bits are the bytes of `pack_bits` on little-endian machines alone.
     """
-    return tensor.device.type == "cpu" and sys.byteorder == "little" and _compiled().available()
+    return tensor.is_cpu and sys.byteorder == "little" and _compiled().available()
 
 
 def threads_for(entries: int) -> int:
