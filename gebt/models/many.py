@@ -110,6 +110,11 @@ class _Multiply(torch.autograd.Function):
         return torch.bmm(grad, weight), torch.bmm(grad.transpose(1, 2), x)
 
 
+def kind(model: GCN) -> tuple[float, ...]:
+    """What networks must share to be one `ManyGCN`: widths but for the first, rates of dropout, residual or not."""
+    return *model.widths[1:], model.dropout, model.input_dropout, model.residual
+
+
 class ManyGCN(nn.Module):
     """S GCNs of one kind as one network, on S graphs of N nodes that stand side by side as one of S N.
 
@@ -122,15 +127,14 @@ class ManyGCN(nn.Module):
 
     def __init__(self, models: Sequence[GCN]) -> None:
         super().__init__()
-        kinds = {(*model.widths[1:], model.dropout, model.input_dropout, model.residual) for model in models}
-        if len(kinds) != 1:
-            raise ValueError(f"networks together (got {len(kinds)} kinds), expected one: equal widths and dropout")
+        if len({kind(model) for model in models}) != 1:
+            raise ValueError(f"networks together (got {len(set(map(kind, models)))} kinds), expected one; see `kind`")
         if len({id(model) for model in models}) < len(models):
             raise ValueError("networks together (got one of them twice), expected each once; copy it")
         if any(model.norms is not None for model in models):
             raise ValueError("networks together (got norm='batch'), expected norm=None; train them one by one")
         self.models = tuple(models)
-        self.dropout, self.input_dropout, self.residual = kinds.pop()[-3:]
+        self.dropout, self.input_dropout, self.residual = models[0].dropout, models[0].input_dropout, models[0].residual
         layers = zip(*(model.layers for model in models), strict=True)
         self.convs = nn.ModuleList(ManyConv(layer, first=number == 0) for number, layer in enumerate(layers))
 

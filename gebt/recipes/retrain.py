@@ -95,32 +95,30 @@ def run_many(
 ) -> list[Retrained]:
     """What many calls of `run` return, one a ticket, all networks trained together (`train.many`; when: `pays`).
 
-    Each equals that of its own call up to rounding, if that keeps features sparse; where compaction would leave hidden
-    layers of different widths, all networks stay whole, which is the same in law. Graphs: one for all, or one a ticket.
+    Each equals that of its own call up to rounding, if that one keeps its features sparse: products are not measured
+    here. Graphs: one for all, or one a ticket. Raises as `run`, and `ValueError` as `fit_many`.
     """
     settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
     given = list(zip(tickets, models, graphs, seeds, strict=True))
     for ticket, model, graph, seed in given:
         ticket.check(model, graph)
         ticket.start(model, settings.start, seed + REINIT_SEED)
-    smalls: list[Compact | None] = [None] * len(given)
-    if settings.compaction:
-        left = [compact(model, ticket.weight_mask, graph, choose=False) for ticket, model, graph, _ in given]
-        if len({tuple(small.model.widths[1:]) for small in left}) == 1:
-            smalls = [*left]
-    members, edges = [], []
-    for (ticket, model, graph, seed), small in zip(given, smalls, strict=True):
+    members, smalls = [], []
+    for ticket, model, graph, seed in given:
         pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
-        edges.append(Edges.from_pairs(pairs, graph.num_nodes))
+        small = compact(model, ticket.weight_mask, graph, choose=False) if settings.compaction else None
         parts = (model, graph, ticket.weight_mask) if small is None else (small.model, small.graph, small.mask)
         members.append(Member(parts[0], parts[1], seed, pairs, parts[2]))
-    histories = fit_many(members, ManySettings(settings.training), on_epoch=on_epoch)
-    for ticket, model, small in zip(tickets, models, smalls, strict=True):
+        smalls.append(small)
+    fit_many(members, ManySettings(settings.training), on_epoch=on_epoch)
+    results = []
+    for ticket, model, member, small in zip(tickets, models, members, smalls, strict=True):
         if small is not None:
             small.restore(model)
         _check_held(model, ticket)
-    found = zip(histories, edges, smalls, tickets, strict=True)
-    return [Retrained(h, own, small, t.edge_sparsity, t.weight_sparsity) for h, own, small, t in found]
+        edges = Edges.from_pairs(member.seen, member.graph.num_nodes)
+        results.append(Retrained(member.history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity))
+    return results
 
 
 def _train(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
-from gebt.models.many import ManyGCN, Reading
+from gebt.models.many import ManyGCN, Reading, kind
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
@@ -60,6 +60,11 @@ class Member:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def seen(self) -> Tensor:
+        """The pairs that the network sees."""
+        return self.graph.pairs if self.pairs is None else self.pairs
 
     def drawn(self, count: int) -> Tensor:
         """The next numbers that `count` dropouts begin with when the network is trained alone: [count] int64."""
@@ -110,11 +115,24 @@ def fit_many(
     """Trains S networks as S calls of `train.loop.fit` would, one step of all of them an epoch.
 
     `on_epoch(number, epoch, history)` is called for every network; returning True ends the fit of that one. Models and
-    gates end with tensors of their own, with `evaluate` in the state of the best validation epoch.
-    Raises `ValueError` as `fit`, `ManyGCN` and `ManyTask`.
+    gates end with tensors of their own, with `evaluate` in the state of the best validation epoch. Networks of
+    different kinds (`models.many.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `ManyGCN`, `ManyTask`.
     """
-    if not members:
-        raise ValueError("networks together (got none), expected at least one")
+    kinds: dict[tuple[float, ...], list[Member]] = {}
+    for member in members:
+        kinds.setdefault(kind(member.model), []).append(member)
+
+    def ended(member: Member, epoch: int) -> bool:
+        return on_epoch is not None and on_epoch(members.index(member), epoch, member.history)
+
+    for group in kinds.values():
+        _fit_group(group, settings, evaluate, ended)
+    return [member.history for member in members]
+
+
+def _fit_group(
+    members: Sequence[Member], settings: ManySettings, evaluate: bool, ended: Callable[[Member, int], bool]
+) -> None:
     batch, going = _Batch(members, settings), list(members)
     for epoch in range(1, settings.training.epochs + 1):
         measured = batch.epoch(evaluate)
@@ -122,7 +140,7 @@ def fit_many(
             if member not in going:
                 continue
             member.note(epoch, loss, evaluation)
-            if on_epoch is not None and on_epoch(members.index(member), epoch, member.history):
+            if ended(member, epoch):
                 going.remove(member)
                 batch.release(member)
         if not going:
@@ -134,7 +152,6 @@ def fit_many(
         batch.release(member)
     for member in members if evaluate else ():
         member.model.load_state_dict(member.history.best_state)
-    return [member.history for member in members]
 
 
 class ManyTask:
@@ -151,8 +168,7 @@ class ManyTask:
             raise ValueError("features of graphs together (got dense ones), expected sparse; train the networks apart")
         if any(graph.num_nodes != nodes for graph in graphs):
             raise ValueError(f"graphs together (got {[g.num_nodes for g in graphs]} nodes), expected equal numbers")
-        pairs = [member.graph.pairs if member.pairs is None else member.pairs for member in members]
-        together = torch.cat([own + number * nodes for number, own in enumerate(pairs)], 1)
+        together = torch.cat([member.seen + number * nodes for number, member in enumerate(members)], 1)
         self.edges = Edges.from_pairs(together, self.count * nodes)
         train, val, test = (_part(graphs, name) for name in ("train_mask", "val_mask", "test_mask"))
         labels = torch.stack([graph.labels for graph in graphs])
