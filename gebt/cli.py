@@ -17,9 +17,10 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from gebt import __version__, report
+from gebt.comparison import run
 from gebt.config import RunOptions
 from gebt.data import check_dataset, data_root, dataset_info, dataset_names
-from gebt.experiment import DrawLog, epochs_of, find_ticket, graph_for, model_for, opening, run
+from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.files import write_atomically
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record
@@ -89,20 +90,22 @@ def search_command(
     """
     resolved, folder = _prepare(options, out, force, "-search")
     folder.write_config(resolved.to_json())
-    found, searched = [], []
+    found: list[dict[str, Any]] = []
+    searched: list[dict[str, Any]] = []
     draws = DrawLog()
     with _bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as bar:  # type: ignore[operator]
-        for seed in range(resolved.seeds):
-            graph = graph_for(resolved, seed)
-            model = model_for(resolved, graph, seed)
-            watch = draws if seed == 0 else None
-            ticket = find_ticket(resolved, graph, model, seed, watch, lambda *_, s=seed: _advance(bar, f"seed {s}"))
-            path = ticket.save(folder.ticket(seed, resolved.seeds))
-            found.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
-            searched.append({"seed": seed, "ticket": {**found[-1], "trajectory": ticket.provenance["trajectory"]}})
+        for seeds in groups(resolved):
+            graphs = graphs_for(resolved, seeds)
+            models = [model_for(resolved, graph, seed) for graph, seed in zip(graphs, seeds, strict=True)]
+            tick = lambda number, *_, own=seeds: _advance(bar, f"seed {own[number]}")  # noqa: E731
+            watch = None if found else draws
+            for seed, ticket in zip(seeds, find_tickets(resolved, graphs, models, seeds, watch, tick), strict=True):
+                path = ticket.save(folder.ticket(seed, resolved.seeds))
+                found.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
+                searched.append({"seed": seed, "ticket": {**found[-1], "trajectory": ticket.provenance["trajectory"]}})
             folder.write(
                 {
-                    **opening(resolved, graph, complete=seed + 1 == resolved.seeds),
+                    **opening(resolved, graphs[0], complete=len(found) == resolved.seeds),
                     "per_seed": searched,
                     "pairwise": draws.pairwise(),
                 }

@@ -50,6 +50,8 @@ class RunOptions:
         What ranks units: "magnitude", the scales of batch "norm", or the loss's "gradient".
     seeds
         Number of seeds: 0, 1, ... one full comparison each.
+    together
+        Train the seeds as one widened network where that is faster; the seconds are then each seed's share.
     preset
         "paper": the settings of GEBT to the letter; "default": the best found on evidence (docs/method.md).
     algorithm
@@ -115,6 +117,7 @@ class RunOptions:
     weight_ratio: float = 0.5
     feature_ratio: float | None = None
     seeds: int = 1
+    together: bool = True
     preset: Preset = "default"
     algorithm: Algorithm = "joint"
     start: StartWeights = "inherit"

@@ -1,4 +1,4 @@
-"""Imports point down: cli, report -> experiment -> recipes -> ... -> prune, and files under all."""
+"""Imports point down: cli, report -> comparison -> experiment -> recipes -> ... -> prune, and files under all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(gebt.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli", "report"),
-    ("bench",),
+    ("bench", "comparison"),
     ("experiment",),
     ("config", "record"),
     ("recipes",),

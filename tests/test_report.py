@@ -6,8 +6,8 @@ import json
 import matplotlib.image
 import pytest
 
+from gebt.comparison import run, summarise
 from gebt.config import RunOptions
-from gebt.experiment import run, summarise
 from gebt.record import RunFolder, read_record
 from gebt.report import pictures, table
 

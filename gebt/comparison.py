@@ -1,0 +1,268 @@
+"""One run: dense, random, joint search and retraining for every seed, measured the same way."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gebt.config import RunOptions
+from gebt.cost import flops_executed, macs_paper, measure_seconds, peak_memory, state_bytes
+from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, model_for, opening
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.models.gnn import GCN
+from gebt.prune.scores import prunable_weights
+from gebt.recipes import baselines, retrain
+from gebt.record import RunFolder
+from gebt.ticket import Ticket
+from gebt.train.loop import History, NodeTask, TrainingSettings, seeded
+
+ARMS = ("dense", "random", "random_edges", "ticket")
+
+Progress = Callable[[str, int], object]
+# What `fit_many` calls: the place in the group, the epoch, the history; True would end the training.
+Tick = Callable[[int, int, History], bool]
+
+
+def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda arm, seed: None) -> dict[str, Any]:
+    """Runs every arm for every seed of resolved `options` and returns the record.
+
+    Seeds are trained in groups (`experiment.groups`). The record and the tickets of a group are on disk as soon as it
+    is done; an interrupted run keeps them, with "complete" false. `progress(arm, seed)` is called once a trained epoch.
+    """
+    folder.write_config(options.to_json())
+    per_seed: list[dict[str, Any]] = []
+    record: dict[str, Any] = {}
+    for seeds in groups(options):
+        graphs = graphs_for(options, seeds)
+        if not per_seed:
+            _warm_up(options, graphs[0])
+        comparison = Comparison(options, graphs, seeds, progress)
+        for row, ticket in zip(comparison.rows(), comparison.tickets, strict=True):
+            per_seed.append(_filed(row, ticket, folder, options.seeds))
+        record = {
+            **opening(options, graphs[0], complete=len(per_seed) == options.seeds),
+            "summary": summarise(per_seed),
+            "per_seed": per_seed,
+            "pairwise": record.get("pairwise") or comparison.draws.pairwise(),
+        }
+        folder.write(record)
+    return record
+
+
+def _filed(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -> dict[str, Any]:
+    path = ticket.save(folder.ticket(row["seed"], seeds))
+    row["ticket"]["file"] = str(path.relative_to(folder.path))
+    for arm in ("random", "random_edges", "ticket"):
+        row[arm]["file_bytes"] = path.stat().st_size
+    return row
+
+
+def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over the seeds: accuracies as mean, unbiased std and values; seconds as medians; the peak as the highest."""
+    summary: dict[str, Any] = {}
+    for arm in ARMS:
+        rows = [row[arm] for row in per_seed]
+        values = [row["accuracy"] for row in rows]
+        summary[arm] = {
+            "accuracy": {"mean": statistics.fmean(values), "std": _std(values), "values": values},
+            "val_accuracy": statistics.fmean(row["val_accuracy"] for row in rows),
+            "seconds": _over(rows, "seconds", statistics.median),
+            "seconds_std": _over(rows, "seconds", _std),
+            "edge_sparsity": statistics.fmean(row["edge_sparsity"] for row in rows),
+            "weight_sparsity": statistics.fmean(row["weight_sparsity"] for row in rows),
+            "macs_paper": _over(rows, "macs_paper", statistics.fmean),
+            "flops_executed": _over(rows, "flops_executed", statistics.fmean),
+            "peak_bytes": max(row["peak_bytes"] for row in rows),
+            "file_bytes": round(statistics.fmean(row["file_bytes"] for row in rows)),
+        }
+    tickets = [row["ticket"] for row in per_seed]
+    summary["ticket"]["epoch_drawn"] = [row["epoch_drawn"] for row in tickets]
+    summary["ticket"]["fired"] = [row["fired"] for row in tickets]
+    return summary
+
+
+def _std(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _over(rows: list[dict[str, Any]], key: str, reduce: Callable[[list[float]], Any]) -> dict[str, Any]:
+    return {part: reduce([row[key][part] for row in rows]) for part in rows[0][key]}
+
+
+@dataclass
+class _Trained:
+    """One network after its training, and what that took."""
+
+    model: nn.Module
+    graph: Graph
+    edges: Edges | None
+    history: History
+    seconds: float
+    peak_bytes: int
+
+
+class Comparison:
+    """All arms of a group of seeds, each on its graph. Seconds are a seed's share of what the group took."""
+
+    def __init__(self, options: RunOptions, graphs: Sequence[Graph], seeds: Sequence[int], progress: Progress) -> None:
+        self.options, self.graphs, self.seeds, self.progress = options, graphs, seeds, progress
+        self.draws = DrawLog()
+        self.tickets: list[Ticket] = []
+        self.search_seconds = 0.0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Trains and measures every arm; `tickets` and `draws` are set afterwards."""
+        dense = self._train("dense", self._dense)
+        models, start = self._models(), time.perf_counter()
+        self.tickets = find_tickets(self.options, self.graphs, models, self.seeds, self.draws, self._tick("search"))
+        self.search_seconds = (time.perf_counter() - start) / len(self.seeds)
+        arms = {"random": self._random(), "random_edges": self._random_edges(), "ticket": self.tickets}
+        trained = {arm: self._train(arm, partial(self._retrain, tickets)) for arm, tickets in arms.items()}
+        rows = []
+        for number, (seed, graph, ticket) in enumerate(zip(self.seeds, self.graphs, self.tickets, strict=True)):
+            row: dict[str, Any] = {"seed": seed, "fingerprint": graph.fingerprint}
+            row["together"] = len(self.seeds)
+            row["dense"] = self._row(dense[number], None, None, 0.0)
+            searched = self._search_flops(models[number], graph, ticket)
+            for arm, tickets in arms.items():
+                found = None if arm == "random" else ticket
+                row[arm] = self._row(trained[arm][number], tickets[number], found, searched)
+            row["ticket"]["epoch_drawn"], row["ticket"]["fired"] = ticket.epoch_drawn, ticket.fired
+            row["ticket"]["trajectory"] = ticket.provenance["trajectory"]
+            rows.append(row)
+        return rows
+
+    def _models(self) -> list[GCN]:
+        return [model_for(self.options, graph, seed) for graph, seed in zip(self.graphs, self.seeds, strict=True)]
+
+    def _tick(self, arm: str) -> Tick:
+        def tick(number: int, epoch: int, history: History) -> bool:
+            self.progress(arm, self.seeds[number])
+            return False
+
+        return tick
+
+    def _random(self) -> list[Ticket]:
+        """As many edges and weights as each ticket keeps, at random."""
+        origins = [ticket.provenance for ticket in self.tickets]
+        ratios = [
+            {name: origin.get(name) for name in ("edge_ratio", "weight_ratio", "feature_ratio")} for origin in origins
+        ]
+        structure = self.options.search().weight_structure
+        given = zip(self._models(), self.graphs, self.seeds, ratios, strict=True)
+        return [
+            baselines.random_ticket(model, graph, seed=seed, weight_structure=structure, **own)  # type: ignore[arg-type]
+            for model, graph, seed, own in given
+        ]
+
+    def _random_edges(self) -> list[Ticket]:
+        given = zip(self.tickets, self.graphs, self.seeds, strict=True)
+        return [baselines.random_edges(ticket, graph, seed=seed) for ticket, graph, seed in given]
+
+    def _dense(self, models: list[GCN], tick: Tick) -> list[tuple[History, Edges | None]]:
+        settings = self.options.training()
+        if len(models) > 1:
+            found = baselines.dense_many(models, self.graphs, settings, seeds=self.seeds, on_epoch=tick)
+            return [(history, None) for history in found]
+        alone = partial(tick, 0)
+        return [(baselines.dense(models[0], self.graphs[0], settings, seed=self.seeds[0], on_epoch=alone), None)]
+
+    def _retrain(self, tickets: list[Ticket], models: list[GCN], tick: Tick) -> list[tuple[History, Edges | None]]:
+        settings = self.options.retraining()
+        if len(models) > 1:
+            found = retrain.run_many(tickets, models, self.graphs, settings, seeds=self.seeds, on_epoch=tick)
+        else:
+            given = (tickets[0], models[0], self.graphs[0], settings)
+            found = [retrain.run(*given, seed=self.seeds[0], on_epoch=partial(tick, 0))]
+        return [(trained.history, trained.edges) for trained in found]
+
+    def _train(self, arm: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Trained]:
+        models = self._models()
+        with peak_memory(self.options.device) as peak:
+            start = time.perf_counter()
+            found = work(models, self._tick(arm))
+            seconds = (time.perf_counter() - start) / len(models)
+        return [
+            _Trained(model, graph, edges, history, seconds, peak.bytes)
+            for model, graph, (history, edges) in zip(models, self.graphs, found, strict=True)
+        ]
+
+    def _row(
+        self, trained: _Trained, ticket: Ticket | None, found: Ticket | None, search_flops: float
+    ) -> dict[str, Any]:
+        """The measures of one arm of one seed; `found`: the ticket whose search it owes its mask to."""
+        history, task = trained.history, NodeTask(trained.graph, trained.edges)
+        whole, kept = self._macs(trained.graph, None), self._macs(trained.graph, ticket)
+        epochs = len(history.losses)
+        searched = self._search_epochs(found) if found else 0
+        model = trained.model.eval()
+        with torch.no_grad():
+            inference = measure_seconds(lambda: task.logits(model), repeats=20, warmup=3)
+            inference_flops = flops_executed(lambda: task.logits(model))
+        search_seconds = self.search_seconds if found else 0.0
+        return {
+            "accuracy": history.accuracy,
+            "val_accuracy": history.val_accuracy[history.best_epoch - 1],
+            "best_epoch": history.best_epoch,
+            "seconds": {"search": search_seconds, "retrain": trained.seconds, "inference": inference.median},
+            "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
+            "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
+            "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + searched * whole)},
+            "flops_executed": {
+                "inference": inference_flops,
+                "training": epochs * _step_flops(model, task, None) + (search_flops if found else 0.0),
+            },
+            "peak_bytes": trained.peak_bytes,
+            "file_bytes": state_bytes(trained.model),
+        }
+
+    def _macs(self, graph: Graph, ticket: Ticket | None) -> float:
+        weights = prunable_weights(model_for(self.options, graph, 0))
+        return macs_paper(
+            nodes=graph.num_nodes,
+            pairs=ticket.edge_mask.kept if ticket else graph.num_pairs,
+            features=graph.num_features,
+            weights=ticket.weight_mask.kept if ticket else sum(w.numel() for w in weights.values()),
+            depth=self.options.depth,  # type: ignore[arg-type]
+        )
+
+    def _search_epochs(self, ticket: Ticket) -> int:
+        pretrained = self.options.epochs if self.options.algorithm == "graph" else 0
+        return ticket.epoch_drawn + pretrained  # type: ignore[operator]
+
+    def _search_flops(self, model: nn.Module, graph: Graph, ticket: Ticket) -> float:
+        task, algorithm = NodeTask(graph), self.options.algorithm
+        ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
+        gates = ones if algorithm != "weights" else None
+        drawn = ticket.epoch_drawn * _step_flops(model, task, gates, train_weights=algorithm != "graph")
+        if algorithm != "graph":
+            return drawn
+        return drawn + self.options.epochs * _step_flops(model, task, None)  # type: ignore[operator]
+
+
+def _step_flops(model: nn.Module, task: NodeTask, gates: torch.Tensor | None, train_weights: bool = True) -> int:
+    # On a copy and under a seed of its own: counting must not move the gradients or random state of a run.
+    counted = copy.deepcopy(model).train().requires_grad_(train_weights)
+
+    def step() -> None:
+        task.loss(task.logits(counted, gates)).backward()
+
+    with seeded(0):
+        step()  # products that "auto" times on their first call are no part of it
+        return flops_executed(step)
+
+
+def _warm_up(options: RunOptions, graph: Graph) -> None:
+    # The first products of a process pay for allocations and thread start; no arm should.
+    model = model_for(options, graph, 0)
+    ticket = baselines.random_ticket(model, graph, edge_ratio=options.edge_ratio, weight_ratio=options.weight_ratio)
+    retrain.run(ticket, model, graph, retrain.RetrainSettings(TrainingSettings(epochs=3)))

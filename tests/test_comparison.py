@@ -1,0 +1,63 @@
+"""Seeds that are trained together get the record that they would get one by one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from gebt.comparison import ARMS, Comparison
+from gebt.config import RunOptions
+from gebt.experiment import TOGETHER, graphs_for, groups
+from gebt.graph import Graph
+from gebt.ticket import Ticket
+
+SEEDS = (0, 1, 2)
+FEW: dict[str, Any] = {"hidden": 8, "epochs": 4, "retrain_epochs": 3, "max_epochs": 6, "learning_rate": 0.02}
+SAME = ("accuracy", "val_accuracy", "best_epoch", "edge_sparsity", "weight_sparsity", "macs_paper", "flops_executed")
+
+
+def compared(graph: Graph, groups: list[list[int]]) -> tuple[list[dict[str, Any]], list[Ticket], list[tuple[str, int]]]:
+    rows, tickets, ticks = [], [], []
+    for seeds in groups:
+        work = Comparison(
+            RunOptions(**FEW).resolved(), [graph] * len(seeds), seeds, lambda arm, seed: ticks.append((arm, seed))
+        )
+        rows += work.rows()
+        tickets += work.tickets
+    return rows, tickets, ticks
+
+
+def test_a_group_is_compared_as_its_seeds_alone(sparse64: Graph) -> None:
+    together, found, ticks = compared(sparse64, [list(SEEDS)])
+    alone, expected, ticks_alone = compared(sparse64, [[seed] for seed in SEEDS])
+    for ticket, other in zip(found, expected, strict=True):
+        assert (ticket.edge_mask, ticket.weight_mask) == (other.edge_mask, other.weight_mask)
+    for row, other in zip(together, alone, strict=True):
+        assert (row["seed"], row["together"]) == (other["seed"], len(SEEDS))
+        for arm in ARMS:
+            assert {name: row[arm][name] for name in SAME} == {name: other[arm][name] for name in SAME}
+            assert (row[arm]["seconds"]["search"] > 0) == (arm in ("ticket", "random_edges"))
+    assert sorted(ticks) == sorted(ticks_alone)
+
+
+@pytest.mark.skipif("GEBT_DATA" not in os.environ, reason="GEBT_DATA is not set")
+def test_seeds_are_grouped_where_it_pays() -> None:
+    def grouped(**changes: Any) -> list[list[int]]:
+        options: dict[str, Any] = {"dataset": "cora", "seeds": TOGETHER + 2, **changes}
+        return groups(RunOptions(**options).resolved())
+
+    one_by_one = [[seed] for seed in range(TOGETHER + 2)]
+    assert grouped() == [list(range(TOGETHER)), [TOGETHER, TOGETHER + 1]]
+    assert grouped(together=False) == grouped(algorithm="weights") == grouped(weight_structure="unit") == one_by_one
+    assert grouped(seeds=1) == [[0]]
+    assert grouped(dataset="digits") == one_by_one  # dense features
+
+
+def test_seeds_share_a_graph_unless_its_split_is_theirs() -> None:
+    first, second = graphs_for(RunOptions(dataset="digits", split_seed=3).resolved(), (0, 1))
+    assert first is second
+    first, second = graphs_for(RunOptions(dataset="digits").resolved(), (0, 1))
+    assert not torch.equal(first.train_mask, second.train_mask)
