@@ -19,7 +19,7 @@ from common import finish, options
 from torch import Tensor
 
 from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiment import find_ticket, graphs_for, model_for
 from gebt.graph import Graph
 from gebt.models import GCN
 from gebt.recipes import retrain, search
@@ -123,7 +123,7 @@ def main() -> None:
         dataset=arguments.dataset, seeds=seeds, backend=arguments.backend, data_root=arguments.data_root, **ratios
     ).resolved()
     backends.use(settings.backend)
-    graphs = [graph_for(settings, seed) for seed in range(seeds)]
+    graphs = graphs_for(settings, range(seeds))
     check(settings, graphs)
     time_both(Seeds(few(settings), graphs), {})  # warm-up
     work, seconds = Seeds(few(settings) if arguments.quick else settings, graphs), {}

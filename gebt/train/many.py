@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -175,9 +176,17 @@ class ManyTask:
         firsts = torch.arange(self.count, device=labels.device)[:, None] * nodes
         self._train_labels, self._val_labels = labels.gather(1, train), labels.gather(1, val)
         self._test_labels = labels.gather(1, test)
-        read = ((part + firsts).flatten() for part in (train, torch.cat((val, test), 1)))
-        layers = len(members[0].model.layers)
-        self._trained, self._evaluated = (Reading.of(features, self.edges, part, layers) for part in read)
+        self._read = partial(Reading.of, features, self.edges, layers=len(members[0].model.layers))
+        self._train_nodes = (train + firsts).flatten()
+        self._other_nodes = (torch.cat((val, test), 1) + firsts).flatten()
+
+    @cached_property
+    def _trained(self) -> Reading:
+        return self._read(nodes=self._train_nodes)
+
+    @cached_property
+    def _evaluated(self) -> Reading:
+        return self._read(nodes=self._other_nodes)
 
     def losses(self, model: ManyGCN, gates: Tensor | None, seeds: Tensor) -> Tensor:
         """Each network's mean cross-entropy over its training nodes, [S]; gates and seeds as in `ManyGCN`."""
