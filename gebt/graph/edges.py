@@ -80,6 +80,22 @@ class Edges:
         with torch.inference_mode(False):
             return self.normalised(torch.ones(self.num_pairs, device=self.pairs.device))
 
+    @cached_property
+    def unit_entries(self) -> Tensor:
+        """`spread` of a value of 1 for every pair, computed once."""
+        with torch.inference_mode(False):
+            return self.spread(torch.ones(self.num_pairs, device=self.pairs.device))
+
+    @cached_property
+    def unit_degrees(self) -> Tensor:
+        """Number of neighbours of every node, [N] in the default floating type, computed once."""
+        with torch.inference_mode(False):
+            return self.incident_sum(torch.ones(self.num_pairs, device=self.pairs.device))
+
+    def spread(self, values: Tensor, loop: float = 0.0) -> Tensor:
+        """The values a [P] of the pairs at both of their entries, and `loop` at every self-loop: [2P + N]."""
+        return torch.cat((values, values.new_full((self.num_nodes,), loop))).index_select(0, self.source)
+
     def normalised(self, values: Tensor) -> Tensor:
         """Symmetric normalisation of the current values a [P], differentiable: returns w [2P + N].
 

@@ -1,3 +1,7 @@
 """Networks that run on the sparse road."""
 
+from gebt.models.gnn import GAT as GAT
 from gebt.models.gnn import GCN as GCN
+from gebt.models.gnn import GIN as GIN
+from gebt.models.gnn import GraphSAGE as GraphSAGE
+from gebt.models.resgcn import ResGCN as ResGCN

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from gebt.cost import measure_seconds
 from gebt.graph.canonical import Graph
-from gebt.models.gnn import GCN, SemiStructuredProjection, SparseProjection
+from gebt.models.gnn import GCN, GNN
+from gebt.models.projection import SemiStructuredProjection, SparseProjection
+from gebt.models.resgcn import ResGCN
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import is_two_of_four
 from gebt.sparse.backends import AUTO, current
@@ -22,6 +24,9 @@ from gebt.sparse.pattern import SparseMatrix
 SPARSE_WEIGHT_DENSITY = 0.5
 # Above it, stored features are worth a try as a dense matrix.
 DENSE_FEATURE_DENSITY = 0.05
+
+# Networks that list what can be removed of them.
+Network = GNN | ResGCN
 
 log = logging.getLogger("gebt.compaction")
 
@@ -34,39 +39,37 @@ class Compact:
     `live`: for every group the indices of the units left. `products`: how each layer multiplies, with measured seconds.
     """
 
-    model: GCN
+    model: Network
     graph: Graph
     mask: Mask | None
     live: dict[str, Tensor]
     products: list[dict[str, float | str]]
 
-    def restore(self, model: GCN) -> None:
+    def restore(self, model: Network) -> None:
         """Writes the weights of the small network into the full one it was made from."""
         state = dict(self.model.state_dict())
-        for number, layer in enumerate(self.model.layers):
-            # A projection that stores its weights otherwise has no such tensor in its state.
-            state.pop(f"convs.{number}.lin.values", None)
-            state[f"convs.{number}.lin.weight"] = layer.lin.weight
+        for name, part in self.model.named_modules():
+            if isinstance(part, SparseProjection | SemiStructuredProjection):
+                # It stores its weights otherwise, and has no such tensor in its state.
+                state.pop(f"{name}.values", None)
+                state[f"{name}.weight"] = part.weight
         model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
 
 
-def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None) -> Compact:
+def compact(model: Network, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None) -> Compact:
     """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
 
     Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
-    With `choose` the cheapest product of each layer is then chosen by measuring it: features stored sparse or dense,
-    weights dense (pruned entries inside zero) or sparse; `training`: with the backward pass. Without it weights are
-    dense and features stored as before. None: chosen where the backend is "auto", since what a clock decides does not
-    repeat bit for bit. Outputs and gradients are those of the masked network up to rounding. Raises
+    With `choose` the cheapest product of each layer of a GCN is then chosen by measuring it: features stored sparse or
+    dense, weights dense (pruned entries inside zero) or sparse; `training`: with the backward pass. Without it weights
+    are dense and features stored as before. None: chosen where the backend is "auto", since what a clock decides does
+    not repeat bit for bit. Outputs and gradients are those of the masked network up to rounding. Raises
     `ValueError` naming the tensor when pruned entries are not zero, so that removing them would change the output.
     """
     state, groups = model.state_dict(), model.groups()
     check_pruned_are_zero(state, mask)
     live = live_units(groups, state, mask)
-    hidden = [live[group.name].numel() for group in groups[1:]]
-    if model.residual:
-        hidden = hidden * (len(model.convs) - 1)
-    small = model.resized(live["features"].numel(), hidden)
+    small = model.resized({name: units.numel() for name, units in live.items()})
     small.load_state_dict(sliced(state, groups, live))
     small.train(model.training)
     for parameter, large in zip(small.parameters(), model.parameters(), strict=True):
@@ -77,7 +80,7 @@ def compact(model: GCN, mask: Mask, graph: Graph, *, training: bool = True, choo
     if columns.numel() < features.shape[1]:
         features = features.columns(columns) if isinstance(features, SparseMatrix) else features[:, columns]
     products: list[dict[str, float | str]] = []
-    if choose if choose is not None else current() == AUTO:
+    if isinstance(small, GCN) and (choose if choose is not None else current() == AUTO):
         features, products = _cheapest_products(small, inside, features, training)
     left = {name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()}
     return Compact(small, replace(graph, features=features), Mask(left) if left else None, live, products)

@@ -2,131 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.sparse import to_sparse_semi_structured
 
 from gebt.graph.edges import Edges
+from gebt.models.convs import GATConv, GCNConv, GINConv, SAGEConv
 from gebt.models.dropout import dropout
+from gebt.models.projection import BatchNorm
 from gebt.sparse.compaction import Group
-from gebt.sparse.ops import matmul, spmm
-from gebt.sparse.pattern import Pattern, SparseMatrix
+from gebt.sparse.pattern import SparseMatrix
 
 Norm = Literal["batch"]
 
 
-class Projection(nn.Module):
-    """y = X W^T for dense or sparse X [N, in]; `weight` [out, in] as in `torch.nn.Linear`."""
+class GNN(nn.Module):
+    """`depth` graph convolutions, dropout before each and ReLU between them: what GCN, GAT, GIN and GraphSAGE share.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
-
-    def forward(self, x: Tensor | SparseMatrix) -> Tensor:
-        """Returns [N, out]."""
-        return matmul(x, self.weight.t()) if isinstance(x, SparseMatrix) else F.linear(x, self.weight)
-
-
-class SparseProjection(nn.Module):
-    """y = X W^T for dense X [N, in] and W [out, in] of which only the kept entries exist: `values` [k], row by row."""
-
-    def __init__(self, weight: Tensor, kept: Tensor) -> None:
-        super().__init__()
-        row, col = kept.to(weight.device).nonzero(as_tuple=True)
-        self.pattern, order = Pattern.from_entries(row, col, (weight.shape[0], weight.shape[1]))
-        self.values = nn.Parameter(weight.detach()[row, col][order].clone())
-
-    @property
-    def weight(self) -> Tensor:
-        """W as a dense tensor, zeros where nothing is kept."""
-        return SparseMatrix(self.pattern, self.values.detach()).to_dense()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns [N, out]."""
-        return spmm(self.pattern, self.values, x.t().contiguous()).t()
-
-
-class SemiStructuredProjection(nn.Module):
-    """y = X W^T for inference with a W of the 2:4 pattern, on the sparse tensor cores of a CUDA device."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight.detach()
-        self._packed = to_sparse_semi_structured(self.weight.contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns [N, out]."""
-        return F.linear(x, self._packed)
-
-
-class GCNConv(nn.Module):
-    """One graph convolution: Y = A_hat X W^T + b. Kipf & Welling 2017; names as in PyG's `GCNConv`."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.lin: Projection | SparseProjection | SemiStructuredProjection = Projection(in_channels, out_channels)
-        self.bias = nn.Parameter(torch.empty(out_channels))
-
-    def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, zero bias."""
-        out_channels, in_channels = self.lin.weight.shape
-        bound = math.sqrt(6.0 / (in_channels + out_channels))
-        with torch.no_grad():
-            # Drawn where the generator is, so that a seed means the same weights on every device.
-            drawn = torch.empty(self.lin.weight.shape, device=generator.device)
-            self.lin.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
-            self.bias.zero_()
-
-    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor, aggregated: bool = False) -> Tensor:
-        """Returns [N, out]; `weights` are the normalised values of the entries of `edges`.
-
-        (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated`: x is A X.
-        """
-        if aggregated:
-            y = self.lin(x)
-        elif isinstance(x, Tensor) and self._narrow_first(x, weights):
-            y = self.lin(edges.propagate(weights, x))
-        else:
-            y = edges.propagate(weights, self.lin(x))
-        return y.add_(self.bias)  # nobody else reads y
-
-    def _narrow_first(self, x: Tensor, weights: Tensor) -> bool:
-        out_channels, in_channels = self.lin.weight.shape
-        to_x = torch.is_grad_enabled() and x.requires_grad
-        to_weights = torch.is_grad_enabled() and any(p.requires_grad for p in self.lin.parameters())
-        # A X passes back through A only for x's sake, A (X W) for the weights' too.
-        return in_channels * (1 + to_x) < out_channels * (1 + (to_x or to_weights))
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over nodes; named as in PyG, whose own class wraps `torch.nn.BatchNorm1d` too."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.module = nn.BatchNorm1d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns [N, channels]."""
-        return self.module(x)
-
-
-class GCN(nn.Module):
-    """Graph convolutional network: `depth` convolutions, dropout before each and ReLU between them.
-
-    X_{l+1} = relu(norm(A_hat dropout(X_l) W_l^T + b_l)), plus X_l with `residual`; the last layer gives logits [N, C].
+    X_{l+1} = relu(norm(conv_l(dropout(X_l)))), plus X_l with `residual`; the last layer gives logits [N, C].
     `hidden_channels`: one width, or one for each hidden layer (`depth` is then their number + 1). `input_dropout`: the
     rate for the features, `dropout` where it is None. `norm`: "batch" or None. Built and seeded in one call: equal
     arguments give equal weights, and no global random state is read or moved.
-    Its state dict loads into `torch_geometric.nn.GCN` of the same sizes (norm="batch_norm"), and back.
+    Its state dict loads into PyG's network of the same name and sizes (norm="batch_norm"), and back.
     """
 
-    starts_from_aggregated = True
+    starts_from_aggregated = False
 
     def __init__(
         self,
@@ -143,70 +46,56 @@ class GCN(nn.Module):
     ) -> None:
         super().__init__()
         hidden = [hidden_channels] * (depth - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
-        if min(in_channels, *hidden, out_channels, depth) < 1:
-            got = (in_channels, hidden_channels, out_channels, depth)
-            raise ValueError(f"GCN sizes (got in, hidden, out, depth = {got}), expected all at least 1")
-        for rate in (dropout, input_dropout or 0.0):
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f"dropout (got {rate}), expected 0 <= dropout < 1")
+        check_sizes(type(self).__name__, in_channels, hidden_channels, out_channels, depth, (dropout, input_dropout))
         if norm not in (None, "batch"):
             raise ValueError(f"norm (got {norm!r}), expected 'batch' or None")
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"residual network (got widths {hidden}), expected one width for all hidden layers")
-        widths = [in_channels, *hidden, out_channels]
+        self.widths = [in_channels, *hidden, out_channels]
         self.dropout, self.residual = dropout, residual
         self.input_dropout = dropout if input_dropout is None else input_dropout
-        self.convs = nn.ModuleList(GCNConv(a, b) for a, b in pairwise(widths))
+        sizes = list(pairwise(self.widths))
+        self.convs = nn.ModuleList(self._conv(a, b, last=i == len(sizes) - 1) for i, (a, b) in enumerate(sizes))
         self.norms = nn.ModuleList(BatchNorm(width) for width in hidden) if norm else None
         self.reset(seed)
 
-    @property
-    def layers(self) -> list[GCNConv]:
-        """The convolutions, from input to output."""
-        return cast(list[GCNConv], list(self.convs))
+    def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> nn.Module:
+        """One convolution of the kind, with `reset`, `weigh` and `forward` as those of `gebt.models.convs`."""
+        raise NotImplementedError
+
+    def _same_kind(self) -> dict[str, Any]:
+        """Arguments, beside widths and seed, of another network of the kind."""
+        norm: Norm | None = "batch" if self.norms is not None else None
+        return {"dropout": self.dropout, "input_dropout": self.input_dropout, "norm": norm, "residual": self.residual}
 
     @property
-    def widths(self) -> list[int]:
-        """Channels in, of each hidden layer, and out."""
-        shapes = [layer.lin.weight.shape for layer in self.layers]
-        return [shapes[0][1], *(shape[0] for shape in shapes)]
+    def first(self) -> nn.Module:
+        """The part that reads the features; weight decay acts on it alone (Kipf & Welling 2017)."""
+        return self.convs[0]
 
     def reset(self, seed: int) -> None:
         """Draws fresh weights from `seed`."""
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
-        for layer in self.layers:
-            layer.reset(generator)
+        for conv in self.convs:
+            conv.reset(generator)  # type: ignore[operator]
         for norm in self.norms or ():
             norm.module.reset_parameters()  # type: ignore[union-attr, operator]
 
     def groups(self) -> list[Group]:
-        """What can be removed as a whole, input first: input features, and hidden units of each layer.
+        """What can be removed as a whole, input first; a network that lists no more lists its input features."""
+        read = [(name, 1) for name, p in self.named_parameters() if self._reads_features(name, p)]
+        return [Group("features", [], read)]
 
-        With `residual` the hidden layers add up into one stream, so a unit lives or dies in all of them together.
-        """
-        layers = [f"convs.{number}" for number in range(len(self.convs))]
-        hidden = [Group(f"hidden.{i}", *self._sides(i, (i + 1,))) for i in range(len(layers) - 1)]
-        if self.residual and hidden:
-            sides = [self._sides(i, (i + 1,)) for i in range(len(layers) - 1)]
-            made, read = ([part for side in sides for part in side[k]] for k in (0, 1))
-            hidden = [Group("hidden", made, read)]
-        return [Group("features", [], [("convs.0.lin.weight", 1)]), *hidden]
+    def _reads_features(self, name: str, parameter: nn.Parameter) -> bool:
+        return name.startswith("convs.0.") and parameter.dim() == 2 and parameter.shape[1] == self.widths[0]
 
-    def resized(self, in_channels: int, hidden: Sequence[int]) -> GCN:
-        """A network of the same kind with other widths; its weights are to be loaded."""
-        norm: Norm | None = "batch" if self.norms is not None else None
-        return GCN(
-            in_channels, hidden, self.widths[-1], len(hidden) + 1, self.dropout,
-            input_dropout=self.input_dropout, norm=norm, residual=self.residual,
-        ).to(next(self.parameters()))  # fmt: skip
-
-    def _sides(self, layer: int, readers: Sequence[int]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        made = [(f"convs.{layer}.lin.weight", 0), (f"convs.{layer}.bias", 0)]
-        if self.norms is not None:
-            parts = ("weight", "bias", "running_mean", "running_var")
-            made += [(f"norms.{layer}.module.{part}", 0) for part in parts]
-        return made, [(f"convs.{reader}.lin.weight", 1) for reader in readers]
+    def resized(self, sizes: Mapping[str, int]) -> Self:
+        """A network of the same kind with other numbers of units in some groups; its weights are to be loaded."""
+        in_channels, *hidden, out_channels = self.widths
+        new = [sizes.get("hidden", sizes.get(f"hidden.{number}", width)) for number, width in enumerate(hidden)]
+        kind = type(self)(sizes.get("features", in_channels), new, out_channels, len(hidden) + 1, **self._same_kind())
+        return kind.to(next(self.parameters()))
 
     def forward(
         self,
@@ -217,24 +106,120 @@ class GCN(nn.Module):
     ) -> Tensor:
         """Logits [N, C]. `gates` [P] are soft values of the pairs (search only); without them every pair counts 1.
 
-        `aggregated` is A_hat X where the caller has kept it; it is read when it serves: no gates, nothing dropped of X.
+        `aggregated` is A_hat X where the caller has kept it for a network that `starts_from_aggregated`; it is read
+        when it serves: no gates, nothing dropped of X.
         """
-        weights = edges.unit_weights if gates is None else edges.normalised(gates)
+        weights = self.convs[0].weigh(edges, gates)  # type: ignore[operator]
         known = aggregated is not None and gates is None and not (self.training and self.input_dropout)
-        x = aggregated if known else self._dropped(features)
-        *hidden, last = self.layers
-        for number, layer in enumerate(hidden):
-            y = layer(x, edges, weights, known and number == 0)
+        x = aggregated if known else dropped(features, self.input_dropout, self.training)
+        *hidden, last = list(self.convs)
+        for number, conv in enumerate(hidden):
+            y = conv(x, edges, weights, aggregated=True) if known and not number else conv(x, edges, weights)
             y = y if self.norms is None else self.norms[number](y)
             if self.residual and number:
                 x = dropout(torch.relu(y) + x, self.dropout, self.training)  # type: ignore[operator]
             else:
                 x = dropout(y, self.dropout, self.training, relu=True)
-        return last(x, edges, weights, known and not hidden)
+        return last(x, edges, weights, aggregated=True) if known and not hidden else last(x, edges, weights)
 
-    def _dropped(self, features: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
-        rate = self.input_dropout
-        if isinstance(features, SparseMatrix) and self.training and rate:
-            # Zeros stay zero under dropout, so dropping stored values is dropout of the dense matrix.
-            return SparseMatrix(features.pattern, dropout(features.values, rate, True))
-        return features if isinstance(features, SparseMatrix) else dropout(features, rate, self.training)
+
+class GCN(GNN):
+    """Graph convolutional network: X_{l+1} = relu(A_hat X_l W_l^T + b_l). Kipf & Welling 2017; options as `GNN`."""
+
+    starts_from_aggregated = True
+
+    def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> GCNConv:
+        return GCNConv(in_channels, out_channels)
+
+    @property
+    def layers(self) -> list[GCNConv]:
+        """The convolutions, from input to output."""
+        return cast(list[GCNConv], list(self.convs))
+
+    def groups(self) -> list[Group]:
+        """What can be removed as a whole, input first: input features, and hidden units of each layer.
+
+        With `residual` the hidden layers add up into one stream, so a unit lives or dies in all of them together.
+        """
+        made = [[(f"convs.{i}.lin.weight", 0), (f"convs.{i}.bias", 0)] for i in range(len(self.convs) - 1)]
+        read = [[(f"convs.{i}.lin.weight", 1)] for i in range(1, len(self.convs))]
+        return [*super().groups(), *hidden_groups(made, read, self.norms is not None, self.residual)]
+
+
+class GraphSAGE(GNN):
+    """X_{l+1} = relu(mean of the neighbours (X_l) W_l^T + b_l + X_l V_l^T). Hamilton et al. 2017; options as `GNN`."""
+
+    def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> SAGEConv:
+        return SAGEConv(in_channels, out_channels)
+
+    def groups(self) -> list[Group]:
+        """Input features, and hidden units of each layer (with `residual`: of all together)."""
+        parts = [f"convs.{i}.lin" for i in range(len(self.convs))]
+        made = [[(f"{part}_{name}", 0) for name in ("l.weight", "l.bias", "r.weight")] for part in parts[:-1]]
+        read = [[(f"{part}_{name}.weight", 1) for name in "lr"] for part in parts[1:]]
+        return [*super().groups(), *hidden_groups(made, read, self.norms is not None, self.residual)]
+
+
+class GIN(GNN):
+    """X_{l+1} = relu(MLP_l((1 + eps) X_l + sum of the neighbours)), two layers an MLP. Xu et al. 2019; as `GNN`."""
+
+    def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> GINConv:
+        return GINConv(in_channels, out_channels)
+
+
+class GAT(GNN):
+    """Graph attention: `heads` side by side in hidden layers, averaged in the last. Velickovic et al. 2018; as `GNN`.
+
+    `hidden_channels` are those of all heads together. The rate of `dropout` also acts on the attention.
+    """
+
+    heads: int
+
+    def __init__(self, *sizes: Any, heads: int = 8, **options: Any) -> None:
+        if heads < 1:
+            raise ValueError(f"heads (got {heads}), expected at least 1")
+        self.__dict__["heads"] = heads  # read while the convolutions are built
+        super().__init__(*sizes, **options)
+
+    def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> GATConv:
+        return GATConv(in_channels, out_channels, self.heads, concat=not last)
+
+    def _same_kind(self) -> dict[str, Any]:
+        return {**super()._same_kind(), "heads": self.heads}
+
+
+def check_sizes(
+    kind: str,
+    in_channels: int,
+    hidden_channels: int | Sequence[int],
+    out_channels: int,
+    depth: int,
+    rates: Sequence[float | None],
+) -> None:
+    """Raises `ValueError` for widths or a depth under 1, or rates of dropout outside [0, 1)."""
+    hidden = [hidden_channels] if isinstance(hidden_channels, int) else list(hidden_channels)
+    if min(in_channels, *hidden, out_channels, depth) < 1:
+        got = (in_channels, hidden_channels, out_channels, depth)
+        raise ValueError(f"{kind} sizes (got in, hidden, out, depth = {got}), expected all at least 1")
+    for rate in rates:
+        if not 0.0 <= (rate or 0.0) < 1.0:
+            raise ValueError(f"dropout (got {rate}), expected 0 <= dropout < 1")
+
+
+def dropped(features: Tensor | SparseMatrix, rate: float, training: bool) -> Tensor | SparseMatrix:
+    """Dropout of dense or sparse features."""
+    if isinstance(features, SparseMatrix) and training and rate:
+        # Zeros stay zero under dropout, so dropping stored values is dropout of the dense matrix.
+        return SparseMatrix(features.pattern, dropout(features.values, rate, True))
+    return features if isinstance(features, SparseMatrix) else dropout(features, rate, training)
+
+
+def hidden_groups(
+    made: Sequence[list[tuple[str, int]]], read: Sequence[list[tuple[str, int]]], normed: bool, residual: bool
+) -> list[Group]:
+    """The groups of hidden units, from the tensors that make and that read each layer; one group if `residual`."""
+    parts = ("weight", "bias", "running_mean", "running_var") if normed else ()
+    full = [[*own, *((f"norms.{i}.module.{part}", 0) for part in parts)] for i, own in enumerate(made)]
+    if residual and full:
+        return [Group("hidden", [part for own in full for part in own], [part for own in read for part in own])]
+    return [Group(f"hidden.{i}", *own) for i, own in enumerate(zip(full, read, strict=True))]

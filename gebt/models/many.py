@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gebt.graph.edges import Edges, Rows
+from gebt.models.convs import GCNConv
 from gebt.models.dropout import dropout
-from gebt.models.gnn import GCN, GCNConv
+from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
 from gebt.sparse.ops import matmul
 from gebt.sparse.pattern import Diagonal, SparseMatrix
@@ -137,6 +138,11 @@ class ManyGCN(nn.Module):
         self.dropout, self.input_dropout, self.residual = models[0].dropout, models[0].input_dropout, models[0].residual
         layers = zip(*(model.layers for model in models), strict=True)
         self.convs = nn.ModuleList(ManyConv(layer, first=number == 0) for number, layer in enumerate(layers))
+
+    @property
+    def first(self) -> nn.Module:
+        """The part that reads the features."""
+        return self.convs[0]
 
     @property
     def layers(self) -> list[ManyConv]:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that weight masks cover: every trainable tensor of two or more dimensions.
 
-    Biases and normalisation scales (one dimension) stay. Raises `ValueError` when the model has none.
+    Biases and normalisation scales (one dimension) stay, and so do vectors that were given leading dimensions of size 1
+    to be broadcast, such as attention's [1, heads, channels]. Raises `ValueError` when the model has none.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.dim() >= 2 and p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: p for name, p in trained.items() if p.dim() == 2 or (p.dim() > 2 and p.shape[0] > 1)}
     if not weights:
         raise ValueError(f"model {type(model).__name__} (got no trainable matrix), expected at least one to prune")
     return weights

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import nn
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.models.compact import Compact, compact
+from gebt.models.compact import Compact, Network, compact
 from gebt.models.gnn import GCN
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
@@ -62,8 +63,8 @@ def run(
 ) -> Retrained:
     """Trains the ticket: pruned edges do not exist, pruned weights are held at zero throughout.
 
-    With `settings.compaction` a GCN is trained as the smaller network that the masks leave (`models.compact`): the same
-    in law, not bit for bit, since dropout then draws fewer numbers.
+    With `settings.compaction` one of our networks is trained as the smaller network that the masks leave
+    (`models.compact`): the same in law, not bit for bit, since dropout then draws fewer numbers.
     `model` receives the ticket's start weights and ends in the state of its best validation epoch.
     Raises `TicketError` when the ticket belongs to another graph or model, and `RuntimeError` if the trained
     weights should not have the ticket's sparsity.
@@ -74,7 +75,7 @@ def run(
     pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
     edges = Edges.from_pairs(pairs, graph.num_nodes)
     small = None
-    if not (settings.compaction and isinstance(model, GCN)):
+    if not (settings.compaction and isinstance(model, Network)):
         history = _train(model, ticket.weight_mask, NodeTask(graph, edges), settings, seed, on_epoch)
     else:
         small = compact(model, ticket.weight_mask, graph)
@@ -108,7 +109,7 @@ def run_many(
         pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
         small = compact(model, ticket.weight_mask, graph, choose=False) if settings.compaction else None
         parts = (model, graph, ticket.weight_mask) if small is None else (small.model, small.graph, small.mask)
-        members.append(Member(parts[0], parts[1], seed, pairs, parts[2]))
+        members.append(Member(cast(GCN, parts[0]), parts[1], seed, pairs, parts[2]))
         smalls.append(small)
     fit_many(members, ManySettings(settings.training), on_epoch=on_epoch)
     results = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import select
 from gebt.sparse.compaction import Group
 
@@ -87,7 +88,7 @@ def select_units(
 
 def entry_mask(groups: Sequence[Group], units: Mapping[str, Tensor], model: nn.Module) -> Mask:
     """The mask over weights that a mask over units means: rows that make and columns that read a pruned one go."""
-    kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() >= 2}
+    kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable_weights(model).items()}
     for group in groups:
         if group.name not in units:
             continue

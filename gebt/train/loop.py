@@ -105,8 +105,8 @@ class NodeTask:
 
 
 def adam(model: nn.Module, settings: TrainingSettings) -> optim.Adam:
-    """Adam for a model with `convs`: weight decay on the first of them only, as in Kipf & Welling's GCN."""
-    first = list(model.convs[0].parameters())  # type: ignore[union-attr, index]
+    """Adam for a model with a `first` part: weight decay on that one only, as in Kipf & Welling's GCN."""
+    first = list(model.first.parameters())  # type: ignore[union-attr]
     decayed = {id(p) for p in first}
     others = [p for p in model.parameters() if id(p) not in decayed]
     groups = [{"params": first, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]

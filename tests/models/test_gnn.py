@@ -10,8 +10,9 @@ import torch_geometric.nn
 from torch import Tensor
 
 from gebt.graph import Edges, Graph
-from gebt.models import GCN
-from gebt.models.gnn import GCNConv, SparseProjection
+from gebt.models import GCN, gnn
+from gebt.models.convs import GCNConv
+from gebt.models.projection import SparseProjection
 from gebt.sparse import SparseMatrix
 
 
@@ -279,7 +280,7 @@ def test_dropout_of_features_keeps_their_mean_and_their_pattern(make_graph: Call
     model = model_of(graph, dropout=0.25)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        dropped = model._dropped(graph.features)
+        dropped = gnn.dropped(graph.features, model.input_dropout, True)
     assert isinstance(dropped, SparseMatrix)
     assert dropped.pattern is graph.features.pattern
     stays = dropped.values != 0

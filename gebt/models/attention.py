@@ -1,0 +1,61 @@
+"""Softmax over the entries of each row of a sparse pattern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gebt.sparse.pattern import Pattern
+
+
+def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights: Tensor | None = None) -> Tensor:
+    """alpha_e = a_e exp(z_e) / sum of the same over e's row, z_e = leaky_relu(to_r + of_c) for entry e = (r, c).
+
+    `to` [R, H], `of` [C, H], `weights` a [E] >= 0 (None: 1). Returns [E, H]; gradients go to all three. An entry with
+    weight zero has alpha zero, and the others share as if it were not there. A row without weight has alpha zero.
+    Memory is 3 E H floats, whatever the width of what the attention is for.
+    """
+    return _RowSoftmax.apply(to, of, weights, pattern, slope)  # type: ignore[no-untyped-call]
+
+
+class _RowSoftmax(torch.autograd.Function):
+    """One gradient for the whole chain: of its E x H steps only two are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, to: Tensor, of: Tensor, weights: Tensor | None, pattern: Pattern, slope: float) -> Tensor:
+        raw = to.index_select(0, pattern.row).add_(of.index_select(0, pattern.col))
+        falling = raw < 0
+        score = torch.where(falling, raw * slope, raw)
+        # Shifted by the highest of its row, no exponential overflows, and the highest is 1.
+        highest = _per_row(pattern, score, "max")
+        score.sub_(highest.index_select(0, pattern.row)).exp_()
+        weighted = score if weights is None else score * weights.unsqueeze(1)
+        total = _per_row(pattern, weighted, "sum")
+        share = torch.where(total == 0, 0.0, 1.0 / total).index_select(0, pattern.row)
+        alpha = weighted * share
+        ctx.pattern, ctx.slope = pattern, slope
+        gated = weights is not None and weights.requires_grad
+        ctx.save_for_backward(alpha, falling, score.mul_(share) if gated else None)
+        return alpha
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        alpha, falling, unweighted = ctx.saved_tensors
+        pattern: Pattern = ctx.pattern
+        mean = _per_row(pattern, alpha * grad, "sum")
+        centred = grad - mean.index_select(0, pattern.row)
+        dweights = (unweighted * centred).sum(1) if ctx.needs_input_grad[2] else None
+        draw = centred.mul_(alpha)
+        draw = torch.where(falling, draw * ctx.slope, draw)
+        dto = _per_row(pattern, draw, "sum")
+        dof = _per_row(pattern.transposed, draw.index_select(0, pattern.permutation), "sum")
+        return dto, dof, dweights, None, None
+
+
+def _per_row(pattern: Pattern, entries: Tensor, reduce: str) -> Tensor:
+    """The sum or the highest of each row's entries [E, H]: [R, H]; 0 for a row without any."""
+    return torch.segment_reduce(entries, reduce, offsets=pattern.crow, axis=0, unsafe=True, initial=None)

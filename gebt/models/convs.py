@@ -1,0 +1,186 @@
+"""Graph convolutions on the sparse road. No tensor has an entry for every edge and channel.
+
+Parameters are named and shaped as in PyG's layers of the same names. Every convolution first says what its edges weigh
+(`weigh`, once a forward pass for all layers) and then propagates. A soft gate of zero and a missing edge give the same
+output: no share of a sum, of a mean or of the attention.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from gebt.graph.edges import Edges
+from gebt.models.attention import row_softmax
+from gebt.models.dropout import dropout
+from gebt.models.projection import Projection, SemiStructuredProjection, SparseProjection, glorot
+from gebt.sparse.ops import spmm
+from gebt.sparse.pattern import SparseMatrix
+
+# Slope of the leaky ReLU in the attention, for negative numbers.
+SLOPE = 0.2
+
+
+def narrow_first(lin: nn.Module, x: Tensor) -> bool:
+    """Whether (A X) W^T passes fewer columns through A than A (X W^T), forward and backward."""
+    out_channels, in_channels = lin.weight.shape  # type: ignore[misc]
+    to_x = torch.is_grad_enabled() and x.requires_grad
+    to_weights = torch.is_grad_enabled() and any(p.requires_grad for p in lin.parameters())
+    # A X passes back through A only for x's sake, A (X W) for the weights' too.
+    return bool(in_channels * (1 + to_x) < out_channels * (1 + (to_x or to_weights)))
+
+
+class GCNConv(nn.Module):
+    """One graph convolution: Y = A_hat X W^T + b. Kipf & Welling 2017; names as in PyG's `GCNConv`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.lin: Projection | SparseProjection | SemiStructuredProjection = Projection(in_channels, out_channels)
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Glorot-uniform weights from `generator`, zero bias."""
+        glorot(self.lin.weight, generator)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor, aggregated: bool = False) -> Tensor:
+        """Returns [N, out]; `weights` are the normalised values of the entries of `edges`.
+
+        (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated`: x is A X.
+        """
+        if aggregated:
+            y = self.lin(x)
+        elif isinstance(x, Tensor) and self._narrow_first(x, weights):
+            y = self.lin(edges.propagate(weights, x))
+        else:
+            y = edges.propagate(weights, self.lin(x))
+        return y.add_(self.bias)  # nobody else reads y
+
+    def _narrow_first(self, x: Tensor, weights: Tensor) -> bool:
+        return narrow_first(self.lin, x)
+
+    @staticmethod
+    def weigh(edges: Edges, gates: Tensor | None) -> Tensor:
+        """Entries of D^-1/2 (A + I) D^-1/2, [2P + N]."""
+        return edges.unit_weights if gates is None else edges.normalised(gates)
+
+
+class Neighbours(NamedTuple):
+    """The adjacency without self-loops: `entries` [2P + N], zero at the loops, and `scale` [N, 1] = 1 / degree.
+
+    A node without neighbours has scale 0, so that its mean is 0.
+    """
+
+    entries: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def of(edges: Edges, gates: Tensor | None) -> Neighbours:
+        """That of soft values [P] of the pairs; None: every pair counts 1."""
+        entries = edges.unit_entries if gates is None else edges.spread(gates)
+        degrees = edges.unit_degrees if gates is None else edges.incident_sum(gates)
+        return Neighbours(entries, torch.where(degrees == 0, 0.0, 1.0 / degrees).unsqueeze(1))
+
+    def mean(self, edges: Edges, x: Tensor) -> Tensor:
+        """Of the rows of every node's neighbours, [N, d]."""
+        return edges.propagate(self.entries, x) * self.scale
+
+
+class GINConv(nn.Module):
+    """Y = MLP((1 + eps) X + A X), MLP(z) = relu(z W_0^T + b_0) W_1^T + b_1. Xu et al. 2019; `eps` is a buffer, 0."""
+
+    eps: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.nn = nn.Module()
+        sizes = ((in_channels, out_channels), (out_channels, out_channels))
+        self.nn.lins = nn.ModuleList(Projection(*size, bias=True) for size in sizes)
+        self.register_buffer("eps", torch.zeros(1))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Glorot-uniform weights from `generator`, zero biases."""
+        for lin in self._lins():
+            lin.reset(generator)
+
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbours) -> Tensor:
+        """Returns [N, out]."""
+        first, second = self._lins()
+        if isinstance(x, Tensor) and narrow_first(first, x):
+            y = first(edges.propagate(weights.entries, x) + (1 + self.eps) * x)
+        else:
+            y = first.product(x)
+            y = edges.propagate(weights.entries, y) + (1 + self.eps) * y + cast(Tensor, first.bias)
+        return second(torch.relu(y))
+
+    def _lins(self) -> list[Projection]:
+        return list(self.nn.lins)  # type: ignore[arg-type]
+
+    weigh = staticmethod(Neighbours.of)
+
+
+class SAGEConv(nn.Module):
+    """Y = mean over neighbours (X) W_l^T + b + X W_r^T. Hamilton et al. 2017."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.lin_l = Projection(in_channels, out_channels, bias=True)
+        self.lin_r = Projection(in_channels, out_channels)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Glorot-uniform weights from `generator`, zero bias."""
+        self.lin_l.reset(generator)
+        self.lin_r.reset(generator)
+
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbours) -> Tensor:
+        """Returns [N, out]."""
+        if isinstance(x, Tensor) and narrow_first(self.lin_l, x):
+            return self.lin_l(weights.mean(edges, x)) + self.lin_r(x)
+        y = weights.mean(edges, self.lin_l.product(x)) + self.lin_r(x)
+        return y.add_(self.lin_l.bias)
+
+    weigh = staticmethod(Neighbours.of)
+
+
+class GATConv(nn.Module):
+    """Y_i = sum_j alpha_ij h_j + b with h = X W^T, one alpha a head; node i itself is among its neighbours j.
+
+    alpha_ij = a_ij exp(e_ij) / sum_k a_ik exp(e_ik), e_ij = leaky_relu(<h_i, att_dst> + <h_j, att_src>), soft values
+    a_ij >= 0 of the pairs. Velickovic et al. 2018. Heads are put side by side (`concat`) or averaged.
+    Raises `ValueError` when `heads` does not divide the channels that are put side by side.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, heads: int, *, concat: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if concat and out_channels % heads:
+            raise ValueError(f"heads (got {heads}), expected a divisor of the {out_channels} channels of the layer")
+        self.heads, self.concat, self.dropout = heads, concat, dropout
+        channels = out_channels // heads if concat else out_channels
+        self.lin = Projection(in_channels, heads * channels)
+        self.att_src = nn.Parameter(torch.empty(1, heads, channels))
+        self.att_dst = nn.Parameter(torch.empty(1, heads, channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Glorot-uniform weights and attention vectors from `generator`, zero bias."""
+        self.lin.reset(generator)
+        glorot(self.att_src, generator)
+        glorot(self.att_dst, generator)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor | None) -> Tensor:
+        """Returns [N, out]; `weights` [2P + N]: soft values of the entries, None where all count 1."""
+        h = self.lin(x).view(-1, *self.att_src.shape[1:])
+        to, of = ((h * vector).sum(2) for vector in (self.att_dst, self.att_src))
+        alpha = row_softmax(edges.pattern, to, of, SLOPE, weights)
+        y = spmm(edges.pattern, dropout(alpha, self.dropout, self.training), h)
+        return (y.flatten(1) if self.concat else y.mean(1)) + self.bias
+
+    @staticmethod
+    def weigh(edges: Edges, gates: Tensor | None) -> Tensor | None:
+        """Soft values of the entries, 1 at the loops; attention has no use for negative ones, which count 0."""
+        return None if gates is None else edges.spread(gates.clamp(min=0), loop=1.0)

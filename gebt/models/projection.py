@@ -1,0 +1,91 @@
+"""Layers without edges: projections of dense and sparse matrices, normalisation, fresh weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.sparse import to_sparse_semi_structured
+
+from gebt.sparse.ops import matmul, spmm
+from gebt.sparse.pattern import Pattern, SparseMatrix
+
+
+def glorot(weight: Tensor, generator: torch.Generator) -> None:
+    """Fills `weight` [..., out, in] in place, uniform in +-sqrt(6 / (in + out)). Glorot & Bengio 2010."""
+    bound = math.sqrt(6.0 / (weight.shape[-1] + weight.shape[-2]))
+    with torch.no_grad():
+        # Drawn where the generator is, so that a seed means the same weights on every device.
+        drawn = torch.empty(weight.shape, device=generator.device)
+        weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+
+class Projection(nn.Module):
+    """y = X W^T + b for dense or sparse X [N, in]; `weight` [out, in] and `bias` [out] as in `torch.nn.Linear`."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Glorot-uniform weights from `generator`, zero bias."""
+        glorot(self.weight, generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def product(self, x: Tensor | SparseMatrix) -> Tensor:
+        """X W^T alone, [N, out]."""
+        return matmul(x, self.weight.t()) if isinstance(x, SparseMatrix) else F.linear(x, self.weight)
+
+    def forward(self, x: Tensor | SparseMatrix) -> Tensor:
+        """Returns [N, out]."""
+        if isinstance(x, Tensor) or self.bias is None:
+            return self.product(x) if self.bias is None else F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+        return self.product(x).add_(self.bias)  # nobody else reads it
+
+
+class SparseProjection(nn.Module):
+    """y = X W^T for dense X [N, in] and W [out, in] of which only the kept entries exist: `values` [k], row by row."""
+
+    def __init__(self, weight: Tensor, kept: Tensor) -> None:
+        super().__init__()
+        row, col = kept.to(weight.device).nonzero(as_tuple=True)
+        self.pattern, order = Pattern.from_entries(row, col, (weight.shape[0], weight.shape[1]))
+        self.values = nn.Parameter(weight.detach()[row, col][order].clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """W as a dense tensor, zeros where nothing is kept."""
+        return SparseMatrix(self.pattern, self.values.detach()).to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, out]."""
+        return spmm(self.pattern, self.values, x.t().contiguous()).t()
+
+
+class SemiStructuredProjection(nn.Module):
+    """y = X W^T for inference with a W of the 2:4 pattern, on the sparse tensor cores of a CUDA device."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight.detach()
+        self._packed = to_sparse_semi_structured(self.weight.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, out]."""
+        return F.linear(x, self._packed)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over nodes; named as in PyG, whose own class wraps `torch.nn.BatchNorm1d` too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.module = nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, channels]."""
+        return self.module(x)
