@@ -28,8 +28,7 @@ def pyg_dense(settings: RunOptions, graph: Graph, adjacency: Tensor, seed: int) 
     """PyG's example loop: one step and one evaluation an epoch; test accuracy at the best validation epoch."""
     torch.manual_seed(seed)
     ours = model_for(settings, graph, seed)
-    rates = ours.input_dropout, ours.dropout
-    peer = PygTraining(graph, ours.widths, rates, settings.training(), adjacency=adjacency)
+    peer = PygTraining(graph, ours, settings.training(), fresh=True, adjacency=adjacency)
     best_val = best_test = 0.0
     for _ in range(settings.epochs or 0):
         val, test = peer.epoch()
@@ -44,10 +43,9 @@ def difference(settings: RunOptions, graph: Graph) -> float:
     for conv in model.convs:
         torch.nn.init.normal_(conv.bias)
     ours = model.eval()(graph.features, Edges.from_pairs(graph.pairs, graph.num_nodes)).detach()
-    rates, training = (model.input_dropout, model.dropout), settings.training()
     shares = []
     for adjacency in adjacencies(graph):
-        theirs = PygTraining(graph, model.widths, rates, training, model=model, adjacency=adjacency).infer()
+        theirs = PygTraining(graph, model, settings.training(), adjacency=adjacency).infer()
         shares.append(float((ours - theirs).abs().max() / ours.abs().max()))
     if not max(shares) <= 1e-4:
         raise SystemExit(f"logits (got {shares} of the largest apart from PyG's), expected at most 1e-4")

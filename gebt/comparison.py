@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from gebt.config import RunOptions
-from gebt.cost import flops_executed, macs_paper, measure_seconds, peak_memory, state_bytes
-from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, model_for, opening
+from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
+from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, macs_for, model_for, opening
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
-from gebt.prune.scores import prunable_weights
+from gebt.models.kinds import Network
 from gebt.recipes import baselines, retrain
 from gebt.record import RunFolder
 from gebt.ticket import Ticket
@@ -141,7 +141,7 @@ class Comparison:
             rows.append(row)
         return rows
 
-    def _models(self) -> list[GCN]:
+    def _models(self) -> list[Network]:
         return [model_for(self.options, graph, seed) for graph, seed in zip(self.graphs, self.seeds, strict=True)]
 
     def _tick(self, arm: str) -> Tick:
@@ -168,18 +168,22 @@ class Comparison:
         given = zip(self.tickets, self.graphs, self.seeds, strict=True)
         return [baselines.random_edges(ticket, graph, seed=seed) for ticket, graph, seed in given]
 
-    def _dense(self, models: list[GCN], tick: Tick) -> list[tuple[History, Edges | None]]:
+    def _dense(self, models: list[Network], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.training()
         if len(models) > 1:
-            found = baselines.dense_many(models, self.graphs, settings, seeds=self.seeds, on_epoch=tick)
+            found = baselines.dense_many(
+                cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
+            )
             return [(history, None) for history in found]
         alone = partial(tick, 0)
         return [(baselines.dense(models[0], self.graphs[0], settings, seed=self.seeds[0], on_epoch=alone), None)]
 
-    def _retrain(self, tickets: list[Ticket], models: list[GCN], tick: Tick) -> list[tuple[History, Edges | None]]:
+    def _retrain(self, tickets: list[Ticket], models: list[Network], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.retraining()
         if len(models) > 1:
-            found = retrain.run_many(tickets, models, self.graphs, settings, seeds=self.seeds, on_epoch=tick)
+            found = retrain.run_many(
+                tickets, cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
+            )
         else:
             given = (tickets[0], models[0], self.graphs[0], settings)
             found = [retrain.run(*given, seed=self.seeds[0], on_epoch=partial(tick, 0))]
@@ -201,7 +205,7 @@ class Comparison:
     ) -> dict[str, Any]:
         """The measures of one arm of one seed; `found`: the ticket whose search it owes its mask to."""
         history, task = trained.history, NodeTask(trained.graph, trained.edges)
-        whole, kept = self._macs(trained.graph, None), self._macs(trained.graph, ticket)
+        whole, kept = (macs_for(self.options, trained.graph, own) for own in (None, ticket))
         epochs = len(history.losses)
         searched = self._search_epochs(found) if found else 0
         model = trained.model.eval()
@@ -224,16 +228,6 @@ class Comparison:
             "peak_bytes": trained.peak_bytes,
             "file_bytes": state_bytes(trained.model),
         }
-
-    def _macs(self, graph: Graph, ticket: Ticket | None) -> float:
-        weights = prunable_weights(model_for(self.options, graph, 0))
-        return macs_paper(
-            nodes=graph.num_nodes,
-            pairs=ticket.edge_mask.kept if ticket else graph.num_pairs,
-            features=graph.num_features,
-            weights=ticket.weight_mask.kept if ticket else sum(w.numel() for w in weights.values()),
-            depth=self.options.depth,  # type: ignore[arg-type]
-        )
 
     def _search_epochs(self, ticket: Ticket) -> int:
         pretrained = self.options.epochs if self.options.algorithm == "graph" else 0

@@ -12,6 +12,9 @@ import torch
 
 from gebt.data.manifest import dataset_info
 from gebt.graph.scores import EdgeScore
+from gebt.models import kinds
+from gebt.models.kinds import ModelName
+from gebt.models.resgcn import Aggregation
 from gebt.prune.detector import Criterion, Normalisation
 from gebt.prune.selection import Scope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
@@ -37,6 +40,8 @@ class RunOptions:
     ----------
     dataset
         Name of the data set; `gebt data list` shows them.
+    model
+        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28".
     edge_ratio
         Share of undirected edges to prune, in [0, 1).
     weight_ratio
@@ -65,9 +70,13 @@ class RunOptions:
     symmetrise
         Accept one-way edges and add the missing directions.
     hidden
-        Hidden units of a layer.
+        Hidden units of a layer, of all heads together.
     depth
         Layers of the network.
+    heads
+        Attention heads of a GAT.
+    aggregation
+        How a ResGCN gathers its neighbours: "softmax", "mean" or "add".
     dropout
         Dropout rate.
     input_dropout
@@ -113,6 +122,7 @@ class RunOptions:
     """
 
     dataset: str = "digits"
+    model: ModelName = "gcn"
     edge_ratio: float = 0.2
     weight_ratio: float = 0.5
     feature_ratio: float | None = None
@@ -126,6 +136,8 @@ class RunOptions:
     symmetrise: bool = False
     hidden: int | None = None
     depth: int | None = None
+    heads: int = kinds.HEADS
+    aggregation: Aggregation = "softmax"
     dropout: float | None = None
     input_dropout: float | None = None
     epochs: int | None = None
@@ -153,6 +165,7 @@ class RunOptions:
     def resolved(self) -> RunOptions:
         """The same options with every open one filled in, checked; raises `ValueError` naming what is wrong."""
         recorded = dataset_info(self.dataset).training
+        recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
         epochs, retrain_epochs, factor = _AROUND[self.preset]
         learning_rate = _given(self.learning_rate, recorded.learning_rate)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from gebt.config import RunOptions
+from gebt.cost import macs_paper
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.graph.canonical import Graph
 from gebt.models.gnn import GCN
+from gebt.models.kinds import Network, build
 from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, search
 from gebt.record import machine
 from gebt.sparse import backends
@@ -49,10 +52,27 @@ def _split_seed(options: RunOptions, seed: int) -> int:
     return seed if dataset_info(options.dataset).split == "seeded" else 0
 
 
-def model_for(options: RunOptions, graph: Graph, seed: int) -> GCN:
+def model_for(options: RunOptions, graph: Graph, seed: int) -> Network:
     """The network of one seed."""
-    sizes = (graph.num_features, options.hidden, graph.num_classes, options.depth, options.dropout)
-    return GCN(*sizes, seed=seed, input_dropout=options.input_dropout).to(options.device)  # type: ignore[arg-type]
+    sizes: tuple[Any, ...] = (options.hidden, graph.num_classes, options.depth, options.dropout)
+    more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
+    model = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
+    return model.to(options.device)
+
+
+def macs_for(options: RunOptions, graph: Graph, ticket: Ticket | None) -> float:
+    """`macs_paper` of one inference of the ticket, or of the dense network (None)."""
+    whole = sum(weight.numel() for weight in prunable_weights(model_for(options, graph, 0)).values())
+    heads = options.heads if options.model == "gat" else 1
+    return macs_paper(
+        nodes=graph.num_nodes,
+        pairs=ticket.edge_mask.kept if ticket else graph.num_pairs,
+        features=graph.num_features,
+        # The convention counts one head's weights; a network has those of all.
+        weights=(ticket.weight_mask.kept if ticket else whole) / heads,
+        depth=options.depth,  # type: ignore[arg-type]
+        heads=heads,
+    )
 
 
 def epochs_of(options: RunOptions) -> int:
@@ -64,7 +84,7 @@ def epochs_of(options: RunOptions) -> int:
 def find_ticket(
     options: RunOptions,
     graph: Graph,
-    model: GCN,
+    model: Network,
     seed: int,
     on_draw: search.DrawObserver | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
@@ -83,7 +103,7 @@ def find_ticket(
 def find_tickets(
     options: RunOptions,
     graphs: Sequence[Graph],
-    models: Sequence[GCN],
+    models: Sequence[Network],
     seeds: Sequence[int],
     on_draw: search.DrawObserver | None = None,
     on_epoch: Callable[[int, int, History], bool] | None = None,
@@ -100,9 +120,10 @@ def find_tickets(
         if on_draw is not None and number == 0:
             on_draw(epoch, weights, edges)
 
+    gcns = cast(Sequence[GCN], models)  # as `pays` has found
     ratios = {"edge_ratio": options.edge_ratio, "weight_ratio": options.weight_ratio}
     settings = options.search()
-    return search.joint_many(models, graphs, **ratios, settings=settings, seeds=seeds, on_draw=watch, on_epoch=on_epoch)
+    return search.joint_many(gcns, graphs, **ratios, settings=settings, seeds=seeds, on_draw=watch, on_epoch=on_epoch)
 
 
 def groups(options: RunOptions) -> list[list[int]]:

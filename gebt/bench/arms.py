@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from gebt.config import RunOptions
-from gebt.cost import flops_executed, macs_paper
-from gebt.experiment import find_ticket, model_for
+from gebt.cost import flops_executed
+from gebt.experiment import find_ticket, macs_for, model_for
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.compact import compact
-from gebt.models.gnn import GCN
+from gebt.models.kinds import Network as Model
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
-from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, retrain
 from gebt.ticket import EDGES, Ticket
 from gebt.train.loop import NodeTask, TrainingSettings, adam
@@ -79,7 +78,7 @@ class Workbench:
         self.seed = int(ticket.provenance["seed"])
         ticket.check(self.model(), graph)
 
-    def model(self) -> GCN:
+    def model(self) -> Model:
         """The network as its seed draws it."""
         return model_for(self.options, self.graph, self.seed)
 
@@ -94,7 +93,7 @@ class Workbench:
         kept = self.ticket.edge_mask[EDGES].to(self.graph.pairs.device)
         return Edges.from_pairs(self.graph.pairs[:, kept], self.graph.num_nodes)
 
-    def network(self, arm: str, *, training: bool = True, model: GCN | None = None) -> Network:
+    def network(self, arm: str, *, training: bool = True, model: Model | None = None) -> Network:
         """The network of an arm; `training`: compacted for steps, else for inference. `model`: with these weights.
 
         Tickets have their own weights. Raises `OutOfRoomError` when PyG's would not fit into memory.
@@ -104,8 +103,7 @@ class Workbench:
             # Not at the top: its libraries would count in the memory of every other arm.
             from gebt.bench.pyg import PygTraining
 
-            rates = model.input_dropout, model.dropout
-            return PygTraining(self.graph, model.widths, rates, self.options.training(), model=model)
+            return PygTraining(self.graph, model, self.options.training())
         if arm == "dense":
             return Ours(model, self.graph, self.edges, self.options.training())
         self.ticket.start(model)
@@ -161,11 +159,4 @@ class Workbench:
 
     def macs(self, ticket: Ticket | None) -> float:
         """`macs_paper` of one inference of the ticket, or of the dense network."""
-        weights = prunable_weights(self.model())
-        return macs_paper(
-            nodes=self.graph.num_nodes,
-            pairs=ticket.edge_mask.kept if ticket else self.graph.num_pairs,
-            features=self.graph.num_features,
-            weights=ticket.weight_mask.kept if ticket else sum(weight.numel() for weight in weights.values()),
-            depth=self.options.depth,  # type: ignore[arg-type]
-        )
+        return macs_for(self.options, self.graph, ticket)

@@ -59,7 +59,7 @@ def _libraries(options: RunOptions, arm: str) -> int:
     graph = generate(TINY)
     options = dataclasses.replace(
         options,
-        hidden=4,
+        hidden=options.heads,  # few, and what any number of heads divides
         edge_ratio=0.1,
         weight_ratio=0.1,
         feature_ratio=None,
@@ -71,7 +71,7 @@ def _libraries(options: RunOptions, arm: str) -> int:
     if arm == "pyg":
         from gebt.bench.pyg import PygTraining
 
-        PygTraining(graph, model.widths, (model.input_dropout, model.dropout), options.training()).epoch()
+        PygTraining(graph, model, options.training()).epoch()
     else:
         retrain.run(find_ticket(options, graph, model, 0), model_for(options, graph, 0), graph, options.retraining())
     with peak_memory(options.device) as idle:

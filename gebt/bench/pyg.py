@@ -1,33 +1,46 @@
-"""The peer: the same network on PyG's road, trained as PyG's own example does."""
+"""The peer: the same network on PyG's road, trained as PyG's own examples do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
+import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import GCNConv
 
 from gebt.graph.canonical import Graph
-from gebt.models.gnn import GCN
+from gebt.models.convs import GATConv
+from gebt.models.gnn import GAT, GCN, GIN, GNN
+from gebt.models.kinds import Network
+from gebt.models.resgcn import ResGCN
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import SparseMatrix
 from gebt.train.loop import TrainingSettings
 
 
-class PygGCN(nn.Module):
-    """The GCN of PyG's own example: `GCNConv(cached=True)`, dropout on the input and between the layers.
+class PygStack(nn.Module):
+    """PyG's convolutions in the order of one of our `GNN`s: dropout on the input and between the layers, ReLU.
 
-    Its state dict is that of our `GCN` of equal `widths` (in, hidden layers, out). `dropout`: rates of the features and
-    of the layers.
+    Its state dict is that of `model`, which may have neither norm nor residual. GCN is cached, as in PyG's example.
+    Raises `ValueError` for a network with norm or residual connections.
     """
 
-    def __init__(self, widths: Sequence[int], dropout: tuple[float, float]) -> None:
+    def __init__(self, model: GNN) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(GCNConv(a, b, cached=True) for a, b in pairwise(widths))
-        self.dropout = dropout
+        if model.norms is not None or model.residual:
+            raise ValueError(f"PyG's {type(model).__name__} (got norm or residual connections), expected neither")
+        self.convs = nn.ModuleList(
+            _convolution(model, number, a, b) for number, (a, b) in enumerate(pairwise(model.widths))
+        )
+        self.dropout = model.input_dropout, model.dropout
+
+    @property
+    def first(self) -> nn.Module:
+        """The part that reads the features."""
+        return self.convs[0]
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Logits [N, C]; `adjacency` is an edge index [2, 2P] or a transposed sparse tensor."""
@@ -39,35 +52,80 @@ class PygGCN(nn.Module):
         return self.convs[-1](F.dropout(x, rate, self.training), adjacency)
 
 
-class PygTraining:
-    """Full-batch training of a `PygGCN` on dense features, with the steps of PyG's example.
+class PygResGCN(nn.Module):
+    """The network of PyG's DeeperGCN example with the sizes of `model`, whose state dict it shares."""
 
-    Weights are those of `model` where it is given, PyG's own else (global random state). `adjacency`: the edge index
-    unless another form is given. Raises `OutOfRoomError` when a step would not fit into memory.
+    def __init__(self, model: ResGCN) -> None:
+        super().__init__()
+        features, hidden, *_, classes = model.widths
+        more = {"t": model.temperature} if model.aggregation == "softmax" else {}
+        layers = (
+            pyg.DeepGCNLayer(
+                pyg.GENConv(hidden, hidden, aggr=model.aggregation, **more), nn.BatchNorm1d(hidden), nn.ReLU(),
+                dropout=model.dropout,
+            )
+            for _ in model.layers
+        )  # fmt: skip
+        self.node_encoder, self.layers = nn.Linear(features, hidden), nn.ModuleList(layers)
+        self.lin, self.dropout = nn.Linear(hidden, classes), (model.input_dropout, model.dropout)
+
+    @property
+    def first(self) -> nn.Module:
+        """The part that reads the features."""
+        return self.node_encoder
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        first, *others = cast(list[Any], list(self.layers))
+        rate, later = self.dropout
+        x = first.conv(self.node_encoder(F.dropout(x, rate, self.training) if rate else x), adjacency)
+        for layer in others:
+            x = layer(x, adjacency)
+        x = first.act(first.norm(x))
+        return self.lin(F.dropout(x, later, self.training))
+
+
+def _convolution(model: GNN, number: int, in_channels: int, out_channels: int) -> nn.Module:
+    if isinstance(model, GAT):
+        ours = model.convs[number]
+        assert isinstance(ours, GATConv)
+        channels = out_channels // model.heads if ours.concat else out_channels
+        return pyg.GATConv(in_channels, channels, model.heads, ours.concat, dropout=ours.dropout)
+    if isinstance(model, GIN):
+        return pyg.GINConv(pyg.MLP([in_channels, out_channels, out_channels], norm=None))
+    if isinstance(model, GCN):
+        return pyg.GCNConv(in_channels, out_channels, cached=True)
+    return pyg.SAGEConv(in_channels, out_channels)
+
+
+class PygTraining:
+    """Full-batch training of PyG's network of the kind and sizes of `model` on dense features, as in its examples.
+
+    Weights are those of `model`, or with `fresh` PyG's own (global random state). `adjacency`: the edge index
+    unless another form is given. Raises `OutOfRoomError` when a step would not fit into memory, and as `PygStack`.
     """
 
     def __init__(
         self,
         graph: Graph,
-        widths: Sequence[int],
-        dropout: tuple[float, float],
+        model: Network,
         settings: TrainingSettings,
         *,
-        model: GCN | None = None,
+        fresh: bool = False,
         adjacency: Tensor | None = None,
     ) -> None:
-        check_room(f"PyG's step on {graph.name!r}", step_bytes(graph, widths), graph.labels.device)
+        check_room(f"PyG's step on {graph.name!r}", step_bytes(graph, model.widths), graph.labels.device)
         self.graph = graph
         self.x = graph.features.to_dense() if isinstance(graph.features, SparseMatrix) else graph.features
         self.adjacency = torch.cat((graph.pairs, graph.pairs.flip(0)), 1) if adjacency is None else adjacency
-        self.model = PygGCN(widths, dropout).to(graph.labels.device)
-        if model is not None:
+        peer = PygResGCN(model) if isinstance(model, ResGCN) else PygStack(model)
+        self.model = peer.to(graph.labels.device)
+        if not fresh:
             self.model.load_state_dict(model.state_dict())
-        groups = [
-            {"params": conv.parameters(), "weight_decay": 0.0 if number else settings.weight_decay}
-            for number, conv in enumerate(self.model.convs)
-        ]
-        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        first = list(self.model.first.parameters())
+        others = [p for p in self.model.parameters() if all(p is not own for own in first)]
+        groups: list[dict[str, Any]] = [{"params": first, "weight_decay": settings.weight_decay}, {"params": others}]
+        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=settings.learning_rate)
 
     def infer(self) -> Tensor:
         """Logits [N, C] in evaluation mode."""
@@ -93,12 +151,23 @@ class PygTraining:
         return val, test
 
     def propagation_flops(self) -> int:
-        """Flops of A_hat (X W) in one inference, 2 a stored entry and column; torch's counter does not see them.
+        """Flops of the sums over neighbours in one inference, 2 a stored entry and column; torch's counter sees none.
 
-        Its backward passes go through the same entries and columns once more.
+        Their backward passes go through the same entries and columns once more.
         """
         entries = 2 * self.graph.num_pairs + self.graph.num_nodes
-        return 2 * entries * sum(conv.out_channels for conv in self.model.convs)  # type: ignore[misc]
+        return 2 * entries * sum(map(_propagated, self.model.modules()))
+
+
+def _propagated(part: nn.Module) -> int:
+    """Columns that one of PyG's convolutions sends along its edges; 0 for any other module."""
+    if isinstance(part, pyg.GCNConv):
+        return part.out_channels
+    if isinstance(part, pyg.GATConv):
+        return part.heads * part.out_channels
+    if isinstance(part, pyg.GINConv):
+        return int(part.nn.in_channels)
+    return int(part.in_channels) if isinstance(part, pyg.SAGEConv | pyg.GENConv) else 0
 
 
 def step_bytes(graph: Graph, widths: Sequence[int]) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gebt.cost import measure_seconds
 from gebt.graph.canonical import Graph
-from gebt.models.gnn import GCN, GNN
+from gebt.models.gnn import GCN
+from gebt.models.kinds import Network
 from gebt.models.projection import SemiStructuredProjection, SparseProjection
-from gebt.models.resgcn import ResGCN
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import is_two_of_four
 from gebt.sparse.backends import AUTO, current
@@ -24,9 +24,6 @@ from gebt.sparse.pattern import SparseMatrix
 SPARSE_WEIGHT_DENSITY = 0.5
 # Above it, stored features are worth a try as a dense matrix.
 DENSE_FEATURE_DENSITY = 0.05
-
-# Networks that list what can be removed of them.
-Network = GNN | ResGCN
 
 log = logging.getLogger("gebt.compaction")
 

@@ -182,7 +182,7 @@ class GAT(GNN):
         super().__init__(*sizes, **options)
 
     def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> GATConv:
-        return GATConv(in_channels, out_channels, self.heads, concat=not last)
+        return GATConv(in_channels, out_channels, self.heads, concat=not last, dropout=self.dropout)
 
     def _same_kind(self) -> dict[str, Any]:
         return {**super()._same_kind(), "heads": self.heads}

@@ -10,8 +10,9 @@ from torch import nn
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.models.compact import Compact, Network, compact
+from gebt.models.compact import Compact, compact
 from gebt.models.gnn import GCN
+from gebt.models.kinds import Network
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket
