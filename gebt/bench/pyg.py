@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch_geometric.nn as pyg
@@ -76,7 +76,7 @@ class PygResGCN(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Logits [N, C]."""
-        first, *others = cast(list[Any], list(self.layers))
+        first, *others = list(self.layers)
         rate, later = self.dropout
         x = first.conv(self.node_encoder(F.dropout(x, rate, self.training) if rate else x), adjacency)
         for layer in others:
