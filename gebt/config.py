@@ -18,18 +18,24 @@ from gebt.models.resgcn import Aggregation
 from gebt.prune.detector import Criterion, Normalisation
 from gebt.prune.selection import Scope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
-from gebt.recipes.search import SearchSettings, search_preset
+from gebt.recipes.search import Draw, SearchSettings, search_preset
 from gebt.sparse.backends import AUTO, DEFAULT, find
 from gebt.sparse.structure import UnitScore, WeightStructure
 from gebt.ticket import StartWeights
 from gebt.train.loop import TrainingSettings
 
-Preset = Literal["paper", "default"]
+Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
-# the data set), epochs of retraining, and the retraining's learning rate as a multiple of the dense one.
-_AROUND: dict[str, tuple[int | None, int, float]] = {"paper": (100, 100, 1.0), "default": (None, 100, 4.0)}
+# the data set), epochs of retraining, the retraining's learning rate as a multiple of the dense one, and the weight of
+# the loss to soft labels.
+_AROUND: dict[str, tuple[int | None, int, float, float]] = {
+    "paper": (100, 100, 1.0, 0.0),
+    "default": (None, 100, 4.0, 0.0),
+    "fast": (None, 100, 4.0, 30.0),
+    "best": (None, 100, 4.0, 30.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,8 @@ class RunOptions:
     together
         Train the seeds as one widened network where that is faster; the seconds are then each seed's share.
     preset
-        "paper": the settings of GEBT to the letter; "default": the best found on evidence (docs/method.md).
+        "paper": the settings of GEBT to the letter; "default": the best found within its early-bird search; "best": the
+        search's own trained network teaches the ticket; "fast": the same in no more time than dense training.
     algorithm
         "joint": edges and weights together; "graph": edges alone, on a pretrained network; "weights": weights alone.
     start
@@ -98,7 +105,8 @@ class RunOptions:
     edge_l1
         Weight of the L1 penalty on the edge values.
     edge_score
-        What ranks the edges: "magnitude" of their values, or also their "share" of a neighbourhood.
+        What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, or the "agreement" of
+        what the network says of their nodes.
     scope
         Weights are ranked "global", all layers together, or each "tensor" alone.
     normalisation
@@ -111,6 +119,12 @@ class RunOptions:
         Distances that must be under the threshold, one after the other.
     warmup
         Draws that do not count.
+    draw
+        When masks are drawn for good: when the "detector" fires, or at the best "validation" accuracy of all epochs.
+    soft_labels
+        Keep in the ticket what the searched network says of every node.
+    distill
+        Weight of the loss to the ticket's soft labels in its training.
     compaction
         Train a ticket as the smaller network it is.
     backend
@@ -157,6 +171,9 @@ class RunOptions:
     warmup: int | None = None
     weight_structure: WeightStructure | None = None
     unit_score: UnitScore | None = None
+    draw: Draw | None = None
+    soft_labels: bool | None = None
+    distill: float | None = None
     compaction: bool = True
     backend: str = DEFAULT
     threads: int | None = None
@@ -167,7 +184,7 @@ class RunOptions:
         recorded = dataset_info(self.dataset).training
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
-        epochs, retrain_epochs, factor = _AROUND[self.preset]
+        epochs, retrain_epochs, factor, distill = _AROUND[self.preset]
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
             "hidden": recorded.hidden,
@@ -179,6 +196,7 @@ class RunOptions:
             "weight_decay": recorded.weight_decay,
             "retrain_epochs": retrain_epochs,
             "retrain_learning_rate": learning_rate * factor,
+            "distill": distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
@@ -197,7 +215,7 @@ class RunOptions:
     def retraining(self) -> RetrainSettings:
         """Settings of the retraining (of resolved options)."""
         training = TrainingSettings(self.retrain_epochs, self.retrain_learning_rate, self.weight_decay)  # type: ignore[arg-type]
-        return RetrainSettings(training, self.start, self.compaction)
+        return RetrainSettings(training, self.start, self.compaction, self.distill)  # type: ignore[arg-type]
 
     def to_json(self) -> str:
         """These options as a configuration file that `--config` reads."""

@@ -25,6 +25,7 @@ from gebt.sparse.memory import check_room
 
 FORMAT = 2
 EDGES = "edges"
+SOFT_LABELS = "soft_labels"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 34
 # What every ticket says of itself, and what a reader may rely on.
@@ -62,6 +63,7 @@ class Ticket:
     are the model's full state (name -> tensor) at the draw and before the search, pruned entries zero; where the model
     can draw the latter again from its seed, `initial` is that seed alone, and the file a third smaller.
     `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
+    `soft_labels`: log-probabilities [N, C] (float16) that the searched network gave every node, where it is a teacher.
     """
 
     edge_mask: Mask
@@ -69,6 +71,7 @@ class Ticket:
     drawn: dict[str, Tensor]
     initial: dict[str, Tensor] | Seeded
     provenance: dict[str, Any]
+    soft_labels: Tensor | None = None
 
     @property
     def epoch_drawn(self) -> int:
@@ -101,6 +104,9 @@ class Ticket:
                 f"graph {graph.name!r} (got fingerprint {graph.fingerprint[:12]}...), expected {expected}; "
                 "the same data, feature scaling and split are needed"
             )
+        if self.soft_labels is not None and self.soft_labels.shape != (graph.num_nodes, graph.num_classes):
+            got, size = tuple(self.soft_labels.shape), (graph.num_nodes, graph.num_classes)
+            raise TicketError(f"soft labels of the ticket (got shape {got}), expected {size} as the graph has")
         state = model.state_dict()
         for name, tensor in self.drawn.items():
             if name not in state:
@@ -146,6 +152,8 @@ class Ticket:
                     raise TicketError(f"tensor {name!r} (got NaN or infinity), expected finite numbers to save")
                 kept_values = tensor[self.weight_mask[name]] if name in self.weight_mask else tensor
                 tensors[f"{group}.{name}"] = kept_values.contiguous()
+        if self.soft_labels is not None:
+            tensors[SOFT_LABELS] = self.soft_labels
         header = {
             "format": FORMAT,
             "pairs": self.edge_mask[EDGES].numel(),
@@ -213,10 +221,13 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
         states.append(_read_seed(seeded["seed"], seeded["digest"]))
     expected = {f"mask.{name}" for name in (EDGES, *weight_mask)}
     expected |= {f"{group}.{name}" for group in groups for name in shapes}
-    if extra := sorted(tensors.keys() - expected):
+    soft_labels = tensors.get(SOFT_LABELS)
+    if soft_labels is not None and (soft_labels.dim() != 2 or not bool(torch.isfinite(soft_labels).all())):
+        raise ValueError(f"soft labels (got shape {tuple(soft_labels.shape)} or NaN), expected finite numbers [N, C]")
+    if extra := sorted(tensors.keys() - expected - {SOFT_LABELS}):
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     _check_provenance(header["provenance"])
-    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"])
+    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"], soft_labels)
 
 
 def _deflated(kept: Tensor) -> Tensor:
@@ -268,10 +279,12 @@ def make_ticket(
     weight_mask: Mask,
     initial: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
+    soft_labels: Tensor | None = None,
 ) -> Ticket:
     """A ticket of the model as it stands now, masks applied to both its start states.
 
-    `initial`: the model's state before the search. Raises `ValueError` when a mask does not cover the model's weights.
+    `initial`: the model's state before the search; `soft_labels`: logits [N, C] to learn from.
+    Raises `ValueError` when a mask does not cover the model's weights.
     """
     weights = prunable_weights(model)
     if unknown := sorted(weight_mask.keys() - weights.keys()):
@@ -280,7 +293,9 @@ def make_ticket(
     _check_provenance(origin)
     seeded = _seeded(model, initial)
     start = seeded if seeded is not None else _masked(initial, weight_mask)
-    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin)
+    # Half precision: the numbers are a teacher's opinions, and the ticket's largest tensor.
+    said = None if soft_labels is None else soft_labels.detach().log_softmax(1).clamp(min=-1e4).half()
+    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin, said)
 
 
 def _masked(state: Mapping[str, Tensor], weight_mask: Mask) -> dict[str, Tensor]:

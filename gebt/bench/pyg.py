@@ -76,7 +76,8 @@ class PygResGCN(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Logits [N, C]."""
-        first, *others = list(self.layers)
+        layers: Any = self.layers
+        first, *others = layers
         rate, later = self.dropout
         x = first.conv(self.node_encoder(F.dropout(x, rate, self.training) if rate else x), adjacency)
         for layer in others:

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gebt.prune.ties import Order, ranks
 
-EdgeScore = Literal["magnitude", "share"]
+EdgeScore = Literal["magnitude", "share", "agreement"]
 
 # Exact, and further apart than the shares and trained values of two pairs ever are.
 FIRST_CHOICE = 2.0**64
@@ -36,6 +37,38 @@ class NeighbourhoodShare:
     def __call__(self, values: Tensor) -> Tensor:
         """Scores [P] of the pair values [P]."""
         return values.detach().abs().mul_(self.weight)
+
+
+class Agreement:
+    """s_p = share_p (1 + c_p) / 4 - k_p for a pair p = (u, v), from what a network says of its two nodes.
+
+    c_p is the cosine of the centred logits of u and v; k_p the better of the places (0, 1, ...) that p takes among the
+    pairs of u, and among those of v, ranked by c, ties by `order`; share_p = 1 / min(d_u, d_v). So every node keeps
+    its best neighbours first, and within a place those pairs stay that are the larger part of a neighbourhood and agree
+    more. Source: docs/method.md; ranking within neighbourhoods as in local degree sparsifiers (Hamann et al. 2016).
+    """
+
+    def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
+        self.pairs = pairs
+        degree = torch.bincount(pairs.flatten(), minlength=num_nodes)
+        self._share = degree.double().reciprocal()[pairs].amax(0)
+        self._starts = torch.cumsum(degree, 0) - degree
+        # From the last in the order to the first: sorts that keep it settle ties by it.
+        self._by_order = ranks(order, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Scores [P] float64 from logits [N, C]."""
+        u, v = self.pairs
+        towards = F.normalize((logits - logits.mean(0)).double(), dim=1)
+        cosine = (towards[u] * towards[v]).sum(1)
+        best = self._by_order[cosine[self._by_order].argsort(descending=True, stable=True)]
+        node = self.pairs[:, best].t().flatten()  # both nodes of the best pair, of the second best, ...
+        grouped = node.argsort(stable=True)
+        place = torch.empty_like(grouped)
+        place[grouped] = torch.arange(grouped.numel(), device=grouped.device) - self._starts[node[grouped]]
+        places = torch.empty_like(best)
+        places[best] = place.view(-1, 2).amin(1)
+        return self._share * (1 + cosine) / 4 - places
 
 
 def _first_choices(score: Tensor, order: Order, pairs: Tensor, num_nodes: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -74,6 +75,7 @@ def random_ticket(
         "method": "random",
         "edge_ratio": edge_ratio,
         "weight_ratio": weight_ratio,
+        "weight_structure": weight_structure,
         "seed": seed,
         "epoch_drawn": 0,
         "fired": False,
@@ -86,7 +88,7 @@ def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
     edge_ratio = float(ticket.provenance["edge_ratio"])
     edge_mask = _random_edges(graph, edge_ratio, torch.Generator().manual_seed(seed))
     provenance = {**ticket.provenance, "method": "random_edges"}
-    return Ticket(edge_mask, ticket.weight_mask, ticket.drawn, ticket.initial, provenance)
+    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance)
 
 
 def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:

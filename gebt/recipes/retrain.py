@@ -16,7 +16,7 @@ from gebt.models.kinds import Network
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket
-from gebt.train.loop import History, NodeTask, TrainingSettings, adam, fit
+from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
 
 # "reinit" must not meet the seed that the model was built from: it would be "rewind".
@@ -25,11 +25,19 @@ REINIT_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class RetrainSettings:
-    """How a ticket is trained; the values of the presets and why are in docs/method.md."""
+    """How a ticket is trained; the values of the presets and why are in docs/method.md.
+
+    `distill`: weight of the loss to the ticket's soft labels, where it has some (`train.loop.SoftLabels`).
+    """
 
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100, learning_rate=0.04))
     start: StartWeights = "inherit"
     compaction: bool = True
+    distill: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.distill < 0:
+            raise ValueError(f"distill (got {self.distill}), expected at least 0")
 
 
 @dataclass(frozen=True)
@@ -75,12 +83,12 @@ def run(
     ticket.start(model, settings.start, seed + REINIT_SEED)
     pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
     edges = Edges.from_pairs(pairs, graph.num_nodes)
-    small = None
+    soft, small = _soft_labels(ticket, model, settings), None
     if not (settings.compaction and isinstance(model, Network)):
-        history = _train(model, ticket.weight_mask, NodeTask(graph, edges), settings, seed, on_epoch)
+        history = _train(model, ticket.weight_mask, NodeTask(graph, edges, soft=soft), settings, seed, on_epoch)
     else:
         small = compact(model, ticket.weight_mask, graph)
-        history = _train(small.model, small.mask, NodeTask(small.graph, edges), settings, seed, on_epoch)
+        history = _train(small.model, small.mask, NodeTask(small.graph, edges, soft=soft), settings, seed, on_epoch)
         small.restore(model)
     _check_held(model, ticket)
     return Retrained(history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity)
@@ -101,6 +109,8 @@ def run_many(
     here. Graphs: one for all, or one a ticket. Raises as `run`, and `ValueError` as `fit_many`.
     """
     settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
+    if settings.distill and any(ticket.soft_labels is not None for ticket in tickets):
+        raise ValueError(f"distill (got {settings.distill}), expected 0 to train together; train them one by one")
     given = list(zip(tickets, models, graphs, seeds, strict=True))
     for ticket, model, graph, seed in given:
         ticket.check(model, graph)
@@ -138,6 +148,12 @@ def _train(
     finally:
         if handle is not None:
             handle.remove()
+
+
+def _soft_labels(ticket: Ticket, model: nn.Module, settings: RetrainSettings) -> SoftLabels | None:
+    if not settings.distill or ticket.soft_labels is None:
+        return None
+    return SoftLabels(ticket.soft_labels.to(next(model.parameters())), settings.distill)
 
 
 def _check_held(model: nn.Module, ticket: Ticket) -> None:

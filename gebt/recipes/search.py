@@ -6,20 +6,20 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
-from gebt.graph.scores import EdgeScore, NeighbourhoodShare
+from gebt.graph.scores import Agreement, EdgeScore, NeighbourhoodShare
 from gebt.models.gnn import GCN
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import two_of_four
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import Scope, check_no_layer_empty
+from gebt.prune.selection import Scope, check_no_layer_empty, select
 from gebt.prune.ties import TieOrder
 from gebt.sparse.structure import (
     OF_ENTRIES,
@@ -35,12 +35,28 @@ from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
 
+# When the masks are drawn for good: in the epoch the detector fires, or in that of the best validation accuracy.
+Draw = Literal["detector", "validation"]
 DrawObserver = Callable[[int, Mask, Mask], None]
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "scope": get_args(Scope),
+    "edge_score": get_args(EdgeScore),
+    "weight_structure": get_args(WeightStructure),
+    "unit_score": get_args(UnitScore),
+    "draw": get_args(Draw),
+}
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a ticket is searched for; the values of the presets and why are in docs/method.md."""
+    """How a ticket is searched for; the values of the presets and why are in docs/method.md.
+
+    `edge_score` "agreement" needs no edge values, so none are trained. `draw` "validation" trains for all `max_epochs`
+    and draws from the network of the best validation epoch. `soft_labels`: what that network says of every node goes
+    into the ticket, for its retraining to learn from.
+    """
 
     max_epochs: int = 100
     learning_rate: float = 0.01
@@ -56,20 +72,16 @@ class SearchSettings:
     warmup: int = 0
     weight_structure: WeightStructure = "entry"
     unit_score: UnitScore = "magnitude"
+    draw: Draw = "detector"
+    soft_labels: bool = False
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope (got {self.scope!r}), expected one of {get_args(Scope)}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name.replace('_', ' ')} (got {getattr(self, name)!r}), expected one of {allowed}")
         if not (self.edge_learning_rate > 0 and self.edge_l1 >= 0):
             got = (self.edge_learning_rate, self.edge_l1)
             raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
-        if self.edge_score not in get_args(EdgeScore):
-            raise ValueError(f"edge score (got {self.edge_score!r}), expected one of {get_args(EdgeScore)}")
-        if self.weight_structure not in get_args(WeightStructure):
-            expected = get_args(WeightStructure)
-            raise ValueError(f"weight structure (got {self.weight_structure!r}), expected one of {expected}")
-        if self.unit_score not in get_args(UnitScore):
-            raise ValueError(f"unit score (got {self.unit_score!r}), expected one of {get_args(UnitScore)}")
         self.training()
         self.detector()
 
@@ -86,11 +98,15 @@ PRESETS = {
     # GEBT (AAAI 2022), Algorithm 2 and its settings to the letter; the paper names L_reg but no coefficient.
     "paper": SearchSettings(edge_l1=1e-4, edge_score="magnitude", normalisation="entry", threshold=0.1),
     "default": SearchSettings(),
+    # What accuracy can be had: the search's own network, trained to its best, ranks the edges and teaches the ticket.
+    "best": SearchSettings(max_epochs=200, edge_score="agreement", draw="validation", soft_labels=True),
+    # The same with a search and a retraining that together take no longer than dense training.
+    "fast": SearchSettings(max_epochs=60, edge_score="agreement", draw="validation", soft_labels=True),
 }
 
 
 def search_preset(name: str) -> SearchSettings:
-    """The settings of a preset, "paper" or "default"; raises `ValueError` for another name."""
+    """The settings of a preset, "paper", "default", "fast" or "best"; raises `ValueError` for another name."""
     if name not in PRESETS:
         raise ValueError(f"preset (got {name!r}), expected one of {sorted(PRESETS)}")
     return PRESETS[name]
@@ -112,9 +128,9 @@ def joint(
 
     Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
     CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(s(a), edge_ratio), n = select(|W|, weight_ratio), with
-    s(a) = |a| (edge_score "magnitude", the paper's) or `NeighbourhoodShare` ("share"), and the
-    detector takes d(m, m_before) and d(n, n_before). The ticket is drawn in the epoch the detector fires, or
-    in the last one (`ticket.fired` is then False). `model` is left as trained.
+    s(a) = |a| (edge_score "magnitude", the paper's), `NeighbourhoodShare` ("share") or `Agreement` of the network's
+    logits ("agreement", no values a), and the detector takes d(m, m_before) and d(n, n_before). The ticket is drawn in
+    the epoch the detector fires, or in the last one (`ticket.fired` is then False). `model` is left as trained.
     `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask, edge_mask)` watches.
     Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
     """
@@ -137,11 +153,15 @@ def joint_many(
 
     Each equals that of its own call up to rounding. Graphs (of equal nodes: one data set, whatever its splits) and
     ratios: one for all, or one a seed. `on_draw` and `on_epoch` are told the number of the network first.
-    Raises `ValueError` as `joint`, `fit_many` and for a weight structure other than "entry".
+    Raises `ValueError` as `joint`, `fit_many` and for settings that `searches_together` does not take.
     """
     chosen, count = _resolved(settings), len(seeds)
-    if chosen.weight_structure != "entry":
-        raise ValueError(f"weight structure (got {chosen.weight_structure!r}), expected 'entry' to search together")
+    if not searches_together(chosen):
+        got = (chosen.weight_structure, chosen.edge_score, chosen.draw, chosen.soft_labels)
+        raise ValueError(
+            f"weight structure, edge score, draw, soft labels (got {got}), expected 'entry', a score of edge values, "
+            "'detector' and False, to search together"
+        )
     graphs, edge_ratios = each("graphs", graphs, count), each("edge ratios", edge_ratio, count)
     given = zip(models, graphs, edge_ratios, each("weight ratios", weight_ratio, count), seeds, strict=True)
     searches = [_Search(model, graph, (edges, weights, None), chosen, s) for model, graph, edges, weights, s in given]
@@ -155,7 +175,13 @@ def joint_many(
     members = [Member(model, s.graph, s.seed, gates=s.values) for model, s in zip(models, searches, strict=True)]
     together = ManySettings(chosen.training(), chosen.edge_learning_rate, chosen.edge_l1)
     histories = fit_many(members, together, evaluate=False, on_epoch=after_epoch)
-    return [search.ticket(len(history.losses)) for search, history in zip(searches, histories, strict=True)]
+    return [search.ticket(history) for search, history in zip(searches, histories, strict=True)]
+
+
+def searches_together(settings: SearchSettings) -> bool:
+    """Whether `joint_many` can search with these settings."""
+    trained = settings.edge_score != "agreement" and settings.draw == "detector" and not settings.soft_labels
+    return trained and settings.weight_structure == "entry"
 
 
 def graph_only(
@@ -170,6 +196,8 @@ def graph_only(
 ) -> Ticket:
     """GEBT, Algorithm 1: edge masks alone, from a pretrained `model` whose weights stay as they are."""
     chosen = dataclasses.replace(_resolved(settings), criterion="edges", weight_structure="entry")
+    if chosen.edge_score == "agreement":
+        raise ValueError("edge score (got 'agreement'), expected one that trains edge values: the weights are frozen")
     return _Search(model, graph, (edge_ratio, 0.0, None), chosen, seed, train_weights=False).run(on_draw, on_epoch)
 
 
@@ -219,25 +247,38 @@ class _Search:
             self.ratios["feature_ratio"] = self.feature_ratio
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
-        self.train_weights, self.train_edges = train_weights, train_edges
-        self.weights = prunable_weights(model)
-        self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=train_edges)
+        agreement = settings.edge_score == "agreement"
+        self.train_weights, self.train_edges = train_weights, train_edges and not agreement
+        self.weights, self.task = prunable_weights(model), NodeTask(graph)
+        self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
+        self.best_values = self.values
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
-        edge_order, self.weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
-        share = settings.edge_score == "share"
-        weight = NeighbourhoodShare(graph.pairs, graph.num_nodes, edge_order).weight if share else None
-        self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, order=edge_order, weight=weight)
+        self.edge_order, self.weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
+        place = (graph.pairs, graph.num_nodes, self.edge_order)
+        self.agreement = Agreement(*place) if agreement and edge_ratio else None
+        weight = NeighbourhoodShare(*place).weight if settings.edge_score == "share" else None
+        self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, order=self.edge_order, weight=weight)
         self.weight_drawing = Drawing(self.weights, ratio=weight_ratio, scope=settings.scope, order=self.weight_order)
 
     def draw(self) -> tuple[Mask, Mask]:
         """The mask over weights (or over units) and the edge mask of the present weights and edge values."""
-        edge_mask = self.edge_drawing.draw({EDGES: self.values})
+        if self.agreement is None:
+            edge_mask = self.edge_drawing.draw({EDGES: self.values})
+        else:
+            scores = {EDGES: self.agreement(self.logits())}
+            edge_mask = select(scores, ratio=self.ratios["edge_ratio"], order=self.edge_order, allow_empty=True)
         if self.structured:
             return self.draw_units(), edge_mask
         if self.settings.weight_structure == "2:4":
             return two_of_four(magnitude(self.weights), self.weight_order), edge_mask
         return self.weight_drawing.draw(self.weights), edge_mask
+
+    def logits(self) -> Tensor:
+        """What the model says of every node of the whole graph at present, [N, C]."""
+        self.model.eval()
+        with torch.no_grad():
+            return self.task.logits(self.model)
 
     def draw_units(self) -> Mask:
         """The mask over the model's units at present."""
@@ -257,21 +298,24 @@ class _Search:
             on_draw(epoch, *self.drawn)
         return self.detector.update(*self.drawn)
 
-    def ticket(self, epochs: int) -> Ticket:
-        """The ticket of the last draw, made after so many epochs."""
+    def ticket(self, history: History) -> Ticket:
+        """The ticket of the last draw."""
         weight_mask, edge_mask = self.drawn
         if self.structured:
             weight_mask = entry_mask(self.groups, weight_mask, self.model)
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
-        provenance = self._provenance(self.detector, epochs)
-        return make_ticket(self.model, self.graph, edge_mask, weight_mask, self.initial, provenance)
+        soft_labels = self.logits() if self.settings.soft_labels else None
+        provenance = self._provenance(history)
+        return make_ticket(self.model, self.graph, edge_mask, weight_mask, self.initial, provenance, soft_labels)
 
     def run(self, on_draw: DrawObserver | None, on_epoch: Callable[[int, History], bool] | None) -> Ticket:
-        settings = self.settings
+        settings, by_validation = self.settings, self.settings.draw == "validation"
         self.begin()
 
         def after_epoch(epoch: int, history: History) -> bool:
-            stop = self.update(epoch, on_draw)
+            if by_validation and history.best_epoch == epoch:
+                self.best_values = self.values.detach().clone()
+            stop = not by_validation and self.update(epoch, on_draw)
             return (on_epoch is not None and on_epoch(epoch, history)) or stop
 
         frozen = [p for p in self.model.parameters() if p.requires_grad and not self.train_weights]
@@ -280,19 +324,24 @@ class _Search:
         try:
             history = fit(
                 self.model,
-                NodeTask(self.graph),
+                self.task,
                 self._optimizers(),
                 settings.max_epochs,
                 seed=self.seed,
                 gates=self.values if self.train_edges else None,
                 penalty=self._penalty if self.train_edges and settings.edge_l1 else None,
-                evaluate=False,
+                evaluate=by_validation,
                 on_epoch=after_epoch,
             )
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        return self.ticket(len(history.losses))
+        if by_validation:
+            self.values = self.best_values
+            self.drawn = self.draw()
+            if on_draw is not None:
+                on_draw(history.best_epoch, *self.drawn)
+        return self.ticket(history)
 
     def _optimizers(self) -> list[optim.Optimizer]:
         optimizers: list[optim.Optimizer] = []
@@ -312,12 +361,14 @@ class _Search:
     def _penalty(self) -> Tensor:
         return self.settings.edge_l1 * self.values.abs().sum()
 
-    def _provenance(self, detector: EarlyBird, epochs: int) -> dict[str, Any]:
+    def _provenance(self, history: History) -> dict[str, Any]:
+        detector = self.detector
         return {
             "method": "gebt",
             **self.ratios,
             "seed": self.seed,
-            "epoch_drawn": epochs,
+            "epoch_drawn": history.best_epoch or len(history.losses),
+            "epochs": len(history.losses),
             "fired": detector.fired,
             "settings": dataclasses.asdict(self.settings),
             # A millionth is more than a mask of any length moves in a meaningful way, and the file holds every epoch.

@@ -53,14 +53,25 @@ class History:
         return self.test_accuracy[self.best_epoch - 1]
 
 
+@dataclass(frozen=True, eq=False)
+class SoftLabels:
+    """What a teacher says of every node: `log_probabilities` [N, C]; `weight` of their part in the loss."""
+
+    log_probabilities: Tensor
+    weight: float
+
+
 class NodeTask:
     """Node classification on one graph, seen through the given edges (the graph's own, or a ticket's).
 
     `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
+    `soft`: labels of all nodes to learn from beside those of the training nodes (distillation).
     """
 
-    def __init__(self, graph: Graph, edges: Edges | None = None, *, keep_aggregated: bool = True) -> None:
-        self.graph, self.keep_aggregated = graph, keep_aggregated
+    def __init__(
+        self, graph: Graph, edges: Edges | None = None, *, keep_aggregated: bool = True, soft: SoftLabels | None = None
+    ) -> None:
+        self.graph, self.keep_aggregated, self.soft = graph, keep_aggregated, soft
         self.edges = edges if edges is not None else Edges.from_pairs(graph.pairs, graph.num_nodes)
         self._train, self._val, self._test = (
             (nodes, graph.labels[nodes])
@@ -83,9 +94,16 @@ class NodeTask:
         return model(self.graph.features, self.edges, gates)
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Mean cross-entropy over the training nodes."""
+        """Mean cross-entropy over the training nodes; with soft labels q, + weight * mean over all nodes of KL(q || p).
+
+        Hinton et al. 2015, temperature 1.
+        """
         nodes, labels = self._train
-        return F.cross_entropy(logits[nodes], labels)
+        hard = F.cross_entropy(logits[nodes], labels)
+        if self.soft is None:
+            return hard
+        said = self.soft.log_probabilities
+        return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
     def measures(self, model: nn.Module) -> Tensor:
         """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gebt.graph import NeighbourhoodShare
+from gebt.graph import Agreement, NeighbourhoodShare
 from gebt.prune import select
 from gebt.prune.ties import TieOrder
 
@@ -75,3 +75,44 @@ def test_relabelled_nodes_keep_their_scores():
 def test_no_pairs_are_fine():
     empty = torch.zeros(2, 0, dtype=torch.long)
     assert NeighbourhoodShare(empty, 3, torch.zeros(0, dtype=torch.long))(torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agreement_is_the_better_place_in_either_neighbourhood_then_share_and_cosine(seed):
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.triu(torch.rand(30, 30, generator=generator) < 0.3, 1).nonzero().t()
+    pairs = pairs[:, torch.randperm(pairs.shape[1], generator=generator)]
+    # Few distinct logits, so that most cosines are tied and the order decides.
+    logits = torch.randint(0, 2, (30, 2), generator=generator).float()
+    order = torch.randperm(pairs.shape[1], generator=generator)
+    unit = torch.nn.functional.normalize((logits - logits.mean(0)).double(), dim=1)
+    cosine = (unit[pairs[0]] * unit[pairs[1]]).sum(1)
+    degree = torch.bincount(pairs.flatten(), minlength=30)
+    keys = [(float(c), int(rank)) for c, rank in zip(cosine, order, strict=True)]
+    places = [len(keys)] * len(keys)
+    for node in range(30):
+        mine = (pairs == node).any(0).nonzero().flatten().tolist()
+        for place, pair in enumerate(sorted(mine, key=lambda p: keys[p], reverse=True)):
+            places[pair] = min(places[pair], place)
+    share = 1 / torch.minimum(degree[pairs[0]], degree[pairs[1]])
+    expected = share * (1 + cosine) / 4 - torch.tensor(places)
+    torch.testing.assert_close(Agreement(pairs, 30, order)(logits), expected)
+
+
+def test_agreement_keeps_every_node_its_best_neighbour_first():
+    # A star 0-(1..4) with a tail 4-5; nodes 0 and 1 agree, 4 and 5 agree, the rest are opposed to 0.
+    pairs = torch.tensor([[0, 0, 0, 0, 4], [1, 2, 3, 4, 5]])
+    logits = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1]])
+    scores = Agreement(pairs, 6, torch.arange(5))(logits)
+    assert (scores >= 0).tolist() == [True, True, True, False, True]  # 0-4 is nobody's first choice
+
+
+@pytest.mark.parametrize("order", [torch.arange(3), torch.arange(3).flip(0)])
+def test_agreement_settles_ties_by_the_order_not_by_position(order):
+    pairs = torch.tensor([[0, 0, 0], [1, 2, 3]])
+    hub = Agreement(torch.cat((pairs, torch.tensor([[1, 2, 3], [4, 4, 4]])), 1), 5, torch.cat((order, order + 3)))
+    assert int(hub(torch.ones(5, 2))[:3].argmax()) == int(order.argmax())
+
+
+def test_agreement_of_a_graph_without_pairs_is_empty():
+    assert Agreement(torch.empty(2, 0, dtype=torch.int64), 4, TieOrder(0))(torch.rand(4, 2)).shape == (0,)
