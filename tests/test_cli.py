@@ -260,3 +260,19 @@ def test_an_interrupt_keeps_the_finished_seeds(tmp_path):
     assert not record["complete"]
     for row in record["per_seed"]:
         assert Ticket.load(folder / row["ticket"]["file"]).epoch_drawn == row["ticket"]["epoch_drawn"]
+
+
+@pytest.mark.parametrize("model", ["gat", "gin", "sage", "resgcn7"])
+def test_every_network_runs_from_the_shell(model, tmp_path, capsys):
+    few = ["--epochs", "3", "--max-epochs", "3", "--retrain-epochs", "2", "--hidden", "8", "--depth", "2"]
+    main(["run", "--model", model, "--preset", "best", *few, "--json", "--out", str(tmp_path / model)])
+    answer = json.loads(capsys.readouterr().out)
+    assert set(ARMS) <= answer.keys()
+    assert Ticket.load(tmp_path / model / "ticket.safetensors").soft_labels is not None
+
+
+def test_heads_that_do_not_divide_are_said_without_a_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--model", "gat", "--heads", "7", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert "heads (got 7), expected a divisor of the 64 channels" in capsys.readouterr().err

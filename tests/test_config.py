@@ -6,6 +6,7 @@ import pytest
 
 from gebt.config import RunOptions
 from gebt.data.manifest import dataset_info
+from gebt.experiment import macs_for
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import PRESETS, SearchSettings
 
@@ -114,3 +115,32 @@ def test_the_written_configuration_gives_the_same_options():
 def test_wrong_options_are_refused_with_their_name_and_value(wrong, message):
     with pytest.raises(ValueError, match=message):
         RunOptions(**wrong).resolved()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("gcn", (16, 2, 0.5, 0.01)),
+        ("gat", (64, 2, 0.6, 0.005)),
+        ("sage", (16, 2, 0.5, 0.01)),
+        ("resgcn14", (128, 14, 0.5, 0.01)),
+    ],
+)
+def test_networks_have_settings_of_their_own_where_the_data_set_s_are_a_gcn_s(model, expected):
+    options = RunOptions(dataset="cora", model=model).resolved()
+    assert (options.hidden, options.depth, options.dropout, options.learning_rate) == expected
+    assert RunOptions(dataset="cora", model=model, hidden=24, depth=3).resolved().hidden == 24
+
+
+def test_multiply_adds_are_those_of_the_convention_for_every_network(digits):
+    """heads (L M F + N W_head), W_head the weights that one head has."""
+    nodes, pairs, features, classes = digits.num_nodes, digits.num_pairs, digits.num_features, digits.num_classes
+    weights = {
+        "gcn": (1, features * 16 + 16 * classes),
+        "sage": (1, 2 * (features * 16 + 16 * classes)),
+        "gin": (1, features * 16 + 16 * 16 + 16 * classes + classes * classes),
+        "gat": (8, (features * 16 + 16 * 8 * classes) / 8),
+    }
+    for model, (heads, each) in weights.items():
+        options = RunOptions(model=model, hidden=16).resolved()
+        assert macs_for(options, digits, None) == heads * (2 * pairs * features + nodes * each)

@@ -1,0 +1,126 @@
+"""TEDDY (Seo et al., ICLR 2024): edges by degree in one shot, weights projected after every step, a dense teacher."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights
+from gebt.prune.selection import keep_highest, pruned_count, select
+from gebt.prune.ties import TieOrder
+from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, copy_state, fit
+
+
+@dataclass(frozen=True)
+class TeddySettings:
+    """Training of teacher and student, and the weight of what the teacher says; the release's example for GIN is 10."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    distill: float = 10.0
+
+
+@dataclass(frozen=True)
+class Teddy:
+    """What one run found: the ticket as trained, the student's history, the edges that are left, the teacher's."""
+
+    ticket: Ticket
+    history: History
+    edges: Edges
+    teacher: History
+
+    @property
+    def test_accuracy(self) -> float:
+        """Test accuracy in [0, 1] at the best validation epoch, evaluated on the pruned graph."""
+        return self.history.accuracy
+
+
+def degree_score(pairs: Tensor, num_nodes: int) -> Tensor:
+    """s_uv = g_u g_v with g_v = (1 / d_v^2) sum over the neighbours u of v of d_u^-1/2, d the degrees. Returns [P].
+
+    Pairs between nodes of low degree are worth keeping most. Seo et al. 2024, eq. 5 and their release.
+    """
+    u, v = pairs
+    degree = torch.bincount(pairs.flatten(), minlength=num_nodes).double()
+    inverse_root = torch.where(degree == 0, 0.0, degree.rsqrt())
+    gathered = torch.zeros_like(degree).index_add_(0, u, inverse_root[v]).index_add_(0, v, inverse_root[u])
+    g = torch.where(degree == 0, 0.0, gathered / degree.square())
+    return g[u] * g[v]
+
+
+def run(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    edge_ratio: float,
+    weight_ratio: float,
+    settings: TeddySettings | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> Teddy:
+    """Trains a dense teacher, removes the edges of lowest `degree_score`, and trains the student once.
+
+    After every step of the student the ceil(weight_ratio n) entries of smallest magnitude among all n parameters,
+    biases too, are set to zero; they may come back at the next step. `model` ends as the student of its best
+    validation epoch. Ties of edges and of weights are settled by a random order of `seed`. Raises `ValueError` as `gebt.select`.
+    """
+    settings = settings or TeddySettings()
+    pruned_count(1, weight_ratio)
+    order = TieOrder.drawn(torch.Generator().manual_seed(seed))
+    scores = {EDGES: degree_score(graph.pairs, graph.num_nodes)}
+    edge_mask = select(scores, ratio=edge_ratio, order=order, allow_empty=True)
+    initial = copy_state(model)
+    teacher, whole = copy.deepcopy(model), NodeTask(graph)
+    taught = fit(
+        teacher, whole, [adam(teacher, settings.training)], settings.training.epochs, seed=seed, on_epoch=on_epoch
+    )
+    teacher.eval()
+    with torch.no_grad():
+        said = whole.logits(teacher).log_softmax(1)
+    edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)
+    task = NodeTask(graph, edges, soft=SoftLabels(said, settings.distill))
+    optimizer = adam(model, settings.training)
+    handle = optimizer.register_step_post_hook(_Projection(model, weight_ratio, order))
+    try:
+        history = fit(model, task, [optimizer], settings.training.epochs, seed=seed, on_epoch=on_epoch)
+    finally:
+        handle.remove()
+    weight_mask = Mask({name: weight.detach() != 0 for name, weight in prunable_weights(model).items()})
+    provenance = {
+        "method": "teddy",
+        "edge_ratio": edge_ratio,
+        "weight_ratio": weight_ratio,
+        "seed": seed,
+        "epoch_drawn": history.best_epoch,
+        "epochs": settings.training.epochs,
+        "fired": False,
+    }
+    ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
+    return Teddy(ticket, history, edges, taught)
+
+
+class _Projection:
+    """Zeroes the smallest parameters: the projection on the vectors with at most floor((1 - ratio) n) entries."""
+
+    def __init__(self, model: nn.Module, ratio: float, order: TieOrder) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.order, self.count = order, math.ceil(ratio * sum(p.numel() for p in self.parameters))
+
+    def __call__(self, *_: Any) -> None:
+        if not self.count:
+            return
+        with torch.no_grad():
+            together = torch.cat([p.detach().abs().flatten() for p in self.parameters])
+            kept = keep_highest(together, self.count, self.order.of)[0]
+            sizes = [p.numel() for p in self.parameters]
+            for parameter, own in zip(self.parameters, kept.split(sizes), strict=True):
+                parameter.mul_(own.view(parameter.shape))
