@@ -71,7 +71,8 @@ def run(
 
     After every step of the student the ceil(weight_ratio n) entries of smallest magnitude among all n parameters,
     biases too, are set to zero; they may come back at the next step. `model` ends as the student of its best
-    validation epoch. Ties of edges and of weights are settled by a random order of `seed`. Raises `ValueError` as `gebt.select`.
+    validation epoch. Ties of edges and of weights are settled by a random order of `seed`.
+    Raises `ValueError` as `gebt.select`.
     """
     settings = settings or TeddySettings()
     pruned_count(1, weight_ratio)
