@@ -128,8 +128,10 @@ class Ticket:
         elif how == "inherit":
             model.load_state_dict(self.drawn)
         elif how == "rewind" and isinstance(self.initial, Seeded):
+            before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             model.reset(self.initial.seed)  # type: ignore[operator]
             if _digest(model.state_dict()) != self.initial.digest:
+                model.load_state_dict(before)  # a refusal changes nothing
                 raise TicketError(
                     f"start weights of seed {self.initial.seed} (got other numbers than the search began with), "
                     "expected the same: this version of torch, or this model, draws them differently; "

@@ -265,12 +265,14 @@ class Noisy(GCN):
 def test_a_rewind_from_a_seed_that_draws_other_numbers_is_refused(toy: Graph, ticket: Ticket) -> None:
     model = Noisy(toy.num_features, 6, toy.num_classes)
     ticket.check(model, toy)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     message = (
         r"start weights of seed 0 \(got other numbers than the search began with\), expected the same: this version of "
         r"torch, or this model, draws them differently; start from 'inherit'"
     )
     with pytest.raises(TicketError, match=message):
         ticket.start(model, "rewind")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     ticket.start(model, "inherit")
     assert equal_states(copy_state(model), ticket.drawn)
 
