@@ -25,6 +25,7 @@ from gebt.cli import main
 from gebt.config import RunOptions
 from gebt.cost import state_bytes
 from gebt.energy import Energy
+from gebt.experiment import find_ticket, model_for
 from gebt.graph import Graph
 from gebt.models import GCN
 from gebt.models.kinds import ModelName, build
@@ -433,3 +434,17 @@ def test_what_pyg_needs_is_known_beforehand(toy: Graph, options: RunOptions, mon
 def test_pyg_s_stack_has_neither_norm_nor_residual_connections(toy: Graph, options: RunOptions) -> None:
     with pytest.raises(ValueError, match=r"PyG's GCN \(got norm or residual connections\), expected neither"):
         PygTraining(toy, GCN(5, 7, 3, norm="batch"), options.training())
+
+
+def test_a_taught_ticket_is_charged_all_epochs_of_its_search(
+    digits: Graph, options: RunOptions, quick: Any, tmp_path: Path
+) -> None:
+    taught = dataclasses.replace(
+        options, edge_score="agreement", draw="validation", soft_labels=True, distill=1.0, max_epochs=4
+    )
+    model = model_for(taught, digits, 0)
+    ticket = find_ticket(taught, digits, model, 0)
+    found, _ = bench(taught, ticket.save(tmp_path / "t"), 1)
+    whole, kept = (found["arms"][arm]["inference"]["macs_paper"] for arm in ("dense", "masked"))
+    run = 3 * (4 * whole + int(taught.retrain_epochs or 0) * kept)
+    assert found["arms"]["masked"]["run"]["macs_paper"] == run

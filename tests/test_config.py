@@ -108,7 +108,7 @@ def test_the_written_configuration_gives_the_same_options():
         ),
         ({"feature_ratio": float("nan"), "weight_structure": "joint"}, r"--feature-ratio: prune ratio \(got nan\)"),
         ({"backend": "cuda"}, r"backend \(got 'cuda'\), expected one of auto, "),
-        ({"preset": "best"}, r"preset \(got 'best'\), expected one of \['default', 'paper'\]"),
+        ({"preset": "swift"}, r"preset \(got 'swift'\), expected one of \['best', 'default', 'fast', 'paper'\]"),
         ({"dataset": "coar"}, r"data set \(got 'coar'\).*did you mean cora"),
     ],
 )

@@ -146,18 +146,19 @@ class _Measurement:
     def _count(self, networks: dict[str, dict[str, Network]]) -> None:
         """Multiply-adds, flops and bytes on disk of every arm."""
         bench, options = self.bench, self.bench.options
-        epochs, retrained, drawn = int(options.epochs or 0), int(options.retrain_epochs or 0), bench.ticket.epoch_drawn
+        epochs, retrained, trained = int(options.epochs or 0), int(options.retrain_epochs or 0), bench.searched_epochs
         pretrained = epochs if options.algorithm == "graph" and bench.searched else 0
         whole, kept = bench.macs(None), bench.macs(bench.ticket)
         ticket_file, plain = self.path.stat().st_size, stored_bytes(bench.model(), bench.graph.num_pairs)
         for arm in ARMS:
             alone = arm in ("dense", "pyg")
             one = whole if alone else kept
-            run = epochs * one if alone else retrained * one + (drawn + pretrained) * whole
+            run = epochs * one if alone else retrained * one + (trained + pretrained) * whole
             for part, macs in zip(PARTS, (one, 3 * one, 3 * run), strict=True):
                 self.arms[arm][part]["macs_paper"] = macs
             self.arms[arm]["file_bytes"] = plain if alone else ticket_file
-        searched = drawn * bench.search_step_flops() + pretrained * _flops(networks["dense"]["epoch"], "epoch")
+        step_flops = bench.search_step_flops() if trained else 0
+        searched = trained * step_flops + pretrained * _flops(networks["dense"]["epoch"], "epoch")
         for arm, parts in networks.items():
             infer, step = (_flops(parts[part], part) for part in ("inference", "epoch"))
             run = epochs * step if arm in ("dense", "pyg") else retrained * step + searched
