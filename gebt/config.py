@@ -28,13 +28,12 @@ Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
-# the data set), epochs of retraining, the retraining's learning rate as a multiple of the dense one, and the weight of
-# the loss to soft labels.
-_AROUND: dict[str, tuple[int | None, int, float, float]] = {
-    "paper": (100, 100, 1.0, 0.0),
-    "default": (None, 100, 4.0, 0.0),
-    "fast": (None, 100, 4.0, 30.0),
-    "best": (None, 100, 4.0, 30.0),
+# the data set), epochs of retraining, and the retraining's learning rate as a multiple of the dense one.
+_AROUND: dict[str, tuple[int | None, int, float]] = {
+    "paper": (100, 100, 1.0),
+    "default": (None, 100, 4.0),
+    "fast": (None, 100, 4.0),
+    "best": (None, 100, 4.0),
 }
 
 
@@ -124,7 +123,7 @@ class RunOptions:
     soft_labels
         Keep in the ticket what the searched network says of every node.
     distill
-        Weight of the loss to the ticket's soft labels in its training.
+        Weight of the loss to the ticket's soft labels, where it has some, in its training.
     compaction
         Train a ticket as the smaller network it is.
     backend
@@ -184,7 +183,7 @@ class RunOptions:
         recorded = dataset_info(self.dataset).training
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
-        epochs, retrain_epochs, factor, distill = _AROUND[self.preset]
+        epochs, retrain_epochs, factor = _AROUND[self.preset]
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
             "hidden": recorded.hidden,
@@ -196,7 +195,7 @@ class RunOptions:
             "weight_decay": recorded.weight_decay,
             "retrain_epochs": retrain_epochs,
             "retrain_learning_rate": learning_rate * factor,
-            "distill": distill,
+            "distill": RetrainSettings().distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})

@@ -32,13 +32,15 @@ def table(record: dict[str, Any]) -> str:
     summary = record["summary"]
     rows = [["", *ARM_NAMES.values()]]
     rows.append(["test accuracy, %", *(_accuracy(summary[arm]) for arm in ARM_NAMES)])
-    rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"])])
+    rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"], record["config"].get("draw", "detector"))])
     rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in ARM_NAMES)])
     rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in ARM_NAMES)])
     counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
     rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
     timed = (("search", "search"), ("retrain", "(re)training"), ("inference", "inference"))
     rows.extend([f"seconds, {name}", *_times_against_dense(summary, part)] for part, name in timed)
+    if (together := max(row.get("together", 1) for row in record["per_seed"])) > 1:
+        rows.append(["... a seed's share of", *[f"{together} trained together"] * len(ARM_NAMES)])
     sizes = (("peak_bytes", "peak memory"), ("file_bytes", "weights / ticket file"))
     rows.extend([name, *_against_dense(summary, key, None, _bytes)] for key, name in sizes)
     return _aligned(rows)
@@ -223,10 +225,11 @@ def _accuracy(arm: dict[str, Any]) -> str:
     return f"{100 * accuracy['mean']:.2f}{spread}"
 
 
-def _epochs(ticket: dict[str, Any]) -> str:
+def _epochs(ticket: dict[str, Any], draw: str) -> str:
     drawn, late = ticket["epoch_drawn"], ticket["fired"].count(False)
     spread = f" ± {statistics.stdev(drawn):.1f}" if len(drawn) > 1 else ""
-    return f"{statistics.fmean(drawn):.4g}{spread}" + (f" ({late} did not fire)" if late else "")
+    note = " (by validation)" if draw == "validation" else f" ({late} did not fire)" if late else ""
+    return f"{statistics.fmean(drawn):.4g}{spread}{note}"
 
 
 def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: Callable[[float], str]) -> list[str]:

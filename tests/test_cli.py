@@ -276,3 +276,18 @@ def test_heads_that_do_not_divide_are_said_without_a_traceback(tmp_path, capsys)
         main(["run", "--model", "gat", "--heads", "7", "--out", str(tmp_path / "run")])
     assert ended.value.code == 2
     assert "heads (got 7), expected a divisor of the 64 channels" in capsys.readouterr().err
+
+
+def test_a_taught_ticket_is_taught_whoever_retrains_it(tmp_path, capsys):
+    few = ["--epochs", "3", "--max-epochs", "6", "--retrain-epochs", "4", "--hidden", "8"]
+    main(["run", "--preset", "best", *few, "--out", str(tmp_path / "run")])
+    assert "(by validation)" in capsys.readouterr().out
+    ticket = str(tmp_path / "run" / "ticket.safetensors")
+    found = {}
+    for name, more in (("taught", []), ("alone", ["--distill", "0"])):
+        main(["retrain", ticket, *few, *more, "--json", "--out", str(tmp_path / name)])
+        capsys.readouterr()
+        found[name] = read_record(tmp_path / name)["history"]
+    row = read_record(tmp_path / "run")["per_seed"][0]["ticket"]
+    assert found["taught"]["test_accuracy"][row["best_epoch"] - 1] == row["accuracy"]
+    assert found["taught"]["losses"] != found["alone"]["losses"]

@@ -79,3 +79,10 @@ def test_a_summary_is_mean_unbiased_std_and_median(folder):
     assert ticket["seconds"]["retrain"] == 1.0
     assert summarise(rows[:1])["ticket"]["accuracy"]["std"] is None
     json.dumps(summarise(rows))
+
+
+def test_seconds_of_seeds_trained_together_say_so(folder):
+    record = read_record(folder)
+    assert "trained together" not in table(record)
+    record["per_seed"][0]["together"] = 7
+    assert "7 trained together" in table(record)

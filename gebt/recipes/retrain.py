@@ -33,7 +33,7 @@ class RetrainSettings:
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100, learning_rate=0.04))
     start: StartWeights = "inherit"
     compaction: bool = True
-    distill: float = 0.0
+    distill: float = 30.0
 
     def __post_init__(self) -> None:
         if self.distill < 0:
