@@ -89,8 +89,8 @@ def run(
     weight_l1 sum|m_w|; in the best validation epoch the floor(rate n) lowest |m| of the n left go, pairs and weights
     apart, ties by a random order of `seed`; W returns to its initial values and trains with hard masks. Pruned edges
     do not exist from then on, so rounds get cheaper. `on_round` returning True ends early. `model` ends as the last
-    round's. Departures from the release: pairs instead of directed entries, exact counts, normalisation of the kept
-    graph (docs/method.md).
+    round's. Departures from the release: pairs instead of directed entries, masks of pairs at least 0, exact counts,
+    normalisation of the kept graph (docs/method.md).
     """
     settings = settings or UgsSettings()
     if rounds < 1:
@@ -166,6 +166,9 @@ class _Work:
             weights = torch.stack([mask.abs().sum() for mask in masked.masks]).sum()
             return settings.edge_l1 * gates.abs().sum() + settings.weight_l1 * weights
 
+        def at_least_zero(*_: Any) -> None:
+            gates.data.clamp_(min=0)
+
         def note(epoch: int, history: History) -> bool:
             if history.best_epoch == epoch:
                 for kept, now in zip(best, (gates, *masked.masks), strict=True):
@@ -175,6 +178,8 @@ class _Work:
         # Masks that were pruned stay zero under Adam and its weight decay.
         held = Mask({f"masks.{number}": kept for number, kept in enumerate(self.kept.values())})
         handle = hold(masked, held, optimizer)
+        # Degrees are sums of masks: under L1 alone those of a large neighbourhood would swing below zero.
+        optimizer.register_step_post_hook(at_least_zero)
         try:
             self._fit(masked, edges, optimizer, settings.masked, gates=gates, penalty=penalty, on_epoch=note)
         finally:

@@ -101,3 +101,11 @@ def test_wrong_settings_are_refused(sparse: Graph) -> None:
         UgsSettings(edge_rate=1)
     with pytest.raises(ValueError, match=r"edge L1, weight L1, noise \(got \(-1"):
         UgsSettings(edge_l1=-1)
+
+
+def test_masks_of_pairs_stay_at_least_zero_however_strong_the_l1(sparse: Graph) -> None:
+    long = TrainingSettings(epochs=60, learning_rate=0.05)
+    settings = UgsSettings(edge_l1=10.0, masked=long, fixed=FEW)
+    pairs, _ = _Work(model_of(sparse), sparse, settings, 0, None)._trained_masks()
+    assert pairs.isfinite().all()
+    assert float(pairs.min()) >= 0
