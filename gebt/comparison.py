@@ -231,21 +231,16 @@ class Comparison:
 
     def _search_epochs(self, ticket: Ticket) -> int:
         pretrained = self.options.epochs if self.options.algorithm == "graph" else 0
-        return _searched(ticket) + pretrained  # type: ignore[operator]
+        return ticket.epochs_searched + pretrained  # type: ignore[operator]
 
     def _search_flops(self, model: nn.Module, graph: Graph, ticket: Ticket) -> float:
         task, algorithm = NodeTask(graph), self.options.algorithm
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
         gates = ones if algorithm != "weights" and self.options.edge_score != "agreement" else None
-        drawn = _searched(ticket) * _step_flops(model, task, gates, train_weights=algorithm != "graph")
+        drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")
         if algorithm != "graph":
             return drawn
         return drawn + self.options.epochs * _step_flops(model, task, None)  # type: ignore[operator]
-
-
-def _searched(ticket: Ticket) -> int:
-    """Epochs that the search of the ticket trained."""
-    return int(ticket.provenance.get("epochs", ticket.epoch_drawn))
 
 
 def _step_flops(model: nn.Module, task: NodeTask, gates: torch.Tensor | None, train_weights: bool = True) -> int:

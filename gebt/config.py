@@ -64,7 +64,7 @@ class RunOptions:
         Train the seeds as one widened network where that is faster; the seconds are then each seed's share.
     preset
         "paper": the settings of GEBT to the letter; "default": the best found within its early-bird search; "best": the
-        search's own trained network teaches the ticket; "fast": the same in no more time than dense training.
+        search's own trained network teaches the ticket; "fast": the same in about the time of dense training.
     algorithm
         "joint": edges and weights together; "graph": edges alone, on a pretrained network; "weights": weights alone.
     start

@@ -79,6 +79,11 @@ class Ticket:
         return int(self.provenance["epoch_drawn"])
 
     @property
+    def epochs_searched(self) -> int:
+        """Epochs that its search trained: more than `epoch_drawn` where the draw was settled on validation."""
+        return int(self.provenance.get("epochs", self.epoch_drawn))
+
+    @property
     def fired(self) -> bool:
         """True when the detector ended the search, False when the epoch limit did."""
         return bool(self.provenance["fired"])

@@ -57,8 +57,8 @@ class Outcome:
 class Seed:
     """What all methods share on one seed."""
 
-    def __init__(self, settings: RunOptions, seed: int) -> None:
-        self.settings, self.seed, self.graph = settings, seed, graph_for(settings, seed)
+    def __init__(self, settings: RunOptions, seed: int, quick: bool) -> None:
+        self.quick, self.settings, self.seed, self.graph = quick, settings, seed, graph_for(settings, seed)
 
     def dense(self) -> Outcome:
         """The whole network on the whole graph, for the epochs recorded for the data set."""
@@ -74,7 +74,7 @@ class Seed:
         if name in ("teddy", "ugs"):
             return (self._teddy if name == "teddy" else self._ugs)(edge_ratio, weight_ratio)
         preset = "best" if name == "best-random-edges" else name if name in PRESETS else "default"
-        settings = preset_of(self.settings, preset, edge_ratio=edge_ratio, weight_ratio=weight_ratio)
+        settings = preset_of(self.settings, preset, self.quick, edge_ratio=edge_ratio, weight_ratio=weight_ratio)
         start = time.perf_counter()
         if name == "random":
             model = model_for(settings, self.graph, self.seed)
@@ -100,7 +100,7 @@ class Seed:
 
     def _ugs(self, edge_ratio: float, weight_ratio: float) -> Outcome:
         model, start = model_for(self.settings, self.graph, self.seed), time.perf_counter()
-        rounds = QUICK_ROUNDS if self.settings.max_epochs == QUICK["max_epochs"] else UGS_ROUNDS
+        rounds = QUICK_ROUNDS if self.quick else UGS_ROUNDS
         edge_rate, weight_rate = (1 - (1 - ratio) ** (1 / rounds) for ratio in (edge_ratio, weight_ratio))
         # Training as the other methods', the L1 of the release.
         training = self.settings.training()
@@ -110,7 +110,7 @@ class Seed:
         full = NodeTask(self.graph).evaluate(model)[2]
         # Masks of the rounds before are between the whole and the last one's: their mean is near enough for a cost.
         whole, kept = (macs_for(self.settings, self.graph, own) for own in (None, last.ticket))
-        macs = 3 * int(last.ticket.provenance["epochs"]) * (whole + kept) / 2
+        macs = 3 * last.ticket.epochs_searched * (whole + kept) / 2
         sparsities = last.ticket.edge_sparsity, last.ticket.weight_sparsity
         return Outcome(last.test_accuracy, full, *sparsities, seconds, macs)
 
@@ -119,15 +119,15 @@ class Seed:
         trained = retrain.run(ticket, model, self.graph, settings.retraining(), seed=self.seed)
         seconds = time.perf_counter() - start
         full = NodeTask(self.graph).evaluate(model)[2]
-        searched = int(ticket.provenance.get("epochs", 0))
+        searched = ticket.epochs_searched
         whole, kept = (macs_for(settings, self.graph, own) for own in (None, ticket))
         macs = 3 * (searched * whole + len(trained.history.losses) * kept)
         return Outcome(trained.test_accuracy, full, ticket.edge_sparsity, ticket.weight_sparsity, seconds, macs)
 
 
-def preset_of(settings: RunOptions, preset: Any, **ratios: float) -> RunOptions:
+def preset_of(settings: RunOptions, preset: Any, quick: bool, **ratios: float) -> RunOptions:
     """The same data set and network with the settings of a preset."""
-    few = {name: getattr(settings, name) for name in QUICK} if settings.max_epochs == QUICK["max_epochs"] else {}
+    few = QUICK if quick else {}
     kept = {name: getattr(settings, name) for name in ("dataset", "model", "data_root", "backend", "seeds")}
     return RunOptions(preset=preset, **kept, **few, **ratios).resolved()
 
@@ -181,7 +181,7 @@ def main() -> None:
     backends.use(settings.backend)
     pairs = [(float(edge), float(weight)) for edge, weight in (pair.split(",") for pair in arguments.ratios)]
     methods = list(dict.fromkeys(("random", *arguments.methods)))
-    all_seeds = [Seed(settings, seed) for seed in range(seeds)]
+    all_seeds = [Seed(settings, seed, arguments.quick) for seed in range(seeds)]
     all_seeds[0].method("default", pairs[0])  # what is loaded or compiled on first use is no method's cost
     dense = [seed.dense() for seed in all_seeds]
     rows = [row("dense", (0.0, 0.0), dense, dense)]

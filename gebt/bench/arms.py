@@ -118,11 +118,6 @@ class Workbench:
         """Whether a search found the ticket; a random one has none."""
         return self.ticket.epoch_drawn > 0
 
-    @property
-    def searched_epochs(self) -> int:
-        """Epochs that the search trained; a ticket drawn on validation is older than its search."""
-        return int(self.ticket.provenance.get("epochs", self.ticket.epoch_drawn))
-
     @cached_property
     def search_options(self) -> RunOptions:
         """The options with ratios and settings of the search that found the ticket."""

@@ -146,7 +146,11 @@ class _Measurement:
     def _count(self, networks: dict[str, dict[str, Network]]) -> None:
         """Multiply-adds, flops and bytes on disk of every arm."""
         bench, options = self.bench, self.bench.options
-        epochs, retrained, trained = int(options.epochs or 0), int(options.retrain_epochs or 0), bench.searched_epochs
+        epochs, retrained, trained = (
+            int(options.epochs or 0),
+            int(options.retrain_epochs or 0),
+            bench.ticket.epochs_searched,
+        )
         pretrained = epochs if options.algorithm == "graph" and bench.searched else 0
         whole, kept = bench.macs(None), bench.macs(bench.ticket)
         ticket_file, plain = self.path.stat().st_size, stored_bytes(bench.model(), bench.graph.num_pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self, cast
@@ -19,7 +20,7 @@ from gebt.sparse.pattern import SparseMatrix
 Norm = Literal["batch"]
 
 
-class GNN(nn.Module):
+class GNN(nn.Module, ABC):
     """`depth` graph convolutions, dropout before each and ReLU between them: what GCN, GAT, GIN and GraphSAGE share.
 
     X_{l+1} = relu(norm(conv_l(dropout(X_l)))), plus X_l with `residual`; the last layer gives logits [N, C].
@@ -59,9 +60,9 @@ class GNN(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(width) for width in hidden) if norm else None
         self.reset(seed)
 
+    @abstractmethod
     def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> nn.Module:
         """One convolution of the kind, with `reset`, `weigh` and `forward` as those of `gebt.models.convs`."""
-        raise NotImplementedError
 
     def _same_kind(self) -> dict[str, Any]:
         """Arguments, beside widths and seed, of another network of the kind."""

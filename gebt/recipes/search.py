@@ -100,7 +100,7 @@ PRESETS = {
     "default": SearchSettings(),
     # What accuracy can be had: the search's own network, trained to its best, ranks the edges and teaches the ticket.
     "best": SearchSettings(max_epochs=200, edge_score="agreement", draw="validation", soft_labels=True),
-    # The same with a search and a retraining that together take no longer than dense training.
+    # The same with a search and a retraining that together take about as long as dense training.
     "fast": SearchSettings(max_epochs=60, edge_score="agreement", draw="validation", soft_labels=True),
 }
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from gebt.graph import Edges, Graph, canonical_graph
 from gebt.models import GAT, GCN, GIN, GraphSAGE, ResGCN
 from gebt.models.attention import row_softmax
+from gebt.models.gnn import GNN
 from gebt.prune.scores import prunable_weights
 from gebt.sparse import SparseMatrix
 from gebt.sparse.pattern import Pattern
@@ -261,3 +262,8 @@ def test_equal_seeds_give_equal_weights_and_resized_networks_are_of_their_kind(t
     changed = {name for name, tensor in weights[0].items() if tensor.shape != same[name]}
     assert type(small) is type(first)
     assert changed == {name for name, _ in first.groups()[0].read}
+
+
+def test_what_networks_share_is_no_network() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        GNN(4, 4, 2)  # type: ignore[abstract]
