@@ -13,17 +13,19 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gebt.config import RunOptions
+from gebt.config import Rival, RunOptions
 from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
-from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, macs_for, model_for, opening
+from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, macs_for, macs_with, model_for, opening
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
 from gebt.recipes import baselines, retrain
 from gebt.record import RunFolder
+from gebt.rivals import run_rival
 from gebt.ticket import Ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, seeded
+from gebt.train.trained import Phase
 
 ARMS = ("dense", "random", "random_edges", "ticket")
 
@@ -69,7 +71,8 @@ def _filed(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -
 def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the seeds: accuracies as mean, unbiased std and values; seconds as medians; the peak as the highest."""
     summary: dict[str, Any] = {}
-    for arm in ARMS:
+    rivals = [arm for arm, own in per_seed[0].items() if isinstance(own, dict) and arm not in ARMS]
+    for arm in (*ARMS, *rivals):
         rows = [row[arm] for row in per_seed]
         values = [row["accuracy"] for row in rows]
         summary[arm] = {
@@ -99,7 +102,7 @@ def _over(rows: list[dict[str, Any]], key: str, reduce: Callable[[list[float]], 
 
 
 @dataclass
-class _Trained:
+class _Arm:
     """One network after its training, and what that took."""
 
     model: nn.Module
@@ -138,6 +141,7 @@ class Comparison:
                 row[arm] = self._row(trained[arm][number], tickets[number], found, searched)
             row["ticket"]["epoch_drawn"], row["ticket"]["fired"] = ticket.epoch_drawn, ticket.fired
             row["ticket"]["trajectory"] = ticket.provenance["trajectory"]
+            row |= {rival: self._rival(rival, graph, seed) for rival in self.options.rivals}
             rows.append(row)
         return rows
 
@@ -189,20 +193,18 @@ class Comparison:
             found = [retrain.run(*given, seed=self.seeds[0], on_epoch=partial(tick, 0))]
         return [(trained.history, trained.edges) for trained in found]
 
-    def _train(self, arm: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Trained]:
+    def _train(self, arm: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Arm]:
         models = self._models()
         with peak_memory(self.options.device) as peak:
             start = time.perf_counter()
             found = work(models, self._tick(arm))
             seconds = (time.perf_counter() - start) / len(models)
         return [
-            _Trained(model, graph, edges, history, seconds, peak.bytes)
+            _Arm(model, graph, edges, history, seconds, peak.bytes)
             for model, graph, (history, edges) in zip(models, self.graphs, found, strict=True)
         ]
 
-    def _row(
-        self, trained: _Trained, ticket: Ticket | None, found: Ticket | None, search_flops: float
-    ) -> dict[str, Any]:
+    def _row(self, trained: _Arm, ticket: Ticket | None, found: Ticket | None, search_flops: float) -> dict[str, Any]:
         """The measures of one arm of one seed; `found`: the ticket whose search it owes its mask to."""
         history, task = trained.history, NodeTask(trained.graph, trained.edges)
         whole, kept = (macs_for(self.options, trained.graph, own) for own in (None, ticket))
@@ -229,6 +231,31 @@ class Comparison:
             "file_bytes": state_bytes(trained.model),
         }
 
+    def _rival(self, name: Rival, graph: Graph, seed: int) -> dict[str, Any]:
+        """The measures of another method's ticket; "retrain" is its last training, "search" all before."""
+        model, clock = model_for(self.options, graph, seed), _Clock(lambda: self.progress(name, seed))
+        with peak_memory(self.options.device) as peak:
+            found = run_rival(name, self.options, graph, model, seed, clock)
+            search_seconds, seconds = clock.split()
+        trained = _Arm(model, graph, found.edges, found.history, seconds, peak.bytes)
+        row = self._row(trained, found.ticket, None, 0.0)
+        row["seconds"]["search"] = search_seconds
+        phases = found.phases
+        row["macs_paper"]["training"] = 3 * sum(
+            phase.epochs * macs_with(self.options, graph, phase.pairs, phase.weights) for phase in phases
+        )
+        row["flops_executed"]["training"] = sum(
+            phase.epochs * self._phase_flops(model, graph, phase) for phase in phases
+        )
+        return row
+
+    @staticmethod
+    def _phase_flops(model: nn.Module, graph: Graph, phase: Phase) -> int:
+        # What a product runs depends on how many pairs there are, not on which.
+        edges = Edges.from_pairs(graph.pairs[:, : phase.pairs], graph.num_nodes)
+        gates = torch.ones(phase.pairs, device=graph.pairs.device, requires_grad=True) if phase.gated else None
+        return _step_flops(model, NodeTask(graph, edges), gates)
+
     def _search_epochs(self, ticket: Ticket) -> int:
         pretrained = self.options.epochs if self.options.algorithm == "graph" else 0
         return ticket.epochs_searched + pretrained  # type: ignore[operator]
@@ -241,6 +268,24 @@ class Comparison:
         if algorithm != "graph":
             return drawn
         return drawn + self.options.epochs * _step_flops(model, task, None)  # type: ignore[operator]
+
+
+class _Clock:
+    """Told of every epoch; knows when the last training began."""
+
+    def __init__(self, tick: Callable[[], object]) -> None:
+        self.tick, self.start = tick, time.perf_counter()
+        self.last = self.start
+
+    def __call__(self, epoch: int, history: History) -> bool:
+        self.tick()
+        if epoch == 1:
+            self.last = time.perf_counter()
+        return False
+
+    def split(self) -> tuple[float, float]:
+        """Seconds before the first epoch of the last training ended, and seconds since."""
+        return self.last - self.start, time.perf_counter() - self.last
 
 
 def _step_flops(model: nn.Module, task: NodeTask, gates: torch.Tensor | None, train_weights: bool = True) -> int:

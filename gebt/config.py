@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -26,6 +26,8 @@ from gebt.train.loop import TrainingSettings
 
 Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
+Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge"]
+Method = Literal["gebt", "random", "dense"] | Rival
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
 # the data set), epochs of retraining, and the retraining's learning rate as a multiple of the dense one.
@@ -67,6 +69,9 @@ class RunOptions:
         search's own trained network teaches the ticket; "fast": the same in about the time of dense training.
     algorithm
         "joint": edges and weights together; "graph": edges alone, on a pretrained network; "weights": weights alone.
+    method
+        "gebt", and other ways to a ticket to compare it with: "ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot",
+        "dropedge"; "random" and "dense" are always there.
     start
         Start weights of the retraining: "inherit" those of the draw, "rewind" to the initial ones, or "reinit".
     data_root
@@ -143,6 +148,7 @@ class RunOptions:
     together: bool = True
     preset: Preset = "default"
     algorithm: Algorithm = "joint"
+    method: tuple[Method, ...] = ("gebt",)
     start: StartWeights = "inherit"
     data_root: Path | None = None
     split_seed: int | None = None
@@ -199,8 +205,14 @@ class RunOptions:
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
+        full = dataclasses.replace(full, method=tuple(full.method))  # JSON has lists
         full._check()
         return full
+
+    @property
+    def rivals(self) -> tuple[Rival, ...]:
+        """The methods that are not there anyway, each once."""
+        return tuple(dict.fromkeys(name for name in self.method if name in get_args(Rival)))  # type: ignore[misc]
 
     def training(self) -> TrainingSettings:
         """Settings of the dense training (of resolved options)."""
@@ -241,6 +253,9 @@ class RunOptions:
                 pruned_count(1, ratio)
             except ValueError as error:
                 raise ValueError(f"{flag}: {error}") from error
+        methods = ("gebt", "random", "dense", *get_args(Rival))
+        if unknown := [name for name in self.method if name not in methods]:
+            raise ValueError(f"--method (got {', '.join(map(repr, unknown))}), expected some of {methods}")
         self.training(), self.search(), self.retraining()
 
 

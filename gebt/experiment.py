@@ -21,6 +21,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, search
 from gebt.record import machine
+from gebt.rivals import rival_epochs
 from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.loop import History
@@ -62,14 +63,21 @@ def model_for(options: RunOptions, graph: Graph, seed: int) -> Network:
 
 def macs_for(options: RunOptions, graph: Graph, ticket: Ticket | None) -> float:
     """`macs_paper` of one inference of the ticket, or of the dense network (None)."""
-    whole = sum(weight.numel() for weight in prunable_weights(model_for(options, graph, 0)).values())
+    if ticket is not None:
+        return macs_with(options, graph, ticket.edge_mask.kept, ticket.weight_mask.kept)
+    whole = prunable_weights(model_for(options, graph, 0))
+    return macs_with(options, graph, graph.num_pairs, sum(weight.numel() for weight in whole.values()))
+
+
+def macs_with(options: RunOptions, graph: Graph, pairs: int, weights: int) -> float:
+    """`macs_paper` of one inference with so many pairs and weights left."""
     heads = options.heads if options.model == "gat" else 1
     return macs_paper(
         nodes=graph.num_nodes,
-        pairs=ticket.edge_mask.kept if ticket else graph.num_pairs,
+        pairs=pairs,
         features=graph.num_features,
         # The convention counts one head's weights; a network has those of all.
-        weights=(ticket.weight_mask.kept if ticket else whole) / heads,
+        weights=weights / heads,
         depth=options.depth,  # type: ignore[arg-type]
         heads=heads,
     )
@@ -78,7 +86,8 @@ def macs_for(options: RunOptions, graph: Graph, ticket: Ticket | None) -> float:
 def epochs_of(options: RunOptions) -> int:
     """The most epochs that a run trains, all arms and seeds together (for a progress bar)."""
     search_epochs = options.max_epochs + (options.epochs if options.algorithm == "graph" else 0)  # type: ignore[operator]
-    return options.seeds * (options.epochs + search_epochs + 3 * options.retrain_epochs)  # type: ignore[operator]
+    rivals = sum(rival_epochs(name, options) for name in options.rivals)
+    return options.seeds * (options.epochs + search_epochs + 3 * options.retrain_epochs + rivals)  # type: ignore[operator]
 
 
 def find_ticket(

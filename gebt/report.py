@@ -14,6 +14,7 @@ from gebt.record import BENCH_PICTURE, PICTURES
 ARM_NAMES = {"dense": "dense", "random": "random", "random_edges": "random edges", "ticket": "ticket"}
 DRAWN_FROM = dict(zip(PICTURES, ("pairwise", "pairwise", "summary", "history"), strict=True))
 COLOURS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges": "#e0a030", "ticket": "#1b7837"}
+RIVAL_COLOUR = "#7b3294"
 BENCH_NAMES = {"dense": "dense", "masked": "ticket, masked", "compacted": "ticket, compacted", "pyg": "PyG"}
 BENCH_COLOURS = {"masked": "#a6dba0", "compacted": "#1b7837", "pyg": "#d6604d"}
 BENCH_PARTS = {"inference": "inference", "epoch": "training step", "run": "whole run"}
@@ -30,13 +31,15 @@ BENCH_MEASURES = {
 def table(record: dict[str, Any]) -> str:
     """The comparison as aligned text: one row a measure, one column an arm, ratios against dense."""
     summary = record["summary"]
-    rows = [["", *ARM_NAMES.values()]]
-    rows.append(["test accuracy, %", *(_accuracy(summary[arm]) for arm in ARM_NAMES)])
+    arms = _arms(summary)
+    rows = [["", *arms.values()]]
+    rows.append(["test accuracy, %", *(_accuracy(summary[arm]) for arm in arms)])
     rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"], record["config"].get("draw", "detector"))])
-    rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in ARM_NAMES)])
-    rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in ARM_NAMES)])
+    rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in arms)])
+    rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in arms)])
     counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
     rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
+    # A rival's seconds before its last training stand under "search".
     timed = (("search", "search"), ("retrain", "(re)training"), ("inference", "inference"))
     rows.extend([f"seconds, {name}", *_times_against_dense(summary, part)] for part, name in timed)
     if (together := max(row.get("together", 1) for row in record["per_seed"])) > 1:
@@ -174,13 +177,16 @@ def _savings(record: dict[str, Any]) -> Figure:
     summary = record["summary"]
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    for place, arm in enumerate(ARM_NAMES):
+    arms = _arms(summary)
+    for place, arm in enumerate(arms):
         accuracy = summary[arm]["accuracy"]
         spread = 100 * (accuracy["std"] or 0)
-        left.errorbar(place, 100 * accuracy["mean"], spread, fmt="o", ms=8, color=COLOURS[arm], capsize=4)
+        left.errorbar(
+            place, 100 * accuracy["mean"], spread, fmt="o", ms=8, color=COLOURS.get(arm, RIVAL_COLOUR), capsize=4
+        )
     left.grid(axis="y", alpha=0.3)
     left.margins(x=0.15)
-    left.set_xticks(range(len(ARM_NAMES)), ARM_NAMES.values(), rotation=25)
+    left.set_xticks(range(len(arms)), arms.values(), rotation=25)
     left.set_title("test accuracy, %")
     measures = [
         ("macs_paper", "inference"), ("macs_paper", "training"), ("flops_executed", "inference"),
@@ -213,6 +219,11 @@ def _training(record: dict[str, Any]) -> Figure:
     return figure
 
 
+def _arms(summary: dict[str, Any]) -> dict[str, str]:
+    """The arms of a comparison and their names: those that are always there, then the rivals'."""
+    return ARM_NAMES | {arm: arm for arm in summary if arm not in ARM_NAMES}
+
+
 def _whole(arm: dict[str, Any], key: str, part: str) -> float:
     if (key, part) == ("seconds", "training"):
         return float(arm["seconds"]["search"] + arm["seconds"]["retrain"])
@@ -233,7 +244,7 @@ def _epochs(ticket: dict[str, Any], draw: str) -> str:
 
 
 def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: Callable[[float], str]) -> list[str]:
-    values = {arm: summary[arm][key][part] if part else summary[arm][key] for arm in ARM_NAMES}
+    values = {arm: summary[arm][key][part] if part else summary[arm][key] for arm in _arms(summary)}
     base = values["dense"]
     cells = []
     for arm, value in values.items():
@@ -245,7 +256,7 @@ def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: C
 def _times_against_dense(summary: dict[str, Any], part: str) -> list[str]:
     base = summary["dense"]["seconds"][part]
     cells = []
-    for arm in ARM_NAMES:
+    for arm in _arms(summary):
         value, std = summary[arm]["seconds"][part], summary[arm]["seconds_std"][part]
         unit, size = ("s", 1.0) if value >= 0.1 else ("ms", 1e-3)
         spread = f" ± {std / size:.3f}" if std is not None else ""
@@ -274,6 +285,7 @@ def _bytes(value: float) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> str:
+    rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -16,7 +16,7 @@ LEVELS = (
     ("__main__",),
     ("cli", "report"),
     ("bench", "comparison"),
-    ("experiment",),
+    ("experiment", "rivals"),
     ("config", "record"),
     ("recipes",),
     ("train", "models", "data"),

@@ -120,6 +120,17 @@ def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]
     return kept, threshold
 
 
+def thinned(scores: Tensor, left: Tensor, prune: int, order: Order) -> Tensor:
+    """`left` [n] boolean without the `prune` entries of lowest score among those it has; ties by `order`."""
+    if not prune:
+        return left
+    entries = left.nonzero().squeeze(1)
+    stays, _ = keep_highest(scores[entries], prune, lambda tied: ranks(order, entries[tied]))
+    kept = torch.zeros_like(left)
+    kept[entries[stays]] = True
+    return kept
+
+
 def _kth_smallest(score: Tensor, k: int) -> Tensor:
     # One pass of a radix selection: bits of non-negative floats are ordered as the floats, so a histogram of their
     # upper half says in which bin the k-th smallest lies. Quickselect alone mispredicts every other branch.

@@ -33,6 +33,35 @@ def dense(
     return fit(model, NodeTask(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
 
 
+def drop_edge(
+    model: nn.Module,
+    graph: Graph,
+    settings: TrainingSettings | None = None,
+    *,
+    rate: float,
+    seed: int = 0,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> History:
+    """`dense`, but every epoch sees the graph without floor(rate P) pairs, drawn anew; evaluated on the whole graph.
+
+    What removing edges does for training alone, when none is saved (DropEdge, Rong et al. 2020).
+    """
+    settings, generator = settings or TrainingSettings(), torch.Generator().manual_seed(seed)
+    # A value of zero is an edge that does not exist, in every network here.
+    gates = torch.empty(graph.num_pairs, device=graph.pairs.device)
+
+    def draw() -> None:
+        gates.copy_(_random_edges(graph, rate, generator)[EDGES])
+
+    def after_epoch(epoch: int, history: History) -> bool:
+        draw()
+        return on_epoch is not None and on_epoch(epoch, history)
+
+    draw()
+    task, optimizers = NodeTask(graph), [adam(model, settings)]
+    return fit(model, task, optimizers, settings.epochs, seed=seed, gates=gates, on_epoch=after_epoch)
+
+
 def dense_many(
     models: Sequence[GCN],
     graphs: Graph | Sequence[Graph],

@@ -251,7 +251,6 @@ class _Search:
         self.train_weights, self.train_edges = train_weights, train_edges and not agreement
         self.weights, self.task = prunable_weights(model), NodeTask(graph)
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
-        self.best_values = self.values
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
         self.edge_order, self.weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
@@ -313,8 +312,6 @@ class _Search:
         self.begin()
 
         def after_epoch(epoch: int, history: History) -> bool:
-            if by_validation and history.best_epoch == epoch:
-                self.best_values = self.values.detach().clone()
             stop = not by_validation and self.update(epoch, on_draw)
             return (on_epoch is not None and on_epoch(epoch, history)) or stop
 
@@ -337,7 +334,7 @@ class _Search:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         if by_validation:
-            self.values = self.best_values
+            self.values = self.values if history.best_gates is None else history.best_gates
             self.drawn = self.draw()
             if on_draw is not None:
                 on_draw(history.best_epoch, *self.drawn)

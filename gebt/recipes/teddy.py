@@ -17,8 +17,9 @@ from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import keep_highest, pruned_count, select
 from gebt.prune.ties import TieOrder
-from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, copy_state, fit
+from gebt.train.trained import Phase, Trained
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,6 @@ class TeddySettings:
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     distill: float = 10.0
-
-
-@dataclass(frozen=True)
-class Teddy:
-    """What one run found: the ticket as trained, the student's history, the edges that are left, the teacher's."""
-
-    ticket: Ticket
-    history: History
-    edges: Edges
-    teacher: History
-
-    @property
-    def test_accuracy(self) -> float:
-        """Test accuracy in [0, 1] at the best validation epoch, evaluated on the pruned graph."""
-        return self.history.accuracy
 
 
 def degree_score(pairs: Tensor, num_nodes: int) -> Tensor:
@@ -66,7 +52,7 @@ def run(
     settings: TeddySettings | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> Teddy:
+) -> Trained:
     """Trains a dense teacher, removes the edges of lowest `degree_score`, and trains the student once.
 
     After every step of the student the ceil(weight_ratio n) entries of smallest magnitude among all n parameters,
@@ -81,9 +67,8 @@ def run(
     edge_mask = select(scores, ratio=edge_ratio, order=order, allow_empty=True)
     initial = copy_state(model)
     teacher, whole = copy.deepcopy(model), NodeTask(graph)
-    taught = fit(
-        teacher, whole, [adam(teacher, settings.training)], settings.training.epochs, seed=seed, on_epoch=on_epoch
-    )
+    optimizer, epochs = adam(teacher, settings.training), settings.training.epochs
+    fit(teacher, whole, [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     teacher.eval()
     with torch.no_grad():
         said = whole.logits(teacher).log_softmax(1)
@@ -92,7 +77,7 @@ def run(
     optimizer = adam(model, settings.training)
     handle = optimizer.register_step_post_hook(_Projection(model, weight_ratio, order))
     try:
-        history = fit(model, task, [optimizer], settings.training.epochs, seed=seed, on_epoch=on_epoch)
+        history = fit(model, task, [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     finally:
         handle.remove()
     weight_mask = Mask({name: weight.detach() != 0 for name, weight in prunable_weights(model).items()})
@@ -102,11 +87,13 @@ def run(
         "weight_ratio": weight_ratio,
         "seed": seed,
         "epoch_drawn": history.best_epoch,
-        "epochs": settings.training.epochs,
+        "epochs": epochs,
         "fired": False,
     }
     ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
-    return Teddy(ticket, history, edges, taught)
+    # The student's weights are all there between its steps; what it multiplies with is projected.
+    phases = (Phase(epochs, graph.num_pairs, weight_mask.size), Phase(epochs, edges.num_pairs, weight_mask.kept))
+    return Trained(ticket, history, edges, phases)
 
 
 class _Projection:

@@ -1,10 +1,13 @@
-"""UGS (Chen et al., ICML 2021): real masks on edges and weights, trained, pruned and rewound round after round."""
+"""UGS (Chen et al., ICML 2021): real masks on edges and weights, trained, pruned and rewound round after round.
+
+WD-GLT (Hui et al., ICLR 2023) is the same with one more term in the loss of the masked training: `WD_GLT`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -15,17 +18,20 @@ from gebt.graph.edges import Edges
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.prune.selection import keep_highest, pruned_count
+from gebt.prune.selection import pruned_count, thinned
 from gebt.prune.ties import TieOrder
-from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, copy_state, fit
+from gebt.train.trained import Phase, Trained
+from gebt.train.wasserstein import Separation
 
 
 @dataclass(frozen=True)
 class UgsSettings:
     """One round: shares pruned of what is left, L1 of both masks, epochs with masks and without; Cora's of the release.
 
-    Adam's weight decay acts on weights and masks alike, as in the release.
+    Adam's weight decay acts on weights and masks alike, as in the release. `separation`: weight of WD-GLT's term
+    (`train.wasserstein.Separation`), from `points` nodes a side; `at_most_one`: masks stay in [0, 1].
     """
 
     edge_rate: float = 0.05
@@ -33,30 +39,22 @@ class UgsSettings:
     edge_l1: float = 1e-2
     weight_l1: float = 1e-2
     noise: float = 1e-5
+    separation: float = 0.0
+    points: int = 128
+    at_most_one: bool = False
     masked: TrainingSettings = field(default_factory=lambda: TrainingSettings(200, 8e-3, 8e-5))
     fixed: TrainingSettings = field(default_factory=lambda: TrainingSettings(200, 8e-3, 8e-5))
 
     def __post_init__(self) -> None:
         for rate in (self.edge_rate, self.weight_rate):
             pruned_count(1, rate)
-        if min(self.edge_l1, self.weight_l1, self.noise) < 0:
-            got = (self.edge_l1, self.weight_l1, self.noise)
-            raise ValueError(f"edge L1, weight L1, noise (got {got}), expected at least 0")
+        if min(self.edge_l1, self.weight_l1, self.noise, self.separation) < 0:
+            got = (self.edge_l1, self.weight_l1, self.noise, self.separation)
+            raise ValueError(f"edge L1, weight L1, noise, separation (got {got}), expected at least 0")
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one round found: the ticket, rewound and trained, with the history of that training."""
-
-    number: int
-    ticket: Ticket
-    history: History
-    edges: Edges
-
-    @property
-    def test_accuracy(self) -> float:
-        """Test accuracy in [0, 1] at the best validation epoch, evaluated on the pruned graph."""
-        return self.history.accuracy
+# Weight of the term and bounds of the masks as in the re-implementation that TEDDY's authors published.
+WD_GLT = UgsSettings(separation=0.1, at_most_one=True)
 
 
 class _Masked(nn.Module):
@@ -80,9 +78,9 @@ def run(
     rounds: int = 20,
     settings: UgsSettings | None = None,
     seed: int = 0,
-    on_round: Callable[[Round], bool] | None = None,
+    on_round: Callable[[Trained], bool] | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> list[Round]:
+) -> list[Trained]:
     """UGS on undirected pairs: every round trains real masks, prunes the lowest of what is left, rewinds and trains.
 
     Per round: W and the masks m (1 with relative noise U(-1, 1) * `noise`) train jointly on CE + edge_l1 sum|m_g| +
@@ -96,7 +94,7 @@ def run(
     if rounds < 1:
         raise ValueError(f"rounds (got {rounds}), expected at least 1")
     work = _Work(model, graph, settings, seed, on_epoch)
-    found: list[Round] = []
+    found: list[Trained] = []
     for number in range(1, rounds + 1):
         found.append(work.round(number))
         if on_round is not None and on_round(found[-1]):
@@ -121,9 +119,11 @@ class _Work:
         self.initial, self.weights = copy_state(model), prunable_weights(model)
         self.pairs = torch.ones(graph.num_pairs, dtype=torch.bool)
         self.kept = Mask.ones(self.weights)
+        self.phases: list[Phase] = []
 
-    def round(self, number: int) -> Round:
+    def round(self, number: int) -> Trained:
         """Searches once, prunes, rewinds and trains."""
+        self._note(self.settings.masked, gated=True)
         pair_values, weight_values = self._trained_masks()
         self.pairs = self._pruned(pair_values, self.pairs, self.settings.edge_rate)
         flat = self._pruned(weight_values, self.kept.flat(), self.settings.weight_rate)
@@ -131,15 +131,18 @@ class _Work:
         parts = zip(self.weights.items(), flat.split(sizes), strict=True)
         self.kept = Mask({name: part.view(weight.shape) for (name, weight), part in parts})
         self.model.load_state_dict(self.initial)
+        self._note(self.settings.fixed)
         edges = Edges.from_pairs(self.graph.pairs[:, self.pairs], self.graph.num_nodes)
         optimizer = self._adam(self.model, self.settings.fixed)
         handle = hold(self.model, self.kept, optimizer)
         try:
-            history = self._fit(self.model, edges, optimizer, self.settings.fixed)
+            task, epochs = NodeTask(self.graph, edges), self.settings.fixed.epochs
+            history = fit(self.model, task, [optimizer], epochs, seed=self.seed, on_epoch=self.on_epoch)
         finally:
             handle.remove()
         provenance = {
-            "method": "ugs",
+            "method": "wd-glt" if self.settings.separation else "ugs",
+            "round": number,
             "edge_ratio": 1 - float(self.pairs.float().mean()),
             "weight_ratio": self.kept.sparsity,
             "seed": self.seed,
@@ -149,7 +152,10 @@ class _Work:
         }
         edge_mask = Mask({EDGES: self.pairs.clone()})
         ticket = make_ticket(self.model, self.graph, edge_mask, self.kept, self.initial, provenance)
-        return Round(number, ticket, history, edges)
+        return Trained(ticket, history, edges, tuple(self.phases))
+
+    def _note(self, training: TrainingSettings, gated: bool = False) -> None:
+        self.phases.append(Phase(training.epochs, int(self.pairs.sum()), self.kept.kept, gated))
 
     def _trained_masks(self) -> tuple[Tensor, Tensor]:
         """|m| of all pairs and of all weights at the best validation epoch; 0 where pruned before."""
@@ -160,33 +166,39 @@ class _Work:
         masked = _Masked(self.model, masks)
         edges = Edges.from_pairs(self.graph.pairs[:, self.pairs], self.graph.num_nodes)
         optimizer = self._adam(masked, settings.masked, gates)
-        best = [gates.detach().clone(), *(mask.detach().clone() for mask in masked.masks)]
+        more = Separation(settings.separation, settings.points, self.seed) if settings.separation else None
 
         def penalty() -> Tensor:
             weights = torch.stack([mask.abs().sum() for mask in masked.masks]).sum()
             return settings.edge_l1 * gates.abs().sum() + settings.weight_l1 * weights
 
-        def at_least_zero(*_: Any) -> None:
-            gates.data.clamp_(min=0)
-
-        def note(epoch: int, history: History) -> bool:
-            if history.best_epoch == epoch:
-                for kept, now in zip(best, (gates, *masked.masks), strict=True):
-                    kept.copy_(now.detach())
-            return self.on_epoch is not None and self.on_epoch(epoch, history)
+        def bounded(*_: Any) -> None:
+            gates.data.clamp_(0, 1 if settings.at_most_one else None)
+            for mask in masked.masks if settings.at_most_one else ():
+                mask.data.clamp_(0, 1)
 
         # Masks that were pruned stay zero under Adam and its weight decay.
         held = Mask({f"masks.{number}": kept for number, kept in enumerate(self.kept.values())})
         handle = hold(masked, held, optimizer)
         # Degrees are sums of masks: under L1 alone those of a large neighbourhood would swing below zero.
-        optimizer.register_step_post_hook(at_least_zero)
+        optimizer.register_step_post_hook(bounded)
         try:
-            self._fit(masked, edges, optimizer, settings.masked, gates=gates, penalty=penalty, on_epoch=note)
+            history = fit(
+                masked,
+                NodeTask(self.graph, edges, also=more),
+                [optimizer],
+                settings.masked.epochs,
+                seed=self.seed,
+                gates=gates,
+                penalty=penalty,
+                on_epoch=self.on_epoch,
+            )
         finally:
             handle.remove()
         whole = torch.zeros(self.pairs.numel())
-        whole[self.pairs] = best[0].abs()
-        return whole, torch.cat([mask.abs().flatten() for mask in best[1:]])
+        whole[self.pairs] = cast(Tensor, history.best_gates)
+        # `fit` leaves the network, masks included, in the state of the best validation epoch.
+        return whole, torch.cat([mask.detach().abs().flatten() for mask in masked.masks])
 
     def _noisy(self, values: Tensor) -> Tensor:
         drawn = 2 * torch.rand(values.shape, generator=self.generator) - 1
@@ -194,27 +206,7 @@ class _Work:
 
     def _pruned(self, values: Tensor, left: Tensor, rate: float) -> Tensor:
         """`left` without the floor(rate n) lowest of its n entries."""
-        entries = left.nonzero().squeeze(1)
-        count = pruned_count(entries.numel(), rate)
-        if not count:
-            return left
-        stays, _ = keep_highest(values[entries], count, lambda tied: self.order.of(entries[tied]))
-        kept = torch.zeros_like(left)
-        kept[entries[stays]] = True
-        return kept
-
-    def _fit(
-        self,
-        model: nn.Module,
-        edges: Edges,
-        optimizer: optim.Optimizer,
-        training: TrainingSettings,
-        *,
-        on_epoch: Callable[[int, History], bool] | None = None,
-        **more: Any,
-    ) -> History:
-        task, told = NodeTask(self.graph, edges), on_epoch or self.on_epoch
-        return fit(model, task, [optimizer], training.epochs, seed=self.seed, on_epoch=told, **more)
+        return thinned(values, left, pruned_count(int(left.sum()), rate), self.order)
 
     @staticmethod
     def _adam(model: nn.Module, training: TrainingSettings, *more: Tensor) -> optim.Adam:

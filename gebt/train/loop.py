@@ -39,6 +39,7 @@ class History:
 
     Accuracies are shares in [0, 1]. `best_epoch` counts from 1: highest validation accuracy, ties to the lower
     validation loss, then to the earlier epoch; 0 when the fit did not evaluate.
+    `best_gates`: the soft edge values of that epoch, where the fit was given some.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -46,6 +47,7 @@ class History:
     test_accuracy: list[float] = field(default_factory=list)
     best_epoch: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    best_gates: Tensor | None = field(default=None, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -65,13 +67,20 @@ class NodeTask:
     """Node classification on one graph, seen through the given edges (the graph's own, or a ticket's).
 
     `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
-    `soft`: labels of all nodes to learn from beside those of the training nodes (distillation).
+    `soft`: labels of all nodes to learn from beside those of the training nodes (distillation). `also`: a further
+    term of the loss, from the logits of all nodes.
     """
 
     def __init__(
-        self, graph: Graph, edges: Edges | None = None, *, keep_aggregated: bool = True, soft: SoftLabels | None = None
+        self,
+        graph: Graph,
+        edges: Edges | None = None,
+        *,
+        keep_aggregated: bool = True,
+        soft: SoftLabels | None = None,
+        also: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.graph, self.keep_aggregated, self.soft = graph, keep_aggregated, soft
+        self.graph, self.keep_aggregated, self.soft, self.also = graph, keep_aggregated, soft, also
         self.edges = edges if edges is not None else Edges.from_pairs(graph.pairs, graph.num_nodes)
         self._train, self._val, self._test = (
             (nodes, graph.labels[nodes])
@@ -100,6 +109,8 @@ class NodeTask:
         """
         nodes, labels = self._train
         hard = F.cross_entropy(logits[nodes], labels)
+        if self.also is not None:
+            hard = hard + self.also(logits)
         if self.soft is None:
             return hard
         said = self.soft.log_probabilities
@@ -186,6 +197,7 @@ def fit(
                 if (val_accuracy, -val_loss) > best:
                     best = (val_accuracy, -val_loss)
                     history.best_epoch, history.best_state = epoch, copy_state(model)
+                    history.best_gates = None if gates is None else gates.detach().clone()
             if on_epoch is not None and on_epoch(epoch, history):
                 break
     if evaluate:

@@ -133,3 +133,15 @@ def test_a_feature_ratio_is_refused_where_no_features_are_pruned(
     ratios = {"edge_ratio": 0.3, "weight_ratio": 0.5, "feature_ratio": 0.4}
     with pytest.raises(ValueError, match=r"feature ratio \(got 0.4\), expected weight_structure='feature' or 'joint'"):
         baselines.random_ticket(make_model(), digits, **ratios, weight_structure=structure)
+
+
+def test_drop_edge_draws_anew_each_epoch_and_is_evaluated_on_the_whole_graph(sparse: Graph) -> None:
+    settings = TrainingSettings(epochs=5, learning_rate=0.02)
+    model = GCN(sparse.num_features, 8, sparse.num_classes, seed=0)
+    history = baselines.drop_edge(model, sparse, settings, rate=0.4, seed=1)
+    assert history.accuracy == NodeTask(sparse).evaluate(model)[2]
+    plain, nothing = (GCN(sparse.num_features, 8, sparse.num_classes, seed=0) for _ in range(2))
+    dense = baselines.dense(plain, sparse, settings, seed=1)
+    assert history.losses != dense.losses
+    whole = baselines.drop_edge(nothing, sparse, settings, rate=0.0, seed=1)
+    torch.testing.assert_close(torch.tensor(whole.losses), torch.tensor(dense.losses))

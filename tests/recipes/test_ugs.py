@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
 from gebt.recipes import ugs
-from gebt.recipes.ugs import Round, UgsSettings, _Masked, _Work
+from gebt.recipes.ugs import WD_GLT, UgsSettings, _Masked, _Work
 from gebt.ticket import EDGES
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import copy_state
+from gebt.train.trained import Phase, Trained
 
 FEW = TrainingSettings(epochs=5, learning_rate=0.02)
 SETTINGS = UgsSettings(masked=FEW, fixed=FEW)
@@ -22,18 +25,21 @@ def model_of(graph: Graph) -> GCN:
 
 
 @pytest.fixture(scope="module")
-def rounds(sparse: Graph) -> tuple[list[Round], GCN]:
+def rounds(sparse: Graph) -> tuple[list[Trained], GCN]:
     model = model_of(sparse)
     return ugs.run(model, sparse, rounds=4, settings=SETTINGS, seed=3), model
 
 
-def test_counts_follow_the_recursion_and_masks_are_nested(rounds: tuple[list[Round], GCN], sparse: Graph) -> None:
+def test_counts_follow_the_recursion_and_masks_are_nested(rounds: tuple[list[Trained], GCN], sparse: Graph) -> None:
     found, model = rounds
     pairs, weights = sparse.num_pairs, sum(conv.lin.weight.numel() for conv in model.layers)
     before = None
     for number, own in enumerate(found, 1):
         pairs, weights = pairs - int(0.05 * pairs), weights - int(0.2 * weights)
-        assert (own.number, own.ticket.edge_mask.kept, own.ticket.weight_mask.kept) == (number, pairs, weights)
+        assert own.ticket.provenance["round"] == number
+        assert (own.ticket.edge_mask.kept, own.ticket.weight_mask.kept) == (pairs, weights)
+        assert len(own.phases) == 2 * number
+        assert own.phases[-1] == Phase(FEW.epochs, pairs, weights)
         assert own.edges.num_pairs == pairs
         if before is not None:
             for older, newer in (
@@ -45,7 +51,7 @@ def test_counts_follow_the_recursion_and_masks_are_nested(rounds: tuple[list[Rou
 
 
 def test_the_ticket_is_what_was_trained_from_the_rewound_weights(
-    rounds: tuple[list[Round], GCN], sparse: Graph
+    rounds: tuple[list[Trained], GCN], sparse: Graph
 ) -> None:
     found, model = rounds
     last = found[-1]
@@ -99,7 +105,7 @@ def test_wrong_settings_are_refused(sparse: Graph) -> None:
         ugs.run(model_of(sparse), sparse, rounds=0)
     with pytest.raises(ValueError, match=r"prune ratio \(got 1\)"):
         UgsSettings(edge_rate=1)
-    with pytest.raises(ValueError, match=r"edge L1, weight L1, noise \(got \(-1"):
+    with pytest.raises(ValueError, match=r"edge L1, weight L1, noise, separation \(got \(-1"):
         UgsSettings(edge_l1=-1)
 
 
@@ -109,3 +115,14 @@ def test_masks_of_pairs_stay_at_least_zero_however_strong_the_l1(sparse: Graph) 
     pairs, _ = _Work(model_of(sparse), sparse, settings, 0, None)._trained_masks()
     assert pairs.isfinite().all()
     assert float(pairs.min()) >= 0
+
+
+def test_wd_glt_keeps_masks_between_zero_and_one_and_its_term_moves_them(sparse: Graph) -> None:
+    long = TrainingSettings(epochs=20, learning_rate=0.05)
+    pulled = dataclasses.replace(WD_GLT, edge_l1=0.0, weight_l1=0.0, masked=long, fixed=FEW)
+    plain = dataclasses.replace(pulled, separation=0.0)
+    found = [_Work(model_of(sparse), sparse, settings, 0, None)._trained_masks() for settings in (pulled, plain)]
+    for values in found[0]:
+        assert 0 <= float(values.min()) <= float(values.max()) <= 1
+    assert not torch.equal(found[0][0], found[1][0])
+    assert ugs.run(model_of(sparse), sparse, rounds=1, settings=pulled)[0].ticket.provenance["method"] == "wd-glt"

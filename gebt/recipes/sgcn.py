@@ -1,0 +1,159 @@
+"""SGCN (Li et al., PAKDD 2020): edges chosen by ADMM on a pretrained network, then pruned weights retrained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn, optim
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.prune.holding import hold
+from gebt.prune.mask import Mask
+from gebt.prune.scores import magnitude, prunable_weights
+from gebt.prune.selection import select
+from gebt.prune.ties import TieOrder
+from gebt.ticket import EDGES, make_ticket
+from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.trained import Phase, Trained
+
+
+@dataclass(frozen=True)
+class SgcnSettings:
+    """`outer` ADMM updates of `inner` Adam epochs on the edge values each, penalty `rho`; GEBT's release: 4 x 25."""
+
+    outer: int = 4
+    inner: int = 25
+    rho: float = 1e-3
+    edge_learning_rate: float = 1e-3
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        if min(self.outer, self.inner) < 1:
+            raise ValueError(f"outer, inner (got {(self.outer, self.inner)}), expected at least 1")
+        if not (self.rho >= 0 and self.edge_learning_rate > 0):
+            got = (self.rho, self.edge_learning_rate)
+            raise ValueError(f"rho, edge learning rate (got {got}), expected >= 0 and > 0")
+
+
+class Admm:
+    """Pair values a [P] that are to have few non-zeros: a copy z that has, and the scaled dual u of a = z.
+
+    penalty(a) = 2 rho sum (a - z + u)^2, the released sum over both directions of both layers' copies; `update`: z is
+    the projection of a + u on the vectors of `kept` non-zeros, then u += a - z. z and u are constants for a: the
+    released code of GEBT leaves u attached, which multiplies its pull by the number of updates.
+    """
+
+    def __init__(self, pairs: int, ratio: float, rho: float, order: TieOrder) -> None:
+        self.ratio, self.rho, self.order = ratio, rho, order
+        self.z, self.u = torch.zeros(pairs), torch.zeros(pairs)
+
+    def penalty(self, values: Tensor) -> Tensor:
+        """The term of the loss, a number."""
+        return 2 * self.rho * (values - self.z + self.u).square().sum()
+
+    def update(self, values: Tensor) -> None:
+        """The steps of z and u."""
+        wanted = values.detach() + self.u
+        self.z = wanted * self.mask(wanted)
+        self.u = wanted - self.z
+
+    def mask(self, values: Tensor) -> Tensor:
+        """[P] boolean: the values of largest magnitude."""
+        scores = {EDGES: values.detach().abs()}
+        return select(scores, ratio=self.ratio, order=self.order, allow_empty=True)[EDGES]
+
+
+def run(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    edge_ratio: float,
+    weight_ratio: float,
+    settings: SgcnSettings | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[int, History], bool] | None = None,
+) -> Trained:
+    """Pretrains, solves for the edge values with the weights frozen, prunes both, rewinds the weights and trains.
+
+    Edge values minimise CE(A(a), W) + `Admm.penalty` with W fixed; the pairs of largest |a| stay. Weights: the largest
+    of the pretrained network, in one shot, rewound to their initial values (as UGS evaluates SGCN). `model` ends in the
+    best validation epoch of the last training. Differences from the release: values of pairs, no weight decay on them,
+    edges of the ticket count 1, selection by validation (the release's driver keeps what tests best).
+    Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer.
+    """
+    settings = settings or SgcnSettings()
+    generator = torch.Generator().manual_seed(seed)
+    edge_order, weight_order = TieOrder.drawn(generator), TieOrder.drawn(generator)
+    initial, weights = copy_state(model), prunable_weights(model)
+    blank = {EDGES: torch.zeros(graph.num_pairs)}
+    select(blank, ratio=edge_ratio, order=edge_order, allow_empty=True)  # a bad ratio is said before any training
+    select(magnitude(weights), ratio=weight_ratio, order=weight_order)
+    whole, epochs = NodeTask(graph), settings.training.epochs
+    fit(model, whole, [adam(model, settings.training)], epochs, seed=seed, on_epoch=on_epoch)
+    admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_order)
+    edge_mask = Mask({EDGES: admm.mask(_edge_values(model, whole, admm, settings, seed, on_epoch))})
+    weight_mask = select(magnitude(weights), ratio=weight_ratio, order=weight_order)
+    model.load_state_dict(initial)
+    edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)
+    optimizer = adam(model, settings.training)
+    handle = hold(model, weight_mask, optimizer)
+    try:
+        history = fit(model, NodeTask(graph, edges), [optimizer], epochs, seed=seed, on_epoch=on_epoch)
+    finally:
+        handle.remove()
+    searched = settings.outer * settings.inner
+    provenance = {
+        "method": "sgcn",
+        "edge_ratio": edge_ratio,
+        "weight_ratio": weight_ratio,
+        "seed": seed,
+        "epoch_drawn": epochs + searched,
+        "epochs": epochs + searched,
+        "fired": False,
+    }
+    ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
+    pretrained = Phase(epochs, graph.num_pairs, weight_mask.size)
+    solved = Phase(searched, graph.num_pairs, weight_mask.size, gated=True)
+    retrained = Phase(epochs, edges.num_pairs, weight_mask.kept)
+    return Trained(ticket, history, edges, (pretrained, solved, retrained))
+
+
+def _edge_values(
+    model: nn.Module,
+    task: NodeTask,
+    admm: Admm,
+    settings: SgcnSettings,
+    seed: int,
+    on_epoch: Callable[[int, History], bool] | None,
+) -> Tensor:
+    """The values of the pairs after all ADMM updates, W as it was; [P]."""
+    values = torch.ones(task.graph.num_pairs, requires_grad=True)
+    optimizer = optim.Adam([values], lr=settings.edge_learning_rate, fused=True)
+
+    def after_epoch(epoch: int, history: History) -> bool:
+        if epoch % settings.inner == 0:
+            admm.update(values)
+        return on_epoch is not None and on_epoch(epoch, history)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        fit(
+            model,
+            task,
+            [optimizer],
+            settings.outer * settings.inner,
+            seed=seed,
+            gates=values,
+            penalty=lambda: admm.penalty(values),
+            evaluate=False,
+            on_epoch=after_epoch,
+        )
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return values.detach()

@@ -1,0 +1,106 @@
+"""Other ways to a ticket, by name and by one protocol: the same graph, network, training and ratios for all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from gebt.config import Rival, RunOptions
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights
+from gebt.recipes import baselines, lottery, sgcn, teddy, ugs
+from gebt.ticket import EDGES, make_ticket
+from gebt.train.loop import History, TrainingSettings, copy_state
+from gebt.train.trained import Phase, Trained
+
+RIVALS: tuple[Rival, ...] = get_args(Rival)
+
+# UGS prunes a fifth of the weights a round; as many rounds lead to the weight ratio, and the edges are brought along.
+WEIGHT_RATE = 0.2
+
+OnEpoch = Callable[[int, History], bool]
+
+
+def run_rival(
+    name: Rival, options: RunOptions, graph: Graph, model: nn.Module, seed: int, on_epoch: OnEpoch | None = None
+) -> Trained:
+    """Finds and trains the ticket of one method at the ratios of resolved `options`; `model` ends as trained.
+
+    "ugs", "wd-glt": as many rounds of about a fifth of the weights as lead to the weight ratio; "sgcn"; "teddy"; "imp":
+    magnitudes in as many levels, "one-shot": in one; "dropedge": dense training on a graph without a share of its
+    edges, drawn anew every epoch: nothing is pruned. All train as the dense network does. Raises `ValueError` for
+    another name, and as the recipes.
+    """
+    if name not in RIVALS:
+        raise ValueError(f"method (got {name!r}), expected one of {RIVALS}")
+    training = options.training()
+    common: dict[str, Any] = {"seed": seed, "on_epoch": on_epoch}
+    ratios: dict[str, Any] = {"edge_ratio": options.edge_ratio, "weight_ratio": options.weight_ratio}
+    if name in ("ugs", "wd-glt"):
+        settings = ugs.UgsSettings() if name == "ugs" else ugs.WD_GLT
+        return _rounds(model, graph, settings, training, ratios, common)
+    if name in ("imp", "one-shot"):
+        levels = _rounds_to(options.weight_ratio) if name == "imp" else 1
+        chosen = lottery.LotterySettings(
+            levels, training=training, edge_learning_rate=options.edge_learning_rate or 1e-3
+        )
+        return lottery.run(model, graph, **ratios, settings=chosen, **common)[-1]
+    if name == "dropedge":
+        return _drop_edge(model, graph, training, options.edge_ratio, common)
+    run: Callable[..., Trained] = sgcn.run if name == "sgcn" else teddy.run
+    own = sgcn.SgcnSettings(training=training) if name == "sgcn" else teddy.TeddySettings(training)
+    return run(model, graph, **ratios, settings=own, **common)
+
+
+def rival_epochs(name: Rival, options: RunOptions) -> int:
+    """The epochs that `run_rival` trains."""
+    rounds, sgcn_epochs = _rounds_to(options.weight_ratio), sgcn.SgcnSettings().outer * sgcn.SgcnSettings().inner
+    trainings = {"ugs": 2 * rounds, "wd-glt": 2 * rounds, "imp": rounds + 1, "dropedge": 1}.get(name, 2)
+    return trainings * options.training().epochs + (sgcn_epochs if name == "sgcn" else 0)
+
+
+def _rounds_to(weight_ratio: float) -> int:
+    return max(1, round(math.log(1 - weight_ratio) / math.log(1 - WEIGHT_RATE)))
+
+
+def _rounds(
+    model: nn.Module,
+    graph: Graph,
+    settings: ugs.UgsSettings,
+    training: TrainingSettings,
+    ratios: dict[str, float],
+    common: dict[str, Any],
+) -> Trained:
+    rounds = _rounds_to(ratios["weight_ratio"])
+    edge_rate, weight_rate = (1 - (1 - ratio) ** (1 / rounds) for ratio in ratios.values())
+    rates = {"edge_rate": edge_rate, "weight_rate": weight_rate}
+    settings = dataclasses.replace(settings, **rates, masked=training, fixed=training)
+    return ugs.run(model, graph, rounds=rounds, settings=settings, **common)[-1]
+
+
+def _drop_edge(
+    model: nn.Module, graph: Graph, training: TrainingSettings, rate: float, common: dict[str, Any]
+) -> Trained:
+    initial = copy_state(model)
+    history = baselines.drop_edge(model, graph, training, rate=rate, **common)
+    edge_mask = Mask.ones({EDGES: torch.empty(graph.num_pairs)})
+    weight_mask = Mask.ones(prunable_weights(model))
+    provenance = {
+        "method": "dropedge",
+        "edge_ratio": 0.0,
+        "weight_ratio": 0.0,
+        "rate": rate,
+        "seed": common["seed"],
+        "epoch_drawn": 0,
+        "fired": False,
+    }
+    ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
+    whole = Phase(training.epochs, graph.num_pairs, weight_mask.size)
+    return Trained(ticket, history, Edges.from_pairs(graph.pairs, graph.num_nodes), (whole,))
