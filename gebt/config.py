@@ -127,6 +127,8 @@ class RunOptions:
         When masks are drawn for good: when the "detector" fires, or at the best "validation" accuracy of all epochs.
     soft_labels
         Keep in the ticket what the searched network says of every node.
+    spread
+        Share of what the neighbours say in the soft labels, 0 to below 1.
     distill
         Weight of the loss to the ticket's soft labels, where it has some, in its training.
     compaction
@@ -178,6 +180,7 @@ class RunOptions:
     unit_score: UnitScore | None = None
     draw: Draw | None = None
     soft_labels: bool | None = None
+    spread: float | None = None
     distill: float | None = None
     compaction: bool = True
     backend: str = DEFAULT

@@ -116,6 +116,11 @@ class NodeTask:
         said = self.soft.log_probabilities
         return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
+    def val_accuracy(self, opinions: Tensor) -> float:
+        """Share of the validation nodes that opinions [N, C] put in their class."""
+        nodes, labels = self._val
+        return float((opinions[nodes].argmax(1) == labels).float().mean())
+
     def measures(self, model: nn.Module) -> Tensor:
         """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device."""
         model.eval()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gebt.config import RunOptions
 from gebt.experiment import find_ticket, groups
 from gebt.graph import Agreement, Graph
+from gebt.graph.spreading import spread
 from gebt.models import GCN
 from gebt.prune import select
 from gebt.prune.ties import TieOrder
@@ -145,3 +146,18 @@ def test_presets_teach(sparse: Graph, preset: Any) -> None:
     assert groups(options) == [[0], [1], [2]]
     quick = dataclasses.replace(options, max_epochs=4, hidden=8)
     assert find_ticket(quick, sparse, model_of(sparse), 0).soft_labels is not None
+
+
+def test_soft_labels_are_spread_only_where_that_serves_the_validation_nodes(sparse: Graph) -> None:
+    work = search._Search(model_of(sparse), sparse, (0.4, 0.5, None), dataclasses.replace(TAUGHT, spread=0.8), 5)
+    own = logits_of(work.model, sparse).softmax(1)
+    spread_out = spread(own, work.task.edges, 0.8)
+    said = {accuracy: iter((accuracy, 0.5)) for accuracy in (0.4, 0.5)}
+    for accuracy, expected in ((0.4, own), (0.5, spread_out)):
+        work.task.val_accuracy = lambda opinions, told=said[accuracy]: next(told)  # type: ignore[method-assign]
+        torch.testing.assert_close(work.soft_labels().exp(), expected)
+    nodes = sparse.val_mask.nonzero().squeeze(1)
+    hits = (own[nodes].argmax(1) == sparse.labels[nodes]).float().mean()
+    assert NodeTask(sparse).val_accuracy(own) == float(hits)
+    with pytest.raises(ValueError, match=r"spread \(got 1\), expected 0 <= spread < 1"):
+        SearchSettings(spread=1)
