@@ -22,20 +22,29 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt import models as models
     from gebt import recipes as recipes
     from gebt import sparse as sparse
+    from gebt.anymodel import ApplyTicket as ApplyTicket
+    from gebt.anymodel import find_ticket as find_ticket
+    from gebt.anymodel import train_ticket as train_ticket
     from gebt.ticket import Ticket as Ticket
 
 __version__ = "0.1.0"
 
+_NAMES = {
+    "ApplyTicket": "gebt.anymodel",
+    "Ticket": "gebt.ticket",
+    "find_ticket": "gebt.anymodel",
+    "train_ticket": "gebt.anymodel",
+}
 _LATER = ("cost", "data", "graph", "models", "recipes", "sparse")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Ticket":
-        return importlib.import_module("gebt.ticket").Ticket
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     if name in _LATER:
         return importlib.import_module(f"gebt.{name}")
     raise AttributeError(f"module 'gebt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*(name for name in globals() if not name.startswith("_")), *_LATER, "Ticket"])
+    return sorted([*(name for name in globals() if not name.startswith("_")), *_LATER, *_NAMES])

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from gebt.files import write_atomically
-from gebt.graph.canonical import Graph
+from gebt.graph.canonical import Graph, structure_digest
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
 from gebt.prune.scores import prunable_weights
 from gebt.sparse.memory import check_room
@@ -147,6 +147,47 @@ class Ticket:
         else:
             raise ValueError(f"start weights (got {how!r}), expected 'inherit', 'rewind' or 'reinit'")
         self.weight_mask.apply_(dict(model.named_parameters()))
+
+    def apply(self, to: Any) -> Any:
+        """A new object without what the ticket prunes; `to` is left as it is.
+
+        A PyG `Data`: without the pruned edges, edge attributes aligned, self-loops kept. A model: with the ticket's
+        start weights, pruned ones zero (`gebt.hold` keeps them so in any training).
+        Raises `TicketError` when the ticket belongs to another graph or model.
+        """
+        if not isinstance(to, nn.Module):
+            return to.edge_subgraph(self._kept_entries(to))
+        state = to.state_dict()
+        for name, tensor in self.drawn.items():
+            if name not in state or state[name].shape != tensor.shape:
+                got = tuple(state[name].shape) if name in state else "no such tensor"
+                raise TicketError(f"tensor {name!r} of the model (got {got}), expected shape {tuple(tensor.shape)}")
+        pruned = copy.deepcopy(to)
+        self.start(pruned)
+        return pruned
+
+    def _kept_entries(self, data: Any) -> Tensor:
+        """[E] boolean: the entries of the data's edge_index that stay."""
+        edge_index = getattr(data, "edge_index", None)
+        if not isinstance(edge_index, Tensor) or hasattr(data, "node_types"):
+            raise TicketError(
+                f"data (got {type(data).__name__} without a tensor edge_index [2, E] for all edges), expected a "
+                "torch_geometric.data.Data"
+            )
+        low, high = edge_index.amin(0), edge_index.amax(0)
+        keys = low * int(data.num_nodes) + high
+        # In canonical form pairs are in lexicographic order, so a pair's number is the rank of its key.
+        unique, rank = torch.unique(keys[low != high], return_inverse=True)
+        kept = self.edge_mask[EDGES].to(edge_index.device)
+        digest = structure_digest(torch.stack((unique // data.num_nodes, unique % data.num_nodes)), data.num_nodes)
+        if unique.numel() != kept.numel() or digest != self.provenance.get("structure", digest):
+            raise TicketError(
+                f"data (got {unique.numel()} pairs of other nodes or number), expected the {kept.numel()} of graph "
+                f"{self.provenance['graph']!r}"
+            )
+        stays = torch.ones_like(low, dtype=torch.bool)
+        stays[low != high] = kept[rank]
+        return stays
 
     def save(self, path: str | Path) -> Path:
         """Writes the ticket (safetensors, masks as bits, kept weights only); never leaves half a file."""
@@ -296,7 +337,7 @@ def make_ticket(
     weights = prunable_weights(model)
     if unknown := sorted(weight_mask.keys() - weights.keys()):
         raise ValueError(f"weight mask (got tensors {unknown}), expected only {sorted(weights)}")
-    origin = {"graph": graph.name, "fingerprint": graph.fingerprint, **provenance}
+    origin = {"graph": graph.name, "fingerprint": graph.fingerprint, "structure": graph.structure, **provenance}
     _check_provenance(origin)
     seeded = _seeded(model, initial)
     start = seeded if seeded is not None else _masked(initial, weight_mask)

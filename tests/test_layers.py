@@ -16,7 +16,7 @@ LEVELS = (
     ("__main__",),
     ("cli", "report"),
     ("bench", "comparison"),
-    ("experiment", "rivals"),
+    ("experiment", "rivals", "anymodel"),
     ("config", "record"),
     ("recipes",),
     ("train", "models", "data"),

@@ -68,6 +68,11 @@ class Graph:
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def structure(self) -> str:
+        """`structure_digest` of its pairs."""
+        return structure_digest(self.pairs, self.num_nodes)
+
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device."""
         moved = {
@@ -75,6 +80,13 @@ class Graph:
             for name in ("pairs", "features", "labels", "train_mask", "val_mask", "test_mask")
         }
         return replace(self, **moved)
+
+
+def structure_digest(pairs: Tensor, num_nodes: int) -> str:
+    """sha256 of the number of nodes and of canonical pairs [2, P]: what a mask is over, whatever the features."""
+    digest = hashlib.sha256(f"{num_nodes}".encode())
+    digest.update(pairs.long().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def canonical_graph(

@@ -42,10 +42,11 @@ class NeighbourhoodShare:
 class Agreement:
     """s_p = share_p (1 + c_p) / 4 - k_p for a pair p = (u, v), from what a network says of its two nodes.
 
-    c_p is the cosine of the centred logits of u and v; k_p the better of the places (0, 1, ...) that p takes among the
-    pairs of u, and among those of v, ranked by c, ties by `order`; share_p = 1 / min(d_u, d_v). So every node keeps
-    its best neighbours first, and within a place those pairs stay that are the larger part of a neighbourhood and agree
-    more. Source: docs/method.md; ranking within neighbourhoods as in local degree sparsifiers (Hamann et al. 2016).
+    c_p is the cosine of the centred opinions (probabilities) of u and v; k_p the better of the places (0, 1, ...) that
+    p takes among the pairs of u, and among those of v, ranked by c, ties by `order`; share_p = 1 / min(d_u, d_v). So
+    every node keeps its best neighbours first, and within a place those pairs stay that are the larger part of a
+    neighbourhood and agree more. Source: docs/method.md; ranking within neighbourhoods as in local degree sparsifiers
+    (Hamann et al. 2016).
     """
 
     def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
@@ -56,10 +57,10 @@ class Agreement:
         # From the last in the order to the first: sorts that keep it settle ties by it.
         self._by_order = ranks(order, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Scores [P] float64 from logits [N, C]."""
+    def __call__(self, opinions: Tensor) -> Tensor:
+        """Scores [P] float64 from opinions [N, C]."""
         u, v = self.pairs
-        towards = F.normalize((logits - logits.mean(0)).double(), dim=1)
+        towards = F.normalize((opinions - opinions.mean(0)).double(), dim=1)
         cosine = (towards[u] * towards[v]).sum(1)
         best = self._by_order[cosine[self._by_order].argsort(descending=True, stable=True)]
         node = self.pairs[:, best].t().flatten()  # both nodes of the best pair, of the second best, ...

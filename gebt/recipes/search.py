@@ -41,6 +41,9 @@ Draw = Literal["detector", "validation"]
 DrawObserver = Callable[[int, Mask, Mask], None]
 
 
+# A probability that has underflowed, before its logarithm.
+LEAST = 1e-30
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "scope": get_args(Scope),
     "edge_score": get_args(EdgeScore),
@@ -56,8 +59,8 @@ class SearchSettings:
 
     `edge_score` "agreement" needs no edge values, so none are trained. `draw` "validation" trains for all `max_epochs`
     and draws from the network of the best validation epoch. `soft_labels`: what that network says of every node goes
-    into the ticket, for its retraining to learn from; `spread` over the graph by that share (`graph.spreading`), unless
-    this lowers their accuracy on the validation nodes.
+    into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread` over the
+    graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes.
     """
 
     max_epochs: int = 100
@@ -270,7 +273,7 @@ class _Search:
         if self.agreement is None:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
-            scores = {EDGES: self.agreement(self.logits())}
+            scores = {EDGES: self.agreement(self.opinions())}
             edge_mask = select(scores, ratio=self.ratios["edge_ratio"], order=self.edge_order, allow_empty=True)
         if self.structured:
             return self.draw_units(), edge_mask
@@ -284,12 +287,11 @@ class _Search:
         with torch.no_grad():
             return self.task.logits(self.model)
 
-    def soft_labels(self) -> Tensor:
-        """Log-probabilities [N, C] for the ticket: the model's own, or spread if that serves the validation nodes."""
+    def opinions(self) -> Tensor:
+        """Probabilities [N, C]: the model's own, or those spread over the graph if that serves the validation nodes."""
         own = self.logits().softmax(1)
         spread_out = spread(own, self.task.edges, self.settings.spread)
-        better = self.task.val_accuracy(spread_out) >= self.task.val_accuracy(own)
-        return (spread_out if better else own).clamp(min=torch.finfo(own.dtype).tiny).log()
+        return spread_out if self.task.val_accuracy(spread_out) >= self.task.val_accuracy(own) else own
 
     def draw_units(self) -> Mask:
         """The mask over the model's units at present."""
@@ -315,7 +317,7 @@ class _Search:
         if self.structured:
             weight_mask = entry_mask(self.groups, weight_mask, self.model)
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
-        soft_labels = self.soft_labels() if self.settings.soft_labels else None
+        soft_labels = self.opinions().clamp(min=LEAST).log() if self.settings.soft_labels else None
         provenance = self._provenance(history)
         return make_ticket(self.model, self.graph, edge_mask, weight_mask, self.initial, provenance, soft_labels)
 
