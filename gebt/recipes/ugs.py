@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 from torch.func import functional_call
 
 from gebt.graph.canonical import Graph
+from gebt.graph.directed import DirectedEdges
 from gebt.graph.edges import Edges
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
@@ -31,7 +32,8 @@ class UgsSettings:
     """One round: shares pruned of what is left, L1 of both masks, epochs with masks and without; Cora's of the release.
 
     Adam's weight decay acts on weights and masks alike, as in the release. `separation`: weight of WD-GLT's term
-    (`train.wasserstein.Separation`), from `points` nodes a side; `at_most_one`: masks stay in [0, 1].
+    (`train.wasserstein.Separation`), from `points` nodes a side; `at_most_one`: masks stay in [0, 1]. `directed`: the
+    two directions of an edge have masks of their own, as released (for a GCN; `graph.directed`).
     """
 
     edge_rate: float = 0.05
@@ -42,6 +44,7 @@ class UgsSettings:
     separation: float = 0.0
     points: int = 128
     at_most_one: bool = False
+    directed: bool = False
     masked: TrainingSettings = field(default_factory=lambda: TrainingSettings(200, 8e-3, 8e-5))
     fixed: TrainingSettings = field(default_factory=lambda: TrainingSettings(200, 8e-3, 8e-5))
 
@@ -87,8 +90,9 @@ def run(
     weight_l1 sum|m_w|; in the best validation epoch the floor(rate n) lowest |m| of the n left go, pairs and weights
     apart, ties by a random order of `seed`; W returns to its initial values and trains with hard masks. Pruned edges
     do not exist from then on, so rounds get cheaper. `on_round` returning True ends early. `model` ends as the last
-    round's. Departures from the release: pairs instead of directed entries, masks of pairs at least 0, exact counts,
-    normalisation of the kept graph (docs/method.md).
+    round's. Departures from the release: pairs instead of directed entries (unless `directed`), masks of edges at least
+    0, exact counts, normalisation of the kept graph (docs/method.md). With `directed` the ticket's edge mask has the
+    pairs of which either direction is left, and "directed_sparsity" says how many of the 2P directions are gone.
     """
     settings = settings or UgsSettings()
     if rounds < 1:
@@ -117,22 +121,24 @@ class _Work:
         self.generator = torch.Generator().manual_seed(seed)
         self.order = TieOrder.drawn(self.generator)
         self.initial, self.weights = copy_state(model), prunable_weights(model)
-        self.pairs = torch.ones(graph.num_pairs, dtype=torch.bool)
+        pairs = graph.pairs
+        self.ends = torch.cat((pairs, pairs.flip(0)), 1) if settings.directed else pairs
+        self.left = torch.ones(self.ends.shape[1], dtype=torch.bool)
         self.kept = Mask.ones(self.weights)
         self.phases: list[Phase] = []
 
     def round(self, number: int) -> Trained:
         """Searches once, prunes, rewinds and trains."""
         self._note(self.settings.masked, gated=True)
-        pair_values, weight_values = self._trained_masks()
-        self.pairs = self._pruned(pair_values, self.pairs, self.settings.edge_rate)
+        edge_values, weight_values = self._trained_masks()
+        self.left = self._pruned(edge_values, self.left, self.settings.edge_rate)
         flat = self._pruned(weight_values, self.kept.flat(), self.settings.weight_rate)
         sizes = [weight.numel() for weight in self.weights.values()]
         parts = zip(self.weights.items(), flat.split(sizes), strict=True)
         self.kept = Mask({name: part.view(weight.shape) for (name, weight), part in parts})
         self.model.load_state_dict(self.initial)
         self._note(self.settings.fixed)
-        edges = Edges.from_pairs(self.graph.pairs[:, self.pairs], self.graph.num_nodes)
+        edges = self._edges()
         optimizer = self._adam(self.model, self.settings.fixed)
         handle = hold(self.model, self.kept, optimizer)
         try:
@@ -140,31 +146,45 @@ class _Work:
             history = fit(self.model, task, [optimizer], epochs, seed=self.seed, on_epoch=self.on_epoch)
         finally:
             handle.remove()
+        pairs = self.left.view(-1, self.graph.num_pairs).any(0)
         provenance = {
             "method": "wd-glt" if self.settings.separation else "ugs",
             "round": number,
-            "edge_ratio": 1 - float(self.pairs.float().mean()),
+            "edge_ratio": 1 - float(pairs.float().mean()),
             "weight_ratio": self.kept.sparsity,
             "seed": self.seed,
             "epoch_drawn": history.best_epoch,
             "epochs": number * (self.settings.masked.epochs + self.settings.fixed.epochs),
             "fired": False,
         }
-        edge_mask = Mask({EDGES: self.pairs.clone()})
+        if self.settings.directed:
+            provenance["directed_sparsity"] = 1 - float(self.left.float().mean())
+        edge_mask = Mask({EDGES: pairs})
         ticket = make_ticket(self.model, self.graph, edge_mask, self.kept, self.initial, provenance)
         return Trained(ticket, history, edges, tuple(self.phases))
 
     def _note(self, training: TrainingSettings, gated: bool = False) -> None:
-        self.phases.append(Phase(training.epochs, int(self.pairs.sum()), self.kept.kept, gated))
+        directions = self.left.numel() // self.graph.num_pairs
+        self.phases.append(Phase(training.epochs, int(self.left.sum()) // directions, self.kept.kept, gated))
+
+    def _edges(self) -> Edges:
+        """The edges that are left."""
+        ends, nodes = self.ends[:, self.left], self.graph.num_nodes
+        # All that a GCN asks of edges.
+        return (
+            cast(Edges, DirectedEdges.from_entries(ends, nodes))
+            if self.settings.directed
+            else Edges.from_pairs(ends, nodes)
+        )
 
     def _trained_masks(self) -> tuple[Tensor, Tensor]:
-        """|m| of all pairs and of all weights at the best validation epoch; 0 where pruned before."""
+        """|m| of all edges and of all weights at the best validation epoch; 0 where pruned before."""
         settings = self.settings
         self.model.load_state_dict(self.initial)
-        gates = self._noisy(torch.ones(int(self.pairs.sum()))).requires_grad_()
+        gates = self._noisy(torch.ones(int(self.left.sum()))).requires_grad_()
         masks = {name: self._noisy(kept.float()) for name, kept in self.kept.items()}
         masked = _Masked(self.model, masks)
-        edges = Edges.from_pairs(self.graph.pairs[:, self.pairs], self.graph.num_nodes)
+        edges = self._edges()
         optimizer = self._adam(masked, settings.masked, gates)
         more = Separation(settings.separation, settings.points, self.seed) if settings.separation else None
 
@@ -195,8 +215,8 @@ class _Work:
             )
         finally:
             handle.remove()
-        whole = torch.zeros(self.pairs.numel())
-        whole[self.pairs] = cast(Tensor, history.best_gates)
+        whole = torch.zeros(self.left.numel())
+        whole[self.left] = cast(Tensor, history.best_gates)
         # `fit` leaves the network, masks included, in the state of the best validation epoch.
         return whole, torch.cat([mask.detach().abs().flatten() for mask in masked.masks])
 

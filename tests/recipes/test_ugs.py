@@ -126,3 +126,18 @@ def test_wd_glt_keeps_masks_between_zero_and_one_and_its_term_moves_them(sparse:
         assert 0 <= float(values.min()) <= float(values.max()) <= 1
     assert not torch.equal(found[0][0], found[1][0])
     assert ugs.run(model_of(sparse), sparse, rounds=1, settings=pulled)[0].ticket.provenance["method"] == "wd-glt"
+
+
+def test_directed_masks_prune_directions_one_by_one(sparse: Graph) -> None:
+    settings = dataclasses.replace(SETTINGS, directed=True, edge_rate=0.3)
+    found = ugs.run(model_of(sparse), sparse, rounds=2, settings=settings, seed=3)[-1]
+    directions = 2 * sparse.num_pairs
+    for _ in range(2):
+        directions -= int(0.3 * directions)
+    assert found.edges.num_pairs == directions
+    assert found.ticket.provenance["directed_sparsity"] == pytest.approx(1 - directions / (2 * sparse.num_pairs))
+    ends = found.edges.ends
+    seen = {tuple(pair) for pair in torch.stack((ends.amin(0), ends.amax(0))).t().tolist()}
+    kept = sparse.pairs[:, found.ticket.edge_mask[EDGES]]
+    assert {tuple(pair) for pair in kept.t().tolist()} == seen
+    assert len(seen) > directions / 2  # some pairs are one-way by now
