@@ -30,12 +30,12 @@ Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge"]
 Method = Literal["gebt", "random", "dense"] | Rival
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
-# the data set), epochs of retraining, and the retraining's learning rate as a multiple of the dense one.
-_AROUND: dict[str, tuple[int | None, int, float]] = {
-    "paper": (100, 100, 1.0),
-    "default": (None, 100, 4.0),
-    "fast": (None, 100, 4.0),
-    "best": (None, 100, 4.0),
+# the data set), epochs of retraining, and the learning rates of search and retraining as multiples of the dense one.
+_AROUND: dict[str, tuple[int | None, int, float, float]] = {
+    "paper": (100, 100, 1.0, 1.0),
+    "default": (None, 100, 1.0, 4.0),
+    "fast": (None, 60, 2.0, 6.0),
+    "best": (None, 100, 1.0, 4.0),
 }
 
 
@@ -95,7 +95,9 @@ class RunOptions:
     epochs
         Epochs of the dense training.
     learning_rate
-        Learning rate of dense training and search.
+        Learning rate of dense training.
+    search_learning_rate
+        Learning rate of the search.
     weight_decay
         Weight decay on the first layer, everywhere.
     retrain_epochs
@@ -163,6 +165,7 @@ class RunOptions:
     input_dropout: float | None = None
     epochs: int | None = None
     learning_rate: float | None = None
+    search_learning_rate: float | None = None
     weight_decay: float | None = None
     retrain_epochs: int | None = None
     retrain_learning_rate: float | None = None
@@ -192,7 +195,7 @@ class RunOptions:
         recorded = dataset_info(self.dataset).training
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
-        epochs, retrain_epochs, factor = _AROUND[self.preset]
+        epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
             "hidden": recorded.hidden,
@@ -203,7 +206,8 @@ class RunOptions:
             "learning_rate": learning_rate,
             "weight_decay": recorded.weight_decay,
             "retrain_epochs": retrain_epochs,
-            "retrain_learning_rate": learning_rate * factor,
+            "search_learning_rate": learning_rate * search_factor,
+            "retrain_learning_rate": learning_rate * retrain_factor,
             "distill": RetrainSettings().distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
         }
@@ -223,8 +227,8 @@ class RunOptions:
 
     def search(self) -> SearchSettings:
         """Settings of the search (of resolved options)."""
-        chosen = {name: getattr(self, name) for name in (*_SEARCH_FIELDS, "learning_rate", "weight_decay")}
-        return SearchSettings(**chosen)
+        chosen = {name: getattr(self, name) for name in (*_SEARCH_FIELDS, "weight_decay")}
+        return SearchSettings(learning_rate=self.search_learning_rate, **chosen)  # type: ignore[arg-type]
 
     def retraining(self) -> RetrainSettings:
         """Settings of the retraining (of resolved options)."""

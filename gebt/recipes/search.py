@@ -109,7 +109,9 @@ PRESETS = {
     # What accuracy can be had: the search's own network, trained to its best, ranks the edges and teaches the ticket.
     "best": SearchSettings(max_epochs=200, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8),
     # The same with a search and a retraining that together take about as long as dense training.
-    "fast": SearchSettings(max_epochs=60, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8),
+    "fast": SearchSettings(
+        max_epochs=100, learning_rate=0.02, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8
+    ),
 }
 
 
