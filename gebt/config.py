@@ -11,18 +11,18 @@ from typing import Any, Literal, get_args
 import torch
 
 from gebt.data.manifest import dataset_info
-from gebt.graph.scores import EdgeScore
+from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.models import kinds
 from gebt.models.kinds import ModelName
 from gebt.models.resgcn import Aggregation
 from gebt.prune.detector import Criterion, Normalisation
 from gebt.prune.selection import Scope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
-from gebt.recipes.search import Draw, SearchSettings, search_preset
 from gebt.sparse.backends import AUTO, DEFAULT, find
 from gebt.sparse.structure import UnitScore, WeightStructure
 from gebt.ticket import StartWeights
 from gebt.train.loop import TrainingSettings
+from gebt.train.search_settings import Draw, SearchSettings, search_preset
 
 Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
@@ -111,8 +111,11 @@ class RunOptions:
     edge_l1
         Weight of the L1 penalty on the edge values.
     edge_score
-        What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, or the "agreement" of
-        what the network says of their nodes.
+        What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, the "agreement" of
+        what the network says of their nodes, or agreement and values "mixed".
+    edge_values
+        What the kept edges of a ticket count: 1 each ("unit"), their "trained" values, or what makes up for the pruned
+        ones in the "degree".
     scope
         Weights are ranked "global", all layers together, or each "tensor" alone.
     normalisation
@@ -131,6 +134,8 @@ class RunOptions:
         Keep in the ticket what the searched network says of every node.
     spread
         Share of what the neighbours say in the soft labels, 0 to below 1.
+    smoothing
+        Share of the running mean over epochs in what the network says, 0 to below 1.
     distill
         Weight of the loss to the ticket's soft labels, where it has some, in its training.
     compaction
@@ -173,6 +178,7 @@ class RunOptions:
     edge_learning_rate: float | None = None
     edge_l1: float | None = None
     edge_score: EdgeScore | None = None
+    edge_values: EdgeValues | None = None
     scope: Scope | None = None
     normalisation: Normalisation | None = None
     criterion: Criterion | None = None
@@ -184,6 +190,7 @@ class RunOptions:
     draw: Draw | None = None
     soft_labels: bool | None = None
     spread: float | None = None
+    smoothing: float | None = None
     distill: float | None = None
     compaction: bool = True
     backend: str = DEFAULT

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gebt.files import write_atomically
 from gebt.graph.canonical import Graph, structure_digest
+from gebt.graph.edges import Edges
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
 from gebt.prune.scores import prunable_weights
 from gebt.sparse.memory import check_room
@@ -26,6 +27,7 @@ from gebt.sparse.memory import check_room
 FORMAT = 2
 EDGES = "edges"
 SOFT_LABELS = "soft_labels"
+EDGE_VALUES = "edge_values"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 34
 # What every ticket says of itself, and what a reader may rely on.
@@ -64,6 +66,7 @@ class Ticket:
     can draw the latter again from its seed, `initial` is that seed alone, and the file a third smaller.
     `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
     `soft_labels`: log-probabilities [N, C] (float16) that the searched network gave every node, where it is a teacher.
+    `edge_values`: of the kept pairs, in their order, where they do not all count 1.
     """
 
     edge_mask: Mask
@@ -72,6 +75,13 @@ class Ticket:
     initial: dict[str, Tensor] | Seeded
     provenance: dict[str, Any]
     soft_labels: Tensor | None = None
+    edge_values: Tensor | None = None
+
+    def edges(self, graph: Graph) -> Edges:
+        """The kept edges of `graph`: what the ticket is trained and served with."""
+        device = graph.pairs.device
+        values = None if self.edge_values is None else self.edge_values.to(device)
+        return Edges.from_pairs(graph.pairs[:, self.edge_mask[EDGES].to(device)], graph.num_nodes, values)
 
     @property
     def epoch_drawn(self) -> int:
@@ -200,8 +210,8 @@ class Ticket:
                     raise TicketError(f"tensor {name!r} (got NaN or infinity), expected finite numbers to save")
                 kept_values = tensor[self.weight_mask[name]] if name in self.weight_mask else tensor
                 tensors[f"{group}.{name}"] = kept_values.contiguous()
-        if self.soft_labels is not None:
-            tensors[SOFT_LABELS] = self.soft_labels
+        more = {SOFT_LABELS: self.soft_labels, EDGE_VALUES: self.edge_values}
+        tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
         header = {
             "format": FORMAT,
             "pairs": self.edge_mask[EDGES].numel(),
@@ -272,10 +282,14 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     soft_labels = tensors.get(SOFT_LABELS)
     if soft_labels is not None and (soft_labels.dim() != 2 or not bool(torch.isfinite(soft_labels).all())):
         raise ValueError(f"soft labels (got shape {tuple(soft_labels.shape)} or NaN), expected finite numbers [N, C]")
-    if extra := sorted(tensors.keys() - expected - {SOFT_LABELS}):
+    values = tensors.get(EDGE_VALUES)
+    if values is not None and (values.shape != (edge_mask.kept,) or not bool(torch.isfinite(values).all())):
+        got = f"shape {tuple(values.shape)} or NaN"
+        raise ValueError(f"edge values (got {got}), expected ({edge_mask.kept},) finite numbers as the mask keeps")
+    if extra := sorted(tensors.keys() - expected - {SOFT_LABELS, EDGE_VALUES}):
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     _check_provenance(header["provenance"])
-    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"], soft_labels)
+    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"], soft_labels, values)
 
 
 def _deflated(kept: Tensor) -> Tensor:
@@ -328,10 +342,12 @@ def make_ticket(
     initial: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
     soft_labels: Tensor | None = None,
+    edge_values: Tensor | None = None,
 ) -> Ticket:
     """A ticket of the model as it stands now, masks applied to both its start states.
 
-    `initial`: the model's state before the search; `soft_labels`: logits [N, C] to learn from.
+    `initial`: the model's state before the search; `soft_labels`: logits [N, C] to learn from; `edge_values` [P]: what
+    the pairs count, where they do not all count 1.
     Raises `ValueError` when a mask does not cover the model's weights.
     """
     weights = prunable_weights(model)
@@ -343,7 +359,8 @@ def make_ticket(
     start = seeded if seeded is not None else _masked(initial, weight_mask)
     # Half precision: the numbers are a teacher's opinions, and the ticket's largest tensor.
     said = None if soft_labels is None else soft_labels.detach().log_softmax(1).clamp(min=-1e4).half()
-    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin, said)
+    values = None if edge_values is None else edge_values.detach()[edge_mask[EDGES]].clone()
+    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin, said, values)
 
 
 def _masked(state: Mapping[str, Tensor], weight_mask: Mask) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from gebt.config import RunOptions
 from gebt.data.manifest import dataset_info
 from gebt.experiment import macs_for
 from gebt.recipes.retrain import RetrainSettings
-from gebt.recipes.search import PRESETS, SearchSettings
+from gebt.train.search_settings import PRESETS, SearchSettings
 
 
 def test_open_options_come_from_the_data_set_and_the_preset():

@@ -19,7 +19,7 @@ from gebt.models.kinds import Network as Model
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.recipes import baselines, retrain
-from gebt.ticket import EDGES, Ticket
+from gebt.ticket import Ticket
 from gebt.train.loop import NodeTask, TrainingSettings, adam
 
 ARMS = ("dense", "masked", "compacted", "pyg")
@@ -90,8 +90,7 @@ class Workbench:
     @cached_property
     def kept(self) -> Edges:
         """The ticket's edges."""
-        kept = self.ticket.edge_mask[EDGES].to(self.graph.pairs.device)
-        return Edges.from_pairs(self.graph.pairs[:, kept], self.graph.num_nodes)
+        return self.ticket.edges(self.graph)
 
     def network(self, arm: str, *, training: bool = True, model: Model | None = None) -> Network:
         """The network of an arm; `training`: compacted for steps, else for inference. `model`: with these weights.

@@ -22,16 +22,18 @@ class Edges:
     `pairs` [2, P]; `pattern` N x N, its own transpose; `source` [2P + N]: for each entry the pair it belongs to,
     or P + u for the self-loop of node u; `places` [2P + N]: the reverse, where the two entries of each pair stand, pair
     by pair, then each self-loop. One value a pair moves both directions, so no ticket is directed
-    by accident, and a self-loop has no value, so none can be pruned.
+    by accident, and a self-loop has no value, so none can be pruned. `fixed` [P]: values of the pairs that count where
+    no others are given (a ticket that keeps its edge values); None: every pair counts 1.
     """
 
     pairs: Tensor
     pattern: Pattern
     source: Tensor
     places: Tensor
+    fixed: Tensor | None = None
 
     @staticmethod
-    def from_pairs(pairs: Tensor, num_nodes: int) -> Edges:
+    def from_pairs(pairs: Tensor, num_nodes: int, fixed: Tensor | None = None) -> Edges:
         """Builds the pattern of `pairs` [2, P] (each undirected pair once, no self-loops).
 
         Linear in P but for one sort of the larger ends. Raises `ValueError` for a pair given twice, a self-loop or a
@@ -61,7 +63,7 @@ class Edges:
         own = torch.stack((upper, lower), 1)
         own = torch.empty_like(own).index_copy_(0, ids.long(), own)
         pattern = Pattern(crow, col, (num_nodes, num_nodes)).mirrored()
-        return Edges(pairs, pattern, source, torch.cat((own.flatten(), loops)))
+        return Edges(pairs, pattern, source, torch.cat((own.flatten(), loops)), fixed)
 
     @property
     def num_nodes(self) -> int:
@@ -75,22 +77,25 @@ class Edges:
 
     @cached_property
     def unit_weights(self) -> Tensor:
-        """`normalised` of a value of 1 for every pair, computed once."""
+        """`normalised` of the fixed values, or of 1 for every pair, computed once."""
         # Kept for good, so also under inference mode it must be a tensor that training can read.
         with torch.inference_mode(False):
-            return self.normalised(torch.ones(self.num_pairs, device=self.pairs.device))
+            return self.normalised(self._values())
 
     @cached_property
     def unit_entries(self) -> Tensor:
-        """`spread` of a value of 1 for every pair, computed once."""
+        """`spread` of the fixed values, or of 1 for every pair, computed once."""
         with torch.inference_mode(False):
-            return self.spread(torch.ones(self.num_pairs, device=self.pairs.device))
+            return self.spread(self._values())
 
     @cached_property
     def unit_degrees(self) -> Tensor:
-        """Number of neighbours of every node, [N] in the default floating type, computed once."""
+        """Number of neighbours of every node, or what their fixed values sum to, [N], computed once."""
         with torch.inference_mode(False):
-            return self.incident_sum(torch.ones(self.num_pairs, device=self.pairs.device))
+            return self.incident_sum(self._values())
+
+    def _values(self) -> Tensor:
+        return self.fixed if self.fixed is not None else torch.ones(self.num_pairs, device=self.pairs.device)
 
     def spread(self, values: Tensor, loop: float = 0.0) -> Tensor:
         """The values a [P] of the pairs at both of their entries, and `loop` at every self-loop: [2P + N]."""

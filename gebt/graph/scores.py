@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from gebt.prune.ties import Order, ranks
 
-EdgeScore = Literal["magnitude", "share", "agreement"]
+EdgeScore = Literal["magnitude", "share", "agreement", "mixed"]
+# What the kept edges of a ticket count: 1, their trained values, or as much more as makes up for those that went.
+EdgeValues = Literal["unit", "trained", "degree"]
 
 # Exact, and further apart than the shares and trained values of two pairs ever are.
 FIRST_CHOICE = 2.0**64
@@ -57,8 +59,11 @@ class Agreement:
         # From the last in the order to the first: sorts that keep it settle ties by it.
         self._by_order = ranks(order, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
 
-    def __call__(self, opinions: Tensor) -> Tensor:
-        """Scores [P] float64 from opinions [N, C]."""
+    def __call__(self, opinions: Tensor, values: Tensor | None = None) -> Tensor:
+        """Scores [P] float64 from opinions [N, C].
+
+        With trained `values` a [P] ("mixed") share_p is multiplied by the rank of |a_p| among all, scaled to (0, 1].
+        """
         u, v = self.pairs
         towards = F.normalize((opinions - opinions.mean(0)).double(), dim=1)
         cosine = (towards[u] * towards[v]).sum(1)
@@ -69,7 +74,25 @@ class Agreement:
         place[grouped] = torch.arange(grouped.numel(), device=grouped.device) - self._starts[node[grouped]]
         places = torch.empty_like(best)
         places[best] = place.view(-1, 2).amin(1)
-        return self._share * (1 + cosine) / 4 - places
+        worth = self._share * (1 + cosine) / 4
+        if values is not None:
+            ascending = values.detach().abs()[self._by_order.flip(0)].argsort(stable=True)
+            rank = torch.empty_like(worth)
+            rank[self._by_order.flip(0)[ascending]] = torch.arange(1, rank.numel() + 1, device=rank.device).to(rank)
+            worth = worth * rank / rank.numel()
+        return worth - places
+
+
+def degree_correction(pairs: Tensor, kept: Tensor, num_nodes: int) -> Tensor:
+    """a_uv = sqrt(d_u d_v / (k_u k_v)) [P], d the degrees of all pairs and k those of the kept.
+
+    Against a self-loop of 1 the kept neighbours of u then count about as much as all of them did.
+    """
+    before, after = (
+        torch.bincount(own.flatten(), minlength=num_nodes).clamp(min=1).float() for own in (pairs, pairs[:, kept])
+    )
+    factor = (before / after).sqrt()
+    return factor[pairs[0]] * factor[pairs[1]]
 
 
 def _first_choices(score: Tensor, order: Order, pairs: Tensor, num_nodes: int) -> Tensor:

@@ -183,4 +183,5 @@ class GATConv(nn.Module):
     @staticmethod
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor | None:
         """Soft values of the entries, 1 at the loops; attention has no use for negative ones, which count 0."""
-        return None if gates is None else edges.spread(gates.clamp(min=0), loop=1.0)
+        values = edges.fixed if gates is None else gates
+        return None if values is None else edges.spread(values.clamp(min=0), loop=1.0)

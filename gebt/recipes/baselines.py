@@ -117,7 +117,7 @@ def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
     edge_ratio = float(ticket.provenance["edge_ratio"])
     edge_mask = _random_edges(graph, edge_ratio, torch.Generator().manual_seed(seed))
     provenance = {**ticket.provenance, "method": "random_edges"}
-    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance)
+    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance, edge_values=None)
 
 
 def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:

@@ -81,8 +81,7 @@ def run(
     settings = settings or RetrainSettings()
     ticket.check(model, graph)
     ticket.start(model, settings.start, seed + REINIT_SEED)
-    pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
-    edges = Edges.from_pairs(pairs, graph.num_nodes)
+    edges = ticket.edges(graph)
     soft, small = _soft_labels(ticket, model, settings), None
     if not (settings.compaction and isinstance(model, Network)):
         history = _train(model, ticket.weight_mask, NodeTask(graph, edges, soft=soft), settings, seed, on_epoch)
@@ -111,6 +110,8 @@ def run_many(
     settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
     if settings.distill and any(ticket.soft_labels is not None for ticket in tickets):
         raise ValueError(f"distill (got {settings.distill}), expected 0 to train together; train them one by one")
+    if any(ticket.edge_values is not None for ticket in tickets):
+        raise ValueError("edge values of a ticket (got some), expected none to train together; train them one by one")
     given = list(zip(tickets, models, graphs, seeds, strict=True))
     for ticket, model, graph, seed in given:
         ticket.check(model, graph)

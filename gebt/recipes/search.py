@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
-from gebt.graph.scores import Agreement, EdgeScore, NeighbourhoodShare
+from gebt.graph.scores import Agreement, NeighbourhoodShare, degree_correction
 from gebt.graph.spreading import spread
 from gebt.models.gnn import GCN
-from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import two_of_four
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import Scope, check_no_layer_empty, select
+from gebt.prune.selection import check_no_layer_empty, select
 from gebt.prune.ties import TieOrder
 from gebt.sparse.structure import (
     OF_ENTRIES,
-    UnitScore,
-    WeightStructure,
     entry_mask,
     features_share,
     groups_of,
@@ -33,93 +29,14 @@ from gebt.sparse.structure import (
     unit_scores,
 )
 from gebt.ticket import EDGES, Ticket, make_ticket
-from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.loop import History, NodeTask, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.search_settings import SearchSettings as SearchSettings
+from gebt.train.search_settings import search_preset as search_preset
 
-# When the masks are drawn for good: in the epoch the detector fires, or in that of the best validation accuracy.
-Draw = Literal["detector", "validation"]
 DrawObserver = Callable[[int, Mask, Mask], None]
-
-
 # A probability that has underflowed, before its logarithm.
 LEAST = 1e-30
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "scope": get_args(Scope),
-    "edge_score": get_args(EdgeScore),
-    "weight_structure": get_args(WeightStructure),
-    "unit_score": get_args(UnitScore),
-    "draw": get_args(Draw),
-}
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How a ticket is searched for; the values of the presets and why are in docs/method.md.
-
-    `edge_score` "agreement" needs no edge values, so none are trained. `draw` "validation" trains for all `max_epochs`
-    and draws from the network of the best validation epoch. `soft_labels`: what that network says of every node goes
-    into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread` over the
-    graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes.
-    """
-
-    max_epochs: int = 100
-    learning_rate: float = 0.01
-    weight_decay: float = 5e-4
-    edge_learning_rate: float = 1e-3
-    edge_l1: float = 0.0
-    edge_score: EdgeScore = "share"
-    scope: Scope = "global"
-    normalisation: Normalisation = "swap"
-    criterion: Criterion = "sum"
-    threshold: float = 0.03
-    window: int = 3
-    warmup: int = 0
-    weight_structure: WeightStructure = "entry"
-    unit_score: UnitScore = "magnitude"
-    draw: Draw = "detector"
-    soft_labels: bool = False
-    spread: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name.replace('_', ' ')} (got {getattr(self, name)!r}), expected one of {allowed}")
-        if not (self.edge_learning_rate > 0 and self.edge_l1 >= 0):
-            got = (self.edge_learning_rate, self.edge_l1)
-            raise ValueError(f"edge learning rate, edge L1 (got {got}), expected > 0 and >= 0")
-        if not 0 <= self.spread < 1:
-            raise ValueError(f"spread (got {self.spread}), expected 0 <= spread < 1")
-        self.training()
-        self.detector()
-
-    def training(self) -> TrainingSettings:
-        """The settings of the weights' optimizer."""
-        return TrainingSettings(self.max_epochs, self.learning_rate, self.weight_decay)
-
-    def detector(self) -> EarlyBird:
-        """A fresh detector."""
-        return EarlyBird(self.threshold, self.window, self.normalisation, self.criterion, self.warmup)
-
-
-PRESETS = {
-    # GEBT (AAAI 2022), Algorithm 2 and its settings to the letter; the paper names L_reg but no coefficient.
-    "paper": SearchSettings(edge_l1=1e-4, edge_score="magnitude", normalisation="entry", threshold=0.1),
-    "default": SearchSettings(),
-    # What accuracy can be had: the search's own network, trained to its best, ranks the edges and teaches the ticket.
-    "best": SearchSettings(max_epochs=200, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8),
-    # The same with a search and a retraining that together take about as long as dense training.
-    "fast": SearchSettings(
-        max_epochs=100, learning_rate=0.02, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8
-    ),
-}
-
-
-def search_preset(name: str) -> SearchSettings:
-    """The settings of a preset, "paper", "default", "fast" or "best"; raises `ValueError` for another name."""
-    if name not in PRESETS:
-        raise ValueError(f"preset (got {name!r}), expected one of {sorted(PRESETS)}")
-    return PRESETS[name]
 
 
 def joint(
@@ -167,10 +84,10 @@ def joint_many(
     """
     chosen, count = _resolved(settings), len(seeds)
     if not searches_together(chosen):
-        got = (chosen.weight_structure, chosen.edge_score, chosen.draw, chosen.soft_labels)
+        got = (chosen.weight_structure, chosen.edge_score, chosen.edge_values, chosen.draw, chosen.soft_labels)
         raise ValueError(
-            f"weight structure, edge score, draw, soft labels (got {got}), expected 'entry', a score of edge values, "
-            "'detector' and False, to search together"
+            f"weight structure, edge score, edge values, draw, soft labels (got {got}), expected 'entry', 'magnitude' "
+            "or 'share', 'unit', 'detector' and False, to search together"
         )
     graphs, edge_ratios = each("graphs", graphs, count), each("edge ratios", edge_ratio, count)
     given = zip(models, graphs, edge_ratios, each("weight ratios", weight_ratio, count), seeds, strict=True)
@@ -190,7 +107,8 @@ def joint_many(
 
 def searches_together(settings: SearchSettings) -> bool:
     """Whether `joint_many` can search with these settings."""
-    trained = settings.edge_score != "agreement" and settings.draw == "detector" and not settings.soft_labels
+    plain = settings.edge_score in ("magnitude", "share") and settings.edge_values == "unit"
+    trained = plain and settings.draw == "detector" and not settings.soft_labels
     return trained and settings.weight_structure == "entry"
 
 
@@ -257,8 +175,10 @@ class _Search:
             self.ratios["feature_ratio"] = self.feature_ratio
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
-        agreement = settings.edge_score == "agreement"
-        self.train_weights, self.train_edges = train_weights, train_edges and not agreement
+        agreement = settings.edge_score in ("agreement", "mixed")
+        self.train_weights, self.train_edges = train_weights, train_edges and settings.edge_score != "agreement"
+        self.smoothed: Tensor | None = None
+        self.best_smoothed: Tensor | None = None
         self.weights, self.task = prunable_weights(model), NodeTask(graph)
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
@@ -275,7 +195,8 @@ class _Search:
         if self.agreement is None:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
-            scores = {EDGES: self.agreement(self.opinions())}
+            values = self.values if self.settings.edge_score == "mixed" else None
+            scores = {EDGES: self.agreement(self.opinions(), values)}
             edge_mask = select(scores, ratio=self.ratios["edge_ratio"], order=self.edge_order, allow_empty=True)
         if self.structured:
             return self.draw_units(), edge_mask
@@ -291,7 +212,7 @@ class _Search:
 
     def opinions(self) -> Tensor:
         """Probabilities [N, C]: the model's own, or those spread over the graph if that serves the validation nodes."""
-        own = self.logits().softmax(1)
+        own = self.logits().softmax(1) if self.best_smoothed is None else self.best_smoothed
         spread_out = spread(own, self.task.edges, self.settings.spread)
         return spread_out if self.task.val_accuracy(spread_out) >= self.task.val_accuracy(own) else own
 
@@ -321,13 +242,22 @@ class _Search:
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
         soft_labels = self.opinions().clamp(min=LEAST).log() if self.settings.soft_labels else None
         provenance = self._provenance(history)
-        return make_ticket(self.model, self.graph, edge_mask, weight_mask, self.initial, provenance, soft_labels)
+        given = (self.model, self.graph, edge_mask, weight_mask, self.initial, provenance, soft_labels)
+        return make_ticket(*given, edge_values=self._edge_values(edge_mask[EDGES]))
+
+    def _edge_values(self, kept: Tensor) -> Tensor | None:
+        """What the pairs count in the ticket, [P]; None: 1 each."""
+        if self.settings.edge_values == "degree":
+            return degree_correction(self.graph.pairs, kept, self.graph.num_nodes)
+        return self.values if self.settings.edge_values == "trained" else None
 
     def run(self, on_draw: DrawObserver | None, on_epoch: Callable[[int, History], bool] | None) -> Ticket:
         settings, by_validation = self.settings, self.settings.draw == "validation"
         self.begin()
 
         def after_epoch(epoch: int, history: History) -> bool:
+            if settings.smoothing:
+                self._smooth(history.best_epoch == epoch)
             stop = not by_validation and self.update(epoch, on_draw)
             return (on_epoch is not None and on_epoch(epoch, history)) or stop
 
@@ -355,6 +285,11 @@ class _Search:
             if on_draw is not None:
                 on_draw(history.best_epoch, *self.drawn)
         return self.ticket(history)
+
+    def _smooth(self, best: bool) -> None:
+        now = self.logits().softmax(1)
+        self.smoothed = now if self.smoothed is None else torch.lerp(now, self.smoothed, self.settings.smoothing)
+        self.best_smoothed = self.smoothed if best else self.best_smoothed
 
     def _optimizers(self) -> list[optim.Optimizer]:
         optimizers: list[optim.Optimizer] = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gebt.graph import Agreement, NeighbourhoodShare
+from gebt.graph.scores import degree_correction
 from gebt.prune import select
 from gebt.prune.ties import TieOrder
 
@@ -116,3 +117,24 @@ def test_agreement_settles_ties_by_the_order_not_by_position(order):
 
 def test_agreement_of_a_graph_without_pairs_is_empty():
     assert Agreement(torch.empty(2, 0, dtype=torch.int64), 4, TieOrder(0))(torch.rand(4, 2)).shape == (0,)
+
+
+def test_mixed_scores_rank_trained_values_within_a_place() -> None:
+    """A star: all pairs have the same place and share at the leaves, so opinions alike leave it to the values."""
+    pairs = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4]])
+    opinions = torch.tensor([[0.9, 0.1]]).repeat(5, 1)
+    opinions[0] = torch.tensor([0.1, 0.9])
+    scores = Agreement(pairs, 5, TieOrder(0))(opinions, torch.tensor([0.9, -1.2, 1.0, 1.1]))
+    assert scores.argsort(descending=True).tolist()[0] == 1
+    plain = Agreement(pairs, 5, TieOrder(0))(opinions)
+    torch.testing.assert_close(scores, plain * torch.tensor([1, 4, 2, 3], dtype=torch.float64) / 4)
+
+
+def test_degree_correction_makes_up_for_the_edges_that_went() -> None:
+    pairs = torch.tensor([[0, 0, 0, 1], [1, 2, 3, 2]])
+    kept = torch.tensor([True, False, True, False])
+    found = degree_correction(pairs, kept, 4)
+    # d = 3, 2, 2, 1 and k = 2, 1, 0, 1
+    expected = torch.tensor([(3 / 2 * 2 / 1) ** 0.5, (3 / 2 * 2) ** 0.5, (3 / 2 * 1) ** 0.5, (2 / 1 * 2) ** 0.5])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(degree_correction(pairs, torch.ones(4, dtype=torch.bool), 4), torch.ones(4))

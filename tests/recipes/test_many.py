@@ -100,7 +100,8 @@ def test_observers_are_told_which_network_it_is(sparse64: Graph) -> None:
 def test_what_cannot_be_searched_together_is_refused(sparse: Graph) -> None:
     given: dict[str, Any] = {"edge_ratio": 0.2, "weight_ratio": 0.5, "seeds": SEEDS}
     with pytest.raises(
-        ValueError, match=r"\(got \('unit', 'share', 'detector', False\)\), expected 'entry', .* to search together"
+        ValueError,
+        match=r"\(got \('unit', 'share', 'unit', 'detector', False\)\), expected 'entry', .* together",
     ):
         search.joint_many(models(sparse), sparse, **given, settings=SearchSettings(weight_structure="unit"))
     with pytest.raises(ValueError, match=r"edge ratios \(got 2\), expected one, or 4"):

@@ -13,10 +13,11 @@ from gebt.models.compact import compact
 from gebt.prune import Mask, distance, magnitude, prunable_weights
 from gebt.prune.patterns import is_two_of_four
 from gebt.prune.selection import pruned_count
-from gebt.recipes.search import PRESETS, SearchSettings, graph_only, joint, search_preset, weights_only
+from gebt.recipes.search import SearchSettings, graph_only, joint, search_preset, weights_only
 from gebt.ticket import EDGES, Ticket
 from gebt.train import History
 from gebt.train.loop import copy_state
+from gebt.train.search_settings import PRESETS
 
 MakeModel = Callable[..., GCN]
 RATIOS = {"edge_ratio": 0.37, "weight_ratio": 0.61}

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from gebt.config import RunOptions
 from gebt.experiment import find_ticket, groups
-from gebt.graph import Agreement, Graph
+from gebt.graph import Agreement, Edges, Graph
 from gebt.graph.spreading import spread
 from gebt.models import GCN
+from gebt.models.kinds import build
 from gebt.prune import select
 from gebt.prune.ties import TieOrder
 from gebt.recipes import baselines, retrain, search
@@ -22,7 +23,7 @@ from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import SearchSettings
 from gebt.ticket import EDGES, Ticket, TicketError
 from gebt.train import NodeTask, TrainingSettings
-from gebt.train.loop import SoftLabels, adam, fit
+from gebt.train.loop import History, SoftLabels, adam, fit
 
 RATIOS = {"edge_ratio": 0.4, "weight_ratio": 0.5}
 TAUGHT = SearchSettings(max_epochs=12, edge_score="agreement", draw="validation", soft_labels=True)
@@ -161,3 +162,71 @@ def test_soft_labels_are_spread_only_where_that_serves_the_validation_nodes(spar
     assert NodeTask(sparse).val_accuracy(own) == float(hits)
     with pytest.raises(ValueError, match=r"spread \(got 1\), expected 0 <= spread < 1"):
         SearchSettings(spread=1)
+
+
+def test_kept_edges_count_what_the_ticket_says(sparse: Graph, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"edge_score": "mixed", "edge_values": "trained"}
+    ticket, model = found(sparse, **settings)
+    kept = ticket.edge_mask[EDGES]
+    assert ticket.edge_values is not None
+    assert ticket.edge_values.shape == (ticket.edge_mask.kept,)
+    assert not torch.equal(ticket.edge_values, torch.ones_like(ticket.edge_values))
+    edges = ticket.edges(sparse)
+    gates = torch.zeros(sparse.num_pairs)
+    gates[kept] = ticket.edge_values
+    # On the kept edges alone, or as soft values of the whole graph: the same network.
+    torch.testing.assert_close(NodeTask(sparse, edges).logits(model), NodeTask(sparse).logits(model, gates))
+    loaded = Ticket.load(ticket.save(tmp_path / "ticket.safetensors"))
+    assert torch.equal(loaded.edge_values, ticket.edge_values)
+    few = RetrainSettings(TrainingSettings(epochs=3))
+    trained = retrain.run(loaded, model_of(sparse), sparse, few)
+    assert trained.edges.fixed is not None
+    assert baselines.random_edges(ticket, sparse).edge_values is None
+    degree, _ = found(sparse, edge_values="degree")
+    assert degree.edge_values is not None
+    assert float(degree.edge_values.min()) >= 1
+    with pytest.raises(ValueError, match="edge values of a ticket"):
+        retrain.run_many([degree], [model_of(sparse)], sparse, RetrainSettings(distill=0), seeds=[0])
+    broken = dataclasses.replace(ticket, edge_values=torch.ones(3))
+    with pytest.raises(TicketError, match=r"edge values \(got shape \(3,\)"):
+        Ticket.load(broken.save(tmp_path / "broken.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["gat", "gin", "sage", "resgcn7"])
+def test_fixed_edge_values_are_those_that_gates_would_be_in_every_network(name: Any, sparse: Graph) -> None:
+    model = build(
+        name, sparse.num_features, 8, sparse.num_classes, 7 if name == "resgcn7" else 2, 0.0, 0, heads=2
+    ).eval()
+    values = torch.rand(sparse.num_pairs) + 0.5
+    fixed = Edges.from_pairs(sparse.pairs, sparse.num_nodes, values)
+    torch.testing.assert_close(NodeTask(sparse, fixed).logits(model), NodeTask(sparse).logits(model, values))
+
+
+def test_opinions_are_smoothed_over_the_epochs_up_to_the_best(sparse: Graph) -> None:
+    settings = dataclasses.replace(TAUGHT, smoothing=0.5)
+    ticket, _ = found(sparse, smoothing=0.5)
+    assert ticket.soft_labels is not None
+    twin, said = model_of(sparse), []
+
+    def note(epoch: int, history: History) -> bool:
+        said.append(logits_of(twin, sparse).softmax(1))
+        return False
+
+    history = fit(twin, NodeTask(sparse), [adam(twin, settings.training())], 12, seed=5, on_epoch=note)
+    mean = said[0]
+    for own in said[1 : history.best_epoch]:
+        mean = 0.5 * own + 0.5 * mean
+    torch.testing.assert_close(ticket.soft_labels.float().exp(), mean, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"smoothing": 0.5}, r"smoothing \(got 0.5\), expected 0 unless draw is 'validation'"),
+        ({"smoothing": 1.0, "draw": "validation"}, r"smoothing \(got 1.0\), expected 0 <= smoothing < 1"),
+        ({"edge_score": "agreement", "edge_values": "trained"}, r"edge values \(got 'trained', but edge score"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchSettings(**wrong)
