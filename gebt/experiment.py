@@ -50,7 +50,8 @@ def graphs_for(options: RunOptions, seeds: Sequence[int]) -> list[Graph]:
 def _split_seed(options: RunOptions, seed: int) -> int:
     if options.split_seed is not None:
         return options.split_seed
-    return seed if dataset_info(options.dataset).split == "seeded" else 0
+    info = dataset_info(options.dataset)
+    return {"seeded": seed, "fixed": seed % info.splits, "public": 0}[info.split]
 
 
 def model_for(options: RunOptions, graph: Graph, seed: int) -> Network:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
+from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, DatasetInfo, FileInfo, dataset_info
 from gebt.data.npz import read_npz
 from gebt.data.planetoid import read_planetoid
@@ -29,15 +31,17 @@ def load_graph(
 ) -> Graph:
     """The data set `name` in canonical form, from the files under `root` (default: `data_root()`).
 
-    `split_seed` draws the split; sets with a public split have only seed 0. Missing files are downloaded and
-    verified unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none.
-    A surrogate has no files: it is generated at every call.
-    Raises `GraphError` for an unknown name, missing or unsound files, or counts other than the manifest's.
+    `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
+    0. Missing files are downloaded and verified unless `download` is False. `symmetrise` accepts one-way edges also
+    where the manifest expects none. A surrogate has no files: it is generated at every call. Raises `GraphError` for an
+    unknown name, missing or unsound files, or counts other than the manifest's.
     """
     info = dataset_info(name)
     if info.surrogate is not None:
         return generate(info.surrogate, info.seed, name, split_seed)
-    raw = _read(info, data_root(root), download)
+    if info.split == "fixed" and not 0 <= split_seed < info.splits:
+        raise GraphError(f"split seed (got {split_seed}), expected 0 to {info.splits - 1}, the splits of {name!r}")
+    raw = _read(info, data_root(root), download, split_seed)
     masks = _masks(info, raw, split_seed)
     features = raw.features
     if info.features_scaling == "row" and isinstance(features, SparseMatrix):
@@ -45,7 +49,7 @@ def load_graph(
     one_way = symmetrise or info.one_way_edges
     graph = canonical_graph(name, raw.edge_index, features, raw.labels, masks, info.classes, one_way)
     _check_counts(graph, raw, info)
-    return graph
+    return replace(graph, metric=info.metric)
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -76,12 +80,15 @@ def _status(file: FileInfo, path: Path) -> str:
     return "present" if sha256_of(path) == file.sha256 else "sha256 differs"
 
 
-def _read(info: DatasetInfo, root: Path, download: bool) -> RawGraph:
+def _read(info: DatasetInfo, root: Path, download: bool, split: int) -> RawGraph:
     if info.format == "digits":
         return read_digits()
     folder = root / info.folder
     _complete(info, folder, download)
-    return read_planetoid(folder, info.name) if info.format == "planetoid" else read_npz(folder / info.files[0].name)
+    if info.format == "planetoid":
+        return read_planetoid(folder, info.name)
+    path = folder / info.files[0].name
+    return read_heterophilous(path, split) if info.format == "heterophilous" else read_npz(path)
 
 
 def _complete(info: DatasetInfo, folder: Path, download: bool) -> None:
@@ -103,6 +110,8 @@ def _masks(info: DatasetInfo, raw: RawGraph, split_seed: int) -> tuple[Tensor, T
     if info.split == "seeded":
         per_class = info.train_per_class, info.val_per_class
         return seeded_split(info.name, raw.labels, info.classes, *per_class, seed=split_seed)
+    if info.split == "fixed" and raw.masks is not None:
+        return raw.masks
     if split_seed or raw.masks is None:
         raise GraphError(f"split seed (got {split_seed}), expected 0: {info.name!r} has one public split")
     return raw.masks

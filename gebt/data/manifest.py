@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from gebt.data.surrogate import SurrogateSpec
 from gebt.graph.canonical import GraphError
+from gebt.graph.metrics import Metric
 
 CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -47,18 +48,19 @@ class DatasetInfo:
 
     `folder` is relative to the data root. `pairs` are undirected edges without self-loops. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
-    direction only and mean both. `surrogate`: what to generate with `seed` where `format` is "surrogate".
+    direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
+    measured. `surrogate`: what to generate with `seed` where `format` is "surrogate".
     """
 
     name: str
     title: str
-    format: Literal["digits", "planetoid", "npz", "surrogate"]
+    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate"]
     folder: str
     nodes: int
     pairs: int
     features: int
     classes: int
-    split: Literal["public", "seeded"]
+    split: Literal["public", "seeded", "fixed"]
     features_scaling: Literal["row", "none"]
     licence: str
     source: str
@@ -69,6 +71,8 @@ class DatasetInfo:
     one_way_edges: bool = False
     surrogate: SurrogateSpec | None = None
     seed: int = 0
+    splits: int = 1
+    metric: Metric = "accuracy"
 
 
 def dataset_names() -> tuple[str, ...]:

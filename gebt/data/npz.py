@@ -24,7 +24,7 @@ def read_npz(path: Path) -> RawGraph:
     Only the members in `NEEDED` are opened, none as a pickle, and none before its declared size is checked.
     """
     with reading(path, "a graph as CSR arrays in an npz file"), zipfile.ZipFile(path) as archive:
-        arrays = _arrays(archive)
+        arrays = arrays_of(archive, NEEDED)
         nodes, width = _shape(arrays["adj_shape"]), _shape(arrays["attr_shape"])
         source, target = csr_entries(arrays["adj_indptr"], arrays["adj_indices"], nodes)
         row, col = csr_entries(arrays["attr_indptr"], arrays["attr_indices"], width)
@@ -37,8 +37,9 @@ def read_npz(path: Path) -> RawGraph:
         return RawGraph(torch.stack((source, target)), features, torch.from_numpy(labels.astype(np.int64)))
 
 
-def _arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
-    members = {name: archive.getinfo(f"{name}.npy") for name in NEEDED}
+def arrays_of(archive: zipfile.ZipFile, needed: tuple[str, ...]) -> dict[str, Array]:
+    """The members of these names, numbers or booleans all; raises what a broken or hostile file makes it raise."""
+    members = {name: archive.getinfo(f"{name}.npy") for name in needed}
     total = sum(member.file_size for member in members.values())
     if total > LARGEST_ARRAYS:
         raise ValueError(f"{total} bytes once unpacked, more than {LARGEST_ARRAYS}")
@@ -49,7 +50,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as stream:
         shape, by_column, dtype = _header(stream)
         declared = stream.tell() + math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "iuf" or declared != member.file_size:
+        if dtype.kind not in "iufb" or declared != member.file_size:
             raise ValueError(f"{member.filename} ({dtype} {shape} in {member.file_size} bytes), expected numbers")
         return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if by_column else "C")
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gebt.graph.metrics import Metric
 from gebt.sparse.pattern import SparseMatrix
 
 # Measured: with CSR features a GCN epoch is faster up to about this share of non-zeros (docs/method.md).
@@ -26,6 +27,7 @@ class Graph:
     `pairs` [2, P] int64: each undirected edge once, row 0 < row 1, in lexicographic order, no self-loops.
     `features` [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
     `labels` [N] int64 in 0..C-1. `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint.
+    `metric`: how well a network does is measured by accuracy, or by the ROC AUC of class 1 of two.
     `notes` tell what was changed to reach this form (self-loops removed, duplicates merged, ...).
     """
 
@@ -38,6 +40,7 @@ class Graph:
     test_mask: Tensor
     num_classes: int
     notes: tuple[str, ...] = field(default=())
+    metric: Metric = "accuracy"
 
     @property
     def num_nodes(self) -> int:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.metrics import measure
 from gebt.train.replay import Replay, replays
 
 
@@ -37,8 +38,8 @@ class TrainingSettings:
 class History:
     """What a fit did: one entry an epoch, and the state at the best validation epoch.
 
-    Accuracies are shares in [0, 1]. `best_epoch` counts from 1: highest validation accuracy, ties to the lower
-    validation loss, then to the earlier epoch; 0 when the fit did not evaluate.
+    Accuracies are shares in [0, 1], or ROC AUCs where that is the graph's metric. `best_epoch` counts from 1: highest
+    validation accuracy, ties to the lower validation loss, then to the earlier epoch; 0 when the fit did not evaluate.
     `best_gates`: the soft edge values of that epoch, where the fit was given some.
     """
 
@@ -117,20 +118,23 @@ class NodeTask:
         return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
     def val_accuracy(self, opinions: Tensor) -> float:
-        """Share of the validation nodes that opinions [N, C] put in their class."""
+        """What `measures` would say of the validation nodes for opinions [N, C]."""
         nodes, labels = self._val
-        return float((opinions[nodes].argmax(1) == labels).float().mean())
+        return float(measure(self.graph.metric, opinions[nodes], labels))
 
     def measures(self, model: nn.Module) -> Tensor:
-        """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device."""
+        """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device.
+
+        Where the graph's metric is the ROC AUC, that takes the place of the accuracy.
+        """
         model.eval()
         with torch.no_grad():
             logits = self.logits(model)
             (val, val_labels), (test, test_labels) = self._val, self._test
             val_logits = logits[val]
-            val_hits = (val_logits.argmax(1) == val_labels).float().mean()
-            test_hits = (logits[test].argmax(1) == test_labels).float().mean()
-            return torch.stack((val_hits, F.cross_entropy(val_logits, val_labels), test_hits))
+            metric = self.graph.metric
+            val_score, test_score = measure(metric, val_logits, val_labels), measure(metric, logits[test], test_labels)
+            return torch.stack((val_score, F.cross_entropy(val_logits, val_labels), test_score))
 
     def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
         """The `measures` as numbers."""

@@ -33,11 +33,12 @@ MOST_WORK = 20_000_000
 def pays(graph: Graph, model: nn.Module, count: int) -> bool:
     """Whether `count` networks like this one can be trained together, and faster than one after another.
 
-    They can be GCNs without norm, on sparse features; the rule for small enough is `MOST_WORK`, on the CPU.
+    They can be GCNs without norm, on sparse features, measured by accuracy; the rule for small enough is `MOST_WORK`,
+    on the CPU.
     """
     if count < 2 or not isinstance(model, GCN) or model.norms is not None or graph.pairs.device.type != "cpu":
         return False
-    if not isinstance(graph.features, SparseMatrix):
+    if not isinstance(graph.features, SparseMatrix) or graph.metric != "accuracy":
         return False
     widths, entries = model.widths, 2 * graph.num_pairs + graph.num_nodes
     return graph.features.values.numel() * widths[1] + entries * sum(widths[1:]) <= MOST_WORK
