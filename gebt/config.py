@@ -26,7 +26,7 @@ from gebt.train.search_settings import Draw, SearchSettings, search_preset
 
 Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
-Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge"]
+Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge", "released"]
 Method = Literal["gebt", "random", "dense"] | Rival
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
@@ -71,7 +71,7 @@ class RunOptions:
         "joint": edges and weights together; "graph": edges alone, on a pretrained network; "weights": weights alone.
     method
         "gebt", and other ways to a ticket to compare it with: "ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot",
-        "dropedge"; "random" and "dense" are always there.
+        "dropedge", "released" (GEBT's own scripts as published); "random" and "dense" are always there.
     start
         Start weights of the retraining: "inherit" those of the draw, "rewind" to the initial ones, or "reinit".
     data_root

@@ -15,7 +15,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.recipes import baselines, lottery, sgcn, teddy, ugs
+from gebt.recipes import baselines, lottery, released, sgcn, teddy, ugs
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state
 from gebt.train.trained import Phase, Trained
@@ -35,8 +35,9 @@ def run_rival(
 
     "ugs", "wd-glt": as many rounds of about a fifth of the weights as lead to the weight ratio; "sgcn"; "teddy"; "imp":
     magnitudes in as many levels, "one-shot": in one; "dropedge": dense training on a graph without a share of its
-    edges, drawn anew every epoch: nothing is pruned. All train as the dense network does. Raises `ValueError` for
-    another name, and as the recipes.
+    edges, drawn anew every epoch: nothing is pruned; "released": what the published scripts of GEBT do, which ends with
+    a dense network on the pruned graph. All train as the dense network does. Raises `ValueError` for another name, and
+    as the recipes.
     """
     if name not in RIVALS:
         raise ValueError(f"method (got {name!r}), expected one of {RIVALS}")
@@ -54,13 +55,17 @@ def run_rival(
         return lottery.run(model, graph, **ratios, settings=chosen, **common)[-1]
     if name == "dropedge":
         return _drop_edge(model, graph, training, options.edge_ratio, common)
+    if name == "released":
+        return released.run(model, graph, **ratios, training=training, **common)
     run: Callable[..., Trained] = sgcn.run if name == "sgcn" else teddy.run
     own = sgcn.SgcnSettings(training=training) if name == "sgcn" else teddy.TeddySettings(training)
     return run(model, graph, **ratios, settings=own, **common)
 
 
 def rival_epochs(name: Rival, options: RunOptions) -> int:
-    """The epochs that `run_rival` trains."""
+    """The most epochs that `run_rival` trains."""
+    if name == "released":
+        return released.EPOCHS + released.RETRAIN_EPOCHS
     rounds, sgcn_epochs = _rounds_to(options.weight_ratio), sgcn.SgcnSettings().outer * sgcn.SgcnSettings().inner
     trainings = {"ugs": 2 * rounds, "wd-glt": 2 * rounds, "imp": rounds + 1, "dropedge": 1}.get(name, 2)
     return trainings * options.training().epochs + (sgcn_epochs if name == "sgcn" else 0)

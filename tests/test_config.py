@@ -123,6 +123,7 @@ def test_wrong_options_are_refused_with_their_name_and_value(wrong, message):
         ("gcn", (16, 2, 0.5, 0.01)),
         ("gat", (64, 2, 0.6, 0.005)),
         ("sage", (16, 2, 0.5, 0.01)),
+        ("gin", (64, 2, 0.8, 0.003)),
         ("resgcn14", (128, 14, 0.5, 0.01)),
     ],
 )

@@ -24,9 +24,11 @@ def test_a_rival_ends_at_the_ratios_with_a_trained_ticket(name: Rival, digits: G
     options = RunOptions(edge_ratio=0.3, **FEW).resolved()
     model, told = model_for(options, digits, 1), []
     found = run_rival(name, options, digits, model, 1, lambda epoch, history: told.append(epoch) or False)
-    assert len(told) == rival_epochs(name, options) == sum(phase.epochs for phase in found.phases)
+    assert len(told) == sum(phase.epochs for phase in found.phases)
+    most = rival_epochs(name, options)
+    assert len(told) == most or (name == "released" and len(told) < most and found.ticket.fired)
     assert found.ticket.provenance["method"] == name.replace("one-shot", "imp")
-    asked = (0.0, 0.0) if name == "dropedge" else (0.3, 0.5)
+    asked = {"dropedge": (0.0, 0.0), "released": (0.3, 0.0)}.get(name, (0.3, 0.5))
     assert found.ticket.edge_sparsity == pytest.approx(asked[0], abs=1e-3)
     # TEDDY counts biases, and UGS rounds down in every round.
     assert found.ticket.weight_sparsity == pytest.approx(asked[1], abs=2e-2)
