@@ -53,7 +53,7 @@ def find_ticket(
     chosen = search_preset(settings) if isinstance(settings, str) else settings
     graph = _graph_of(data, split)
     prunable_weights(model)
-    soft = chosen.edge_score != "agreement" and edge_ratio > 0
+    soft = chosen.trains_edges and edge_ratio > 0
     ratios: dict[str, Any] = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
     with adapted(model, data, graph, call=call, soft=soft, seed=seed) as network:
         ticket = search.joint(network, graph, **ratios, settings=chosen, seed=seed, on_epoch=on_epoch)

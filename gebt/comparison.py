@@ -263,7 +263,7 @@ class Comparison:
     def _search_flops(self, model: nn.Module, graph: Graph, ticket: Ticket) -> float:
         task, algorithm = NodeTask(graph), self.options.algorithm
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
-        gates = ones if algorithm != "weights" and self.options.edge_score != "agreement" else None
+        gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
         drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")
         if algorithm != "graph":
             return drawn

@@ -112,7 +112,7 @@ class RunOptions:
         Weight of the L1 penalty on the edge values.
     edge_score
         What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, the "agreement" of
-        what the network says of their nodes, or agreement and values "mixed".
+        what the network says of their nodes, also the "need" of a node for neighbours, or need and values "mixed".
     edge_values
         What the kept edges of a ticket count: 1 each ("unit"), their "trained" values, or what makes up for the pruned
         ones in the "degree".

@@ -7,7 +7,6 @@ multiply-adds are of the whole way: search, teacher and retraining.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import statistics
@@ -89,9 +88,8 @@ class Protocol:
     def settings(self, dataset: str, model: str, method: str, ratios: Ratios) -> RunOptions:
         """The options of a method, resolved."""
         preset, _, own = method.removesuffix(CONTROL).partition(":")
-        chosen: dict[str, Any] = {**self.options, **dict(_parsed(part) for part in own.split(",") if part)}
-        if self.quick:
-            chosen |= QUICK
+        chosen: dict[str, Any] = {**self.options, **(QUICK if self.quick else {})}
+        chosen |= dict(_parsed(part) for part in own.split(",") if part)
         if model.startswith("resgcn"):
             chosen["depth"] = int(model[6:])
         preset = preset if preset in PRESETS else "default"
@@ -208,8 +206,3 @@ def mean_of(outcomes: Sequence[Outcome], part: Callable[[Outcome], float]) -> fl
 def pairs_of(texts: Sequence[str]) -> list[Ratios]:
     """Pairs of ratios from texts such as "0.2,0.9"."""
     return [(float(edge), float(weight)) for edge, weight in (text.split(",") for text in texts)]
-
-
-def with_options(settings: RunOptions, **changes: Any) -> RunOptions:
-    """Resolved options with some of them changed."""
-    return dataclasses.replace(settings, **changes)

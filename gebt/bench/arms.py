@@ -147,7 +147,7 @@ class Workbench:
         """Flops of one step of the search."""
         model, task = self.model().requires_grad_(self.options.algorithm != "graph"), NodeTask(self.graph, self.edges)
         gates = None
-        if self.options.algorithm != "weights" and self.search_options.edge_score != "agreement":
+        if self.options.algorithm != "weights" and self.search_options.search().trains_edges:
             gates = torch.ones(self.graph.num_pairs, device=self.graph.pairs.device, requires_grad=True)
 
         def step() -> None:

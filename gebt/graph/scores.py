@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gebt.prune.ties import Order, ranks
 
-EdgeScore = Literal["magnitude", "share", "agreement", "mixed"]
+EdgeScore = Literal["magnitude", "share", "agreement", "need", "mixed"]
 # What the kept edges of a ticket count: 1, their trained values, or as much more as makes up for those that went.
 EdgeValues = Literal["unit", "trained", "degree"]
 
@@ -47,8 +47,9 @@ class Agreement:
     c_p is the cosine of the centred opinions (probabilities) of u and v; k_p the better of the places (0, 1, ...) that
     p takes among the pairs of u, and among those of v, ranked by c, ties by `order`; share_p = 1 / min(d_u, d_v). So
     every node keeps its best neighbours first, and within a place those pairs stay that are the larger part of a
-    neighbourhood and agree more. Source: docs/method.md; ranking within neighbourhoods as in local degree sparsifiers
-    (Hamann et al. 2016).
+    neighbourhood and agree more. With need r: s_p = (r_u [k_u <= k_v] + r_v [k_v <= k_u]) (1 + c_p) / 8 - k_p, k_u and
+    k_v the places in either neighbourhood: within a place those stay that a node in need holds there. Source:
+    docs/method.md; ranking within neighbourhoods as in local degree sparsifiers (Hamann et al. 2016).
     """
 
     def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
@@ -59,10 +60,11 @@ class Agreement:
         # From the last in the order to the first: sorts that keep it settle ties by it.
         self._by_order = ranks(order, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
 
-    def __call__(self, opinions: Tensor, values: Tensor | None = None) -> Tensor:
-        """Scores [P] float64 from opinions [N, C].
+    def __call__(self, opinions: Tensor, need: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """Scores [P] float64 from opinions [N, C] and, if given, the `need` of every node [N] in [0, 1].
 
-        With trained `values` a [P] ("mixed") share_p is multiplied by the rank of |a_p| among all, scaled to (0, 1].
+        With trained `values` a [P] ("mixed") what counts within a place is multiplied by the rank of |a_p| among all,
+        scaled to (0, 1].
         """
         u, v = self.pairs
         towards = F.normalize((opinions - opinions.mean(0)).double(), dim=1)
@@ -72,15 +74,27 @@ class Agreement:
         grouped = node.argsort(stable=True)
         place = torch.empty_like(grouped)
         place[grouped] = torch.arange(grouped.numel(), device=grouped.device) - self._starts[node[grouped]]
-        places = torch.empty_like(best)
-        places[best] = place.view(-1, 2).amin(1)
-        worth = self._share * (1 + cosine) / 4
+        places = place.new_empty((best.numel(), 2))
+        places[best] = place.view(-1, 2)
+        lowest = places.amin(1)
+        held = self._share
+        if need is not None:
+            held = (need.double()[self.pairs].t() * (places == lowest.unsqueeze(1))).sum(1) / 2
+        worth = held * (1 + cosine) / 4
         if values is not None:
             ascending = values.detach().abs()[self._by_order.flip(0)].argsort(stable=True)
             rank = torch.empty_like(worth)
             rank[self._by_order.flip(0)[ascending]] = torch.arange(1, rank.numel() + 1, device=rank.device).to(rank)
             worth = worth * rank / rank.numel()
-        return worth - places
+        return worth - lowest
+
+
+def need_of_neighbours(opinions: Tensor, alone: Tensor) -> Tensor:
+    """r_u = 1 - <p_u, q_u>: how far what a network says of a node without any edge is from the opinion p of it.
+
+    `opinions` p and `alone` q [N, C], rows of probabilities. Returns [N] in [0, 1].
+    """
+    return 1 - (opinions * alone).sum(1)
 
 
 def degree_correction(pairs: Tensor, kept: Tensor, num_nodes: int) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
-from gebt.graph.scores import Agreement, NeighbourhoodShare, degree_correction
+from gebt.graph.edges import Edges
+from gebt.graph.scores import Agreement, NeighbourhoodShare, degree_correction, need_of_neighbours
 from gebt.graph.spreading import spread
 from gebt.models.gnn import GCN
 from gebt.prune.drawing import Drawing
@@ -55,11 +56,11 @@ def joint(
 
     Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
     CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(s(a), edge_ratio), n = select(|W|, weight_ratio), with
-    s(a) = |a| (edge_score "magnitude", the paper's), `NeighbourhoodShare` ("share") or `Agreement` of the network's
-    logits ("agreement", no values a), and the detector takes d(m, m_before) and d(n, n_before). The ticket is drawn in
-    the epoch the detector fires, or in the last one (`ticket.fired` is then False). `model` is left as trained.
-    `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask, edge_mask)` watches.
-    Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
+    s(a) = |a| (edge_score "magnitude", the paper's), `NeighbourhoodShare` ("share") or `Agreement` of what the network
+    says ("agreement" and "need" without values a, "mixed" with), and the detector takes d(m, m_before) and d(n,
+    n_before). The ticket is drawn in the epoch the detector fires, or in the last one (`ticket.fired` is then False).
+    `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
+    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
     return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
@@ -124,8 +125,9 @@ def graph_only(
 ) -> Ticket:
     """GEBT, Algorithm 1: edge masks alone, from a pretrained `model` whose weights stay as they are."""
     chosen = dataclasses.replace(_resolved(settings), criterion="edges", weight_structure="entry")
-    if chosen.edge_score == "agreement":
-        raise ValueError("edge score (got 'agreement'), expected one that trains edge values: the weights are frozen")
+    if not chosen.trains_edges:
+        got = chosen.edge_score
+        raise ValueError(f"edge score (got {got!r}), expected one that trains edge values: the weights are frozen")
     return _Search(model, graph, (edge_ratio, 0.0, None), chosen, seed, train_weights=False).run(on_draw, on_epoch)
 
 
@@ -175,8 +177,8 @@ class _Search:
             self.ratios["feature_ratio"] = self.feature_ratio
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
-        agreement = settings.edge_score in ("agreement", "mixed")
-        self.train_weights, self.train_edges = train_weights, train_edges and settings.edge_score != "agreement"
+        agreement = settings.edge_score in ("agreement", "need", "mixed")
+        self.train_weights, self.train_edges = train_weights, train_edges and settings.trains_edges
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None
         self.weights, self.task = prunable_weights(model), NodeTask(graph)
@@ -195,8 +197,7 @@ class _Search:
         if self.agreement is None:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
-            values = self.values if self.settings.edge_score == "mixed" else None
-            scores = {EDGES: self.agreement(self.opinions(), values)}
+            scores = {EDGES: self.edge_scores(self.agreement)}
             edge_mask = select(scores, ratio=self.ratios["edge_ratio"], order=self.edge_order, allow_empty=True)
         if self.structured:
             return self.draw_units(), edge_mask
@@ -204,11 +205,20 @@ class _Search:
             return two_of_four(magnitude(self.weights), self.weight_order), edge_mask
         return self.weight_drawing.draw(self.weights), edge_mask
 
-    def logits(self) -> Tensor:
-        """What the model says of every node of the whole graph at present, [N, C]."""
+    def edge_scores(self, agreement: Agreement) -> Tensor:
+        """Scores [P] from what the model says of the nodes, with and without their neighbours."""
+        opinions, kind = self.opinions(), self.settings.edge_score
+        if kind == "agreement":
+            return agreement(opinions)
+        none = Edges.from_pairs(self.graph.pairs[:, :0], self.graph.num_nodes)
+        need = need_of_neighbours(opinions, self.logits(NodeTask(self.graph, none)).softmax(1))
+        return agreement(opinions, need, self.values if kind == "mixed" else None)
+
+    def logits(self, task: NodeTask | None = None) -> Tensor:
+        """What the model says of every node at present, [N, C], on the whole graph or in another task."""
         self.model.eval()
         with torch.no_grad():
-            return self.task.logits(self.model)
+            return (task or self.task).logits(self.model)
 
     def opinions(self) -> Tensor:
         """Probabilities [N, C]: the model's own, or those spread over the graph if that serves the validation nodes."""

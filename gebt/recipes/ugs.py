@@ -42,7 +42,7 @@ class UgsSettings:
     weight_l1: float = 1e-2
     noise: float = 1e-5
     separation: float = 0.0
-    points: int = 128
+    points: int = 64
     at_most_one: bool = False
     directed: bool = False
     masked: TrainingSettings = field(default_factory=lambda: TrainingSettings(200, 8e-3, 8e-5))

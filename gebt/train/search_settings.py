@@ -29,11 +29,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 class SearchSettings:
     """How a ticket is searched for; the values of the presets and why are in docs/method.md.
 
-    `edge_score` "agreement" needs no edge values, so none are trained. `draw` "validation" trains for all `max_epochs`
-    and draws from the network of the best validation epoch. `soft_labels`: what that network says of every node goes
-    into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread` over the
-    graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes; with `smoothing`
-    it is a running mean over the epochs, the earlier ones counting that share. `edge_values`: what kept edges count.
+    `edge_score` "agreement" and "need" need no edge values, so none are trained. `draw` "validation" trains for all
+    `max_epochs` and draws from the network of the best validation epoch. `soft_labels`: what that network says of every
+    node goes into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread`
+    over the graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes; with
+    `smoothing` it is a running mean over the epochs, the earlier ones counting that share. `edge_values`: what kept
+    edges count.
     """
 
     max_epochs: int = 100
@@ -66,12 +67,18 @@ class SearchSettings:
         for name in ("spread", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} (got {getattr(self, name)}), expected 0 <= {name} < 1")
-        if self.edge_values == "trained" and self.edge_score == "agreement":
-            raise ValueError("edge values (got 'trained', but edge score 'agreement' trains none), expected 'unit'")
+        if self.edge_values == "trained" and not self.trains_edges:
+            score = self.edge_score
+            raise ValueError(f"edge values (got 'trained', but edge score {score!r} trains none), expected 'unit'")
         if self.smoothing and self.draw != "validation":
             raise ValueError(f"smoothing (got {self.smoothing}), expected 0 unless draw is 'validation'")
         self.training()
         self.detector()
+
+    @property
+    def trains_edges(self) -> bool:
+        """Whether edge values train beside the weights."""
+        return self.edge_score not in ("agreement", "need")
 
     def training(self) -> TrainingSettings:
         """The settings of the weights' optimizer."""
@@ -87,10 +94,10 @@ PRESETS = {
     "paper": SearchSettings(edge_l1=1e-4, edge_score="magnitude", normalisation="entry", threshold=0.1),
     "default": SearchSettings(),
     # What accuracy can be had: the search's own network, trained to its best, ranks the edges and teaches the ticket.
-    "best": SearchSettings(max_epochs=200, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8),
+    "best": SearchSettings(max_epochs=200, edge_score="need", draw="validation", soft_labels=True, spread=0.8),
     # The same with a search and a retraining that together take about as long as dense training.
     "fast": SearchSettings(
-        max_epochs=100, learning_rate=0.02, edge_score="agreement", draw="validation", soft_labels=True, spread=0.8
+        max_epochs=100, learning_rate=0.02, edge_score="need", draw="validation", soft_labels=True, spread=0.8
     ),
 }
 

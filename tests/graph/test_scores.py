@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gebt.graph import Agreement, NeighbourhoodShare
-from gebt.graph.scores import degree_correction
+from gebt.graph.scores import degree_correction, need_of_neighbours
 from gebt.prune import select
 from gebt.prune.ties import TieOrder
 
@@ -124,7 +124,7 @@ def test_mixed_scores_rank_trained_values_within_a_place() -> None:
     pairs = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4]])
     opinions = torch.tensor([[0.9, 0.1]]).repeat(5, 1)
     opinions[0] = torch.tensor([0.1, 0.9])
-    scores = Agreement(pairs, 5, TieOrder(0))(opinions, torch.tensor([0.9, -1.2, 1.0, 1.1]))
+    scores = Agreement(pairs, 5, TieOrder(0))(opinions, values=torch.tensor([0.9, -1.2, 1.0, 1.1]))
     assert scores.argsort(descending=True).tolist()[0] == 1
     plain = Agreement(pairs, 5, TieOrder(0))(opinions)
     torch.testing.assert_close(scores, plain * torch.tensor([1, 4, 2, 3], dtype=torch.float64) / 4)
@@ -138,3 +138,15 @@ def test_degree_correction_makes_up_for_the_edges_that_went() -> None:
     expected = torch.tensor([(3 / 2 * 2 / 1) ** 0.5, (3 / 2 * 2) ** 0.5, (3 / 2 * 1) ** 0.5, (2 / 1 * 2) ** 0.5])
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(degree_correction(pairs, torch.ones(4, dtype=torch.bool), 4), torch.ones(4))
+
+
+def test_within_a_place_stays_what_a_node_in_need_holds_there() -> None:
+    """Two stars with hubs 0 and 3, in no need; every pair is the only one, and so the best, of its leaf."""
+    pairs = torch.tensor([[0, 0, 3, 3], [1, 2, 4, 5]])
+    opinions = torch.tensor([[0.9, 0.1]] * 3 + [[0.1, 0.9]] * 3)
+    need = torch.tensor([0.0, 0.8, 0.2, 0.0, 0.1, 0.9])
+    scores = Agreement(pairs, 6, TieOrder(0))(opinions, need)
+    assert scores.argsort(descending=True).tolist() == [3, 0, 1, 2]
+    torch.testing.assert_close(scores, torch.tensor([0.2, 0.05, 0.025, 0.225], dtype=torch.float64))  # need * 2 / 8
+    opinion, alone = torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    torch.testing.assert_close(need_of_neighbours(opinion, alone), torch.tensor([0.1, 0.5]))

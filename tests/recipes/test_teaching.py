@@ -142,7 +142,7 @@ def test_what_cannot_be_taught_is_refused(sparse: Graph) -> None:
 @pytest.mark.parametrize("preset", ["fast", "best"])
 def test_presets_teach(sparse: Graph, preset: Any) -> None:
     options = RunOptions(preset=preset, seeds=3).resolved()
-    assert (options.edge_score, options.draw, options.soft_labels) == ("agreement", "validation", True)
+    assert (options.edge_score, options.draw, options.soft_labels) == ("need", "validation", True)
     assert options.retraining().distill == options.distill > 0
     assert groups(options) == [[0], [1], [2]]
     quick = dataclasses.replace(options, max_epochs=4, hidden=8)
