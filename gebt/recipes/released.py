@@ -7,6 +7,7 @@ out is its ADMM penalty: divided by N^2 its gradient is below the epsilon of Ada
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -121,7 +122,8 @@ class _Search:
             for layer, mask in enumerate(weights):
                 moved[1] += max(float((mask != own[layer]).sum()) for _, own in self._before)
         self._first = [first or now for first, now in zip(self._first, moved, strict=True)]
-        return [now / first if first else 1.0 for now, first in zip(moved, self._first, strict=True)]
+        # 0 / 0 there, too: until both masks have moved once no mean is below any threshold.
+        return [now / first if first else math.nan for now, first in zip(moved, self._first, strict=True)]
 
 
 def kept_by_position(score: Tensor, pairs: Tensor, ratio: float) -> Tensor:
