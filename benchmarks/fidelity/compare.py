@@ -1,7 +1,7 @@
 """Every method by one protocol: accuracy at equal measured sparsity, paired with dense and with `best`, and the cost.
 
 python benchmarks/fidelity/compare.py [--dataset cora ...] [--model gcn ...] [--ratios 0.2,0.9 ...] [--methods ...]
-    [--seeds 10] [--store FILE] [--backend compiled] [--quick] [--json OUT] [--picture OUT.png]
+    [--seeds 10] [--store FILE] [--imbalance 10] [--quick] [--json OUT] [--picture OUT.png]
 
 `dense` and `random` are always there. Differences are paired by seed, with a 95 % confidence interval (Student's t).
 `of_dense`, `macs_of_dense`: a ticket's whole way as a share of dense training. With `best` among the methods the
@@ -94,12 +94,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--store", type=Path, help="JSON lines: outcomes that are known, and those found")
     parser.add_argument("--picture", type=Path, help="write accuracy against cost to this PNG")
+    parser.add_argument("--imbalance", type=int, default=1, help="half of the classes have so many times fewer labels")
     parser.add_argument("--backend", default=backends.DEFAULT, help="engine of the sparse products")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     backends.use(arguments.backend)
     seeds = range(2 if arguments.quick else arguments.seeds)
-    protocol = Protocol(arguments.quick, arguments.store, data_root=arguments.data_root, backend=arguments.backend)
+    given = {"data_root": arguments.data_root}
+    if arguments.backend != backends.DEFAULT:
+        given["backend"] = arguments.backend
+    protocol = Protocol(arguments.quick, arguments.store, arguments.imbalance, **given)
     pairs = pairs_of(arguments.ratios)[: 1 if arguments.quick else None]
     methods = list(dict.fromkeys(("random", *arguments.methods)))
     rows = [

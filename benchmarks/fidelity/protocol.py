@@ -13,11 +13,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -55,11 +56,11 @@ class Protocol:
     """Outcomes by data set, network, method, ratios and seed; kept in `store` (JSON lines), so that a stop loses none.
 
     A method is "dense", "random", a preset, a preset with settings of its own ("best:spread=0,distill=0"), one with
-    as many edges drawn at random ("best-random-edges"), or a rival (`gebt.rivals`).
+    as many edges drawn at random ("best-random-edges"), or a rival (`gebt.rivals`). `imbalance`: see `imbalanced`.
     """
 
-    def __init__(self, quick: bool = False, store: Path | None = None, **options: Any) -> None:
-        self.quick, self.store, self.options = quick, store, options
+    def __init__(self, quick: bool = False, store: Path | None = None, imbalance: int = 1, **options: Any) -> None:
+        self.quick, self.store, self.imbalance, self.options = quick, store, imbalance, options
         self._known: dict[str, Outcome] = {}
         self._warm: set[tuple[str, str]] = set()
         if store is not None and store.is_file():
@@ -74,7 +75,9 @@ class Protocol:
     def outcome(self, dataset: str, model: str, method: str, ratios: Ratios, seed: int) -> Outcome:
         """Of one seed: looked up, or found and kept."""
         ratios = (0.0, 0.0) if method == "dense" else ratios
-        key = f"{dataset} {model} {method} {ratios[0]:g},{ratios[1]:g} {seed} {self.options or ''}".strip()
+        where = f"{dataset}/{self.imbalance}" if self.imbalance > 1 else dataset
+        own = " ".join(f"{name}={value}" for name, value in sorted(self.options.items()) if value is not None)
+        key = f"{where} {model} {method} {ratios[0]:g},{ratios[1]:g} {seed} {own}".strip()
         if key not in self._known:
             if (dataset, model) not in self._warm:
                 self._warm.add((dataset, model))
@@ -98,7 +101,7 @@ class Protocol:
 
     def _find(self, dataset: str, model: str, method: str, ratios: Ratios, seed: int) -> Outcome:
         settings = self.settings(dataset, model, method, ratios)
-        graph = _graph(settings, seed)
+        graph = imbalanced(_graph(settings, seed), self.imbalance, seed)
         if method == "dense":
             return _dense(settings, graph, seed)
         if method in RIVALS:
@@ -130,6 +133,23 @@ def _loaded(dataset: str, data_root: Path | None, split: int) -> Graph:
 
 def _graph(settings: RunOptions, seed: int) -> Graph:
     return _loaded(settings.dataset, settings.data_root, seed)
+
+
+def imbalanced(graph: Graph, ratio: int, seed: int) -> Graph:
+    """The graph with a `ratio`-th of the training labels in half of the classes, drawn by seed; 1: as it is.
+
+    Measured by balanced accuracy: rare classes count as much as the others.
+    """
+    if ratio == 1:
+        return graph
+    generator = torch.Generator().manual_seed(seed)
+    rare = torch.randperm(graph.num_classes, generator=generator)[: graph.num_classes // 2]
+    train_mask = graph.train_mask.clone()
+    for label in rare.tolist():
+        members = (train_mask & (graph.labels == label)).nonzero().squeeze(1)
+        order = torch.randperm(members.numel(), generator=generator)
+        train_mask[members[order[max(1, members.numel() // ratio) :]]] = False
+    return replace(graph, train_mask=train_mask, metric="balanced_accuracy")
 
 
 def _dense(settings: RunOptions, graph: Graph, seed: int) -> Outcome:

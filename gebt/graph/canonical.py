@@ -27,7 +27,7 @@ class Graph:
     `pairs` [2, P] int64: each undirected edge once, row 0 < row 1, in lexicographic order, no self-loops.
     `features` [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
     `labels` [N] int64 in 0..C-1. `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint.
-    `metric`: how well a network does is measured by accuracy, or by the ROC AUC of class 1 of two.
+    `metric`: what says how well a network does (`gebt.graph.metrics`).
     `notes` tell what was changed to reach this form (self-loops removed, duplicates merged, ...).
     """
 

@@ -7,13 +7,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Metric = Literal["accuracy", "roc_auc"]
+Metric = Literal["accuracy", "balanced_accuracy", "roc_auc"]
 
 
 def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy, or the area under the ROC curve of class 1 of two; of logits [n, C] and labels [n]; a number."""
+    """Accuracy, its mean over the classes, or the ROC AUC of class 1 of two; of logits [n, C] and labels [n].
+
+    The mean is over the classes that `labels` have, each counting the same however rare it is.
+    """
     if metric == "accuracy":
         return (logits.argmax(1) == labels).float().mean()
+    if metric == "balanced_accuracy":
+        hits = (logits.argmax(1) == labels).float()
+        count = torch.bincount(labels, minlength=logits.shape[1])
+        share = torch.zeros(logits.shape[1], device=hits.device).index_add_(0, labels, hits) / count.clamp(min=1)
+        return share.sum() / (count > 0).sum()
     return roc_auc(logits[:, 1] - logits[:, 0], labels == 1)
 
 

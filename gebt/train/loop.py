@@ -125,7 +125,7 @@ class NodeTask:
     def measures(self, model: nn.Module) -> Tensor:
         """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device.
 
-        Where the graph's metric is the ROC AUC, that takes the place of the accuracy.
+        Where the graph's metric is another, that takes the place of the accuracy.
         """
         model.eval()
         with torch.no_grad():

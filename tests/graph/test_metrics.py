@@ -22,4 +22,7 @@ def test_measures_read_logits() -> None:
     assert float(measure("accuracy", logits, labels)) == 0.5
     # positives at +1 and -0.5, negatives at -2 and +3: two of four pairs in order
     assert float(measure("roc_auc", logits, labels)) == 0.5
+    # class 0: one of two, class 1: one of two; with a third node of class 0 wrong, 1/3 and 1/2
+    more = torch.cat((logits, torch.tensor([[0.0, 1.0]]))), torch.cat((labels, torch.tensor([0])))
+    assert float(measure("balanced_accuracy", *more)) == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert torch.isnan(roc_auc(torch.ones(3), torch.ones(3, dtype=torch.bool)))
