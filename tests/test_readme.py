@@ -19,7 +19,7 @@ def test_there_are_three_snippets():
     assert len(SNIPPETS) == 3
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["joint", "own graph", "own loop"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["joint", "any network", "own loop"])
 def test_snippets_run_as_they_stand(snippet, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore:`torch.jit:DeprecationWarning", "-c", snippet],
