@@ -4,7 +4,8 @@ python benchmarks/fidelity/compare.py [--dataset cora ...] [--model gcn ...] [--
     [--seeds 10] [--store FILE] [--imbalance 10] [--quick] [--json OUT] [--picture OUT.png]
 
 `dense` and `random` are always there. Differences are paired by seed, with a 95 % confidence interval (Student's t).
-`of_dense`, `macs_of_dense`: a ticket's whole way as a share of dense training. With `best` among the methods the
+`of_dense`, `macs_of_dense`: seconds and multiply-adds of a ticket's whole way as a share of dense training;
+`inference_of_dense`: multiply-adds of one inference. With `best` among the methods the
 summary counts the cells where it is significantly worse than a method, and where it is better. With a store the
 outcomes of seeds that are in it are not computed again: seconds compare only within one machine's store.
 """
@@ -35,6 +36,7 @@ def cell(protocol: Protocol, dataset: str, model: str, ratios: Ratios, methods: 
     rows = []
     for name, own in found.items():
         rows.append(row(name, ratios, own, found["dense"], dataset=dataset, model=model))
+        rows[-1]["inference_of_dense"] = protocol.inference_share(dataset, model, own[0])
         if "best" in found:
             rows[-1]["best_minus"], rows[-1]["best_interval"] = against(found["best"], own)
         print(rows[-1], flush=True)
@@ -54,14 +56,17 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy less dense against the multiply-adds and the seconds of the whole way (Fig. 6 of the paper)."""
-    figure = Figure(figsize=(12, 5))
-    panels = figure.subplots(1, 2, sharey=True)
+    """Accuracy less dense against what training (with the search) and inference cost (Fig. 6 of the paper)."""
+    figure = Figure(figsize=(15, 5))
+    panels = figure.subplots(1, 3, sharey=True)
     names = list(dict.fromkeys(own["method"] for own in rows if own["method"] != "dense"))
     marks = "os^vDP*X<>phd"
-    for axes, cost, title in zip(
-        panels, ("macs_of_dense", "of_dense"), ("multiply-adds (paper's)", "seconds"), strict=True
-    ):
+    costs = {
+        "macs_of_dense": "multiply-adds of search and training (paper's)",
+        "of_dense": "seconds of search and training",
+        "inference_of_dense": "multiply-adds of inference (paper's)",
+    }
+    for axes, (cost, title) in zip(panels, costs.items(), strict=True):
         for number, name in enumerate(names):
             own = [r for r in rows if r["method"] == name]
             axes.errorbar(
@@ -69,10 +74,10 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                 fmt=marks[number % len(marks)], ms=6, capsize=2, lw=0.8, label=name,
             )  # fmt: skip
         axes.axhline(0, color="#7f7f7f", ls="--", lw=1)
-        axes.set(xscale="log", xlabel=f"{title} of search and training, dense training = 1")
+        axes.set(xscale="log", xlabel=f"{title}, dense = 1")
     panels[0].set_ylabel("test accuracy less dense, points")
     panels[0].set_ylim(max(-15, min(r["minus_dense"] for r in rows) - 1), None)
-    panels[1].legend(frameon=False, fontsize=8, ncols=2)
+    panels[2].legend(frameon=False, fontsize=8, ncols=2)
     where = " and ".join(dict.fromkeys(f"{r['dataset']}, {r['model']}" for r in rows))
     figure.suptitle(f"{where}: accuracy against what finding and training a ticket took")
     figure.tight_layout()

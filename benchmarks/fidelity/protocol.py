@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gebt.config import RunOptions
 from gebt.experiment import find_ticket, graph_for, macs_for, macs_with, model_for
 from gebt.graph import Graph
+from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, retrain
 from gebt.rivals import RIVALS, run_rival
 from gebt.ticket import Ticket
@@ -98,6 +99,14 @@ class Protocol:
         preset = preset if preset in PRESETS else "default"
         given = {"dataset": dataset, "model": model, "edge_ratio": ratios[0], "weight_ratio": ratios[1]}
         return RunOptions(preset=preset, **given, **chosen).resolved()  # type: ignore[arg-type]
+
+    def inference_share(self, dataset: str, model: str, outcome: Outcome) -> float:
+        """Multiply-adds of one inference of the ticket as a share of the dense network's, by the paper's convention."""
+        settings = self.settings(dataset, model, "dense", (0.0, 0.0))
+        graph = _graph(settings, 0)
+        whole = sum(p.numel() for p in prunable_weights(model_for(settings, graph, 0)).values())
+        pairs, weights = graph.num_pairs * (1 - outcome.edge_sparsity), whole * (1 - outcome.weight_sparsity)
+        return macs_with(settings, graph, round(pairs), round(weights)) / macs_for(settings, graph, None)
 
     def _find(self, dataset: str, model: str, method: str, ratios: Ratios, seed: int) -> Outcome:
         settings = self.settings(dataset, model, method, ratios)

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,16 @@ class PairIndex:
         self.num_nodes = num_nodes
         self._keys, self._ids = torch.sort(keys)
         self._last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return self._ids.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pairs are."""
+        return self._ids.device
 
     def of(self, edge_index: Tensor) -> Tensor:
         """[E] for `edge_index` [2, E]. Raises `ValueError` for an edge between nodes that are no pair."""
@@ -128,11 +138,10 @@ class MessageGates:
         finally:
             for handle in handles:
                 handle.remove()
-        count = int(self.pairs._ids.numel())
-        kept = torch.rand(count, generator=generator) < 0.5
+        kept = torch.rand(self.pairs.count, generator=generator) < 0.5
         for name, (arguments, keywords) in given.items():
             self.roads[name] = self._road(name)
-            self._check(name, kept.to(self.pairs._keys.device), arguments, keywords)
+            self._check(name, kept.to(self.pairs.device), arguments, keywords)
 
     def _road(self, name: str) -> Road:
         if name in self._softmaxed:
@@ -197,9 +206,8 @@ class MessageGates:
         self._inside, self._now = None, None
 
     def _entry_values(self, edge_index: Tensor) -> Tensor:
-        assert self.values is not None
         ids = self.pairs.of(edge_index)
-        return torch.where(ids < 0, 1.0, self.values[ids.clamp(min=0)])
+        return torch.where(ids < 0, 1.0, cast(Tensor, self.values)[ids.clamp(min=0)])
 
     def _note_entries(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
         if self.values is not None:
