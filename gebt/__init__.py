@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt import graph as graph
     from gebt import models as models
     from gebt import recipes as recipes
+    from gebt import scores as scores
     from gebt import sparse as sparse
     from gebt.anymodel import ApplyTicket as ApplyTicket
     from gebt.anymodel import find_ticket as find_ticket
@@ -35,7 +36,7 @@ _NAMES = {
     "find_ticket": "gebt.anymodel",
     "train_ticket": "gebt.anymodel",
 }
-_LATER = ("cost", "data", "graph", "models", "recipes", "sparse")
+_LATER = ("cost", "data", "graph", "models", "recipes", "scores", "sparse")
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ LEVELS = (
     ("train", "models", "data"),
     ("ticket", "cost", "energy", "graph"),
     ("sparse",),
+    ("scores",),
     ("prune",),
     ("files", "compiled"),
 )

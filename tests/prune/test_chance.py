@@ -1,0 +1,61 @@
+"""Masks by chance: exact counts in every allotment, ERK by its formula, shuffles that keep what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gebt.prune.chance import kept_counts, random_mask, shuffled
+from gebt.prune.mask import Mask
+
+SHAPES = {"conv": (8, 3, 3, 3), "wide": (40, 90), "head": (10, 40)}
+TENSORS = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+TOTAL = sum(tensor.numel() for tensor in TENSORS.values())
+
+
+def drawn(seed: int = 0, ratio: float = 0.87, **more: str) -> Mask:
+    return random_mask(TENSORS, ratio=ratio, generator=torch.Generator().manual_seed(seed), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("allotment", ["global", "even", "erk"])
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.87, 0.999])
+def test_counts_are_exact_and_draws_follow_the_generator(allotment: str, ratio: float) -> None:
+    mask = drawn(ratio=ratio, allotment=allotment)
+    assert mask.kept == TOTAL - int(ratio * TOTAL)
+    assert mask == drawn(ratio=ratio, allotment=allotment)
+    if 0 < ratio < 0.99:
+        assert mask != drawn(1, ratio=ratio, allotment=allotment)
+
+
+def test_even_densities_are_even() -> None:
+    mask = drawn(allotment="even")
+    for kept in mask.values():
+        assert int(kept.sum()) == pytest.approx(0.13 * kept.numel(), abs=1)
+
+
+def test_erk_densities_follow_the_sizes_and_are_at_most_one() -> None:
+    shapes = {name: torch.Size(shape) for name, shape in SHAPES.items()}
+    counts = kept_counts(shapes, 0.9, "erk")
+    eps = counts["wide"] / sum(SHAPES["wide"])
+    for name, shape in SHAPES.items():
+        assert counts[name] == pytest.approx(eps * sum(shape), abs=1 + eps)
+    dense = kept_counts(shapes, 0.5, "erk")
+    assert dense["head"] == shapes["head"].numel()  # it would be more than all of it
+    assert sum(dense.values()) == TOTAL - int(0.5 * TOTAL)
+    density = {name: dense[name] / shapes[name].numel() for name in dense}
+    assert density["wide"] < density["conv"] < density["head"] == 1
+
+
+def test_shuffles_keep_counts_by_tensor_or_in_all() -> None:
+    mask, generator = drawn(allotment="erk"), torch.Generator().manual_seed(1)
+    own = shuffled(mask, generator=generator)
+    assert {name: int(kept.sum()) for name, kept in own.items()} == {n: int(k.sum()) for n, k in mask.items()}
+    assert own != mask
+    everywhere = shuffled(mask, generator=generator, within="all")
+    assert everywhere.kept == mask.kept
+    assert int(everywhere["wide"].sum()) != int(mask["wide"].sum())
+
+
+def test_another_allotment_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"allotment \(got 'fair'\), expected 'global', 'even' or 'erk'"):
+        drawn(allotment="fair")
