@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -34,9 +35,10 @@ def synflow(
         mask.apply_(dict(network.named_parameters()))
     ones = torch.ones(example.shape, dtype=dtype, device=example.device)
     flow = _sum_of(network(ones if example.is_floating_point() else torch.ones_like(example)))
-    if not bool(torch.isfinite(flow)):
-        raise ValueError(f"synaptic flow (got {float(flow)} in {dtype}), expected a finite number; use torch.float64")
-    if not float(flow) > 0:
+    value = float(flow.detach())
+    if not math.isfinite(value):
+        raise ValueError(f"synaptic flow (got {value} in {dtype}), expected a finite number; use torch.float64")
+    if not value > 0:
         raise ValueError("synaptic flow (got 0), expected a signal from input to output: a layer has collapsed")
     gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
     scores = {}
