@@ -1,0 +1,203 @@
+"""Learned masks: Gem-Miner finds tickets at initialisation by training scores.
+
+Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.func import functional_call
+
+from gebt.prune.mask import Mask
+from gebt.prune.saliency import Loss, cross_entropy
+from gebt.prune.scores import prunable_weights
+from gebt.prune.selection import pruned_count, thinned
+from gebt.prune.ties import TieOrder
+
+# optimizer(parameters, steps) -> what trains the scores, and its schedule (stepped after every batch) or None.
+ScoreOptimizer = Callable[[list[nn.Parameter], int], tuple[optim.Optimizer, Any]]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What a mining found: `mask`, the learned `scores` in [0, 1], and after each freezing (epoch, entries alive)."""
+
+    mask: Mask
+    scores: dict[str, Tensor]
+    frozen: tuple[tuple[int, int], ...]
+
+
+def gem_miner(
+    model: nn.Module,
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    ratio: float,
+    epochs: int,
+    period: int = 5,
+    regularisation: float = 1e-4,
+    loss: Loss = cross_entropy,
+    optimizer: ScoreOptimizer | None = None,
+    weights: Mapping[str, nn.Parameter] | None = None,
+    signed_constant: bool = True,
+    seed: int = 0,
+    on_epoch: Callable[[int, float], object] | None = None,
+) -> Mined:
+    """Trains a score p in [0, 1] for every weight, weights untouched, and freezes the lowest out every `period` epochs.
+
+    Forward with w * m, m = 1[p > 0.5] f, f the entries still alive; backward as if m were p (straight through), so
+    dL/dp = f w dL/d(w m). Loss: `loss(model, batch)` + regularisation * sum p^2. p starts uniform in [0, 1] and is held
+    there at every forward pass. After epochs period, 2 period, ... < epochs those alive are cut to
+    n - floor((1 - (1 - ratio)^(j / K)) n), K events in all, lowest p first: the last one reaches the ratio exactly. The
+    mask is all that are alive then, ones with p <= 0.5 included (the paper's finetuning trains them all).
+    `batches(epoch)`: the batches of an epoch (from 1). `signed_constant`: first sets w to sign(w) sqrt(2 / fan in), the
+    paper's start, which `model` keeps; finetune it from there under the mask (`gebt.hold`).
+    Raises `ValueError` for a ratio outside [0, 1), fewer epochs than one event needs, and a weight the loss never sees.
+    """
+    chosen = dict(weights) if weights is not None else prunable_weights(model)
+    pruned_count(1, ratio)
+    events = (epochs - 1) // period if period >= 1 else 0
+    if events < 1:
+        raise ValueError(f"epochs, period (got {(epochs, period)}), expected epochs > period >= 1 for one freezing")
+    if regularisation < 0:
+        raise ValueError(f"regularisation (got {regularisation}), expected at least 0")
+    if signed_constant:
+        _set_signed_constants(chosen)
+    return _Miner(model, chosen, loss, regularisation, seed).run(
+        batches, ratio, epochs, period, events, optimizer or _sgd, on_epoch
+    )
+
+
+def inverted(mask: Mask, *, generator: torch.Generator) -> Mask:
+    """As many entries of each tensor, none of them kept in `mask` while others are left: a sanity check of tickets."""
+    found = {}
+    for name, kept in mask.items():
+        flat = kept.flatten()
+        order = torch.randperm(flat.numel(), generator=generator).to(flat.device)
+        # Pruned entries first, in random order; kept ones only where there are not enough of them.
+        ranked = order[flat[order].long().argsort(stable=True)]
+        chosen = torch.zeros_like(flat)
+        chosen[ranked[: int(flat.sum())]] = True
+        found[name] = chosen.view(kept.shape)
+    return Mask(found)
+
+
+class _Miner:
+    """Scores, the flags of those alive, and the training of the former."""
+
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], loss: Loss, regularisation: float, seed: int
+    ) -> None:
+        self.model, self.weights, self.loss, self.regularisation = model, weights, loss, regularisation
+        generator = torch.Generator().manual_seed(seed)
+        self.order = TieOrder.drawn(generator)
+        drawn = {name: torch.rand(weight.shape, generator=generator).to(weight) for name, weight in weights.items()}
+        self.scores = {name: nn.Parameter(score) for name, score in drawn.items()}
+        self.alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+
+    def run(
+        self,
+        batches: Callable[[int], Iterable[Any]],
+        ratio: float,
+        epochs: int,
+        period: int,
+        events: int,
+        optimizer: ScoreOptimizer,
+        on_epoch: Callable[[int, float], object] | None,
+    ) -> Mined:
+        chosen: tuple[optim.Optimizer, Any] | None = None
+        frozen: list[tuple[int, int]] = []
+        for epoch in range(1, epochs + 1):
+            now = list(batches(epoch))
+            if chosen is None:
+                chosen = optimizer(list(self.scores.values()), epochs * len(now))
+            total = self._epoch(now, *chosen)
+            if on_epoch is not None:
+                on_epoch(epoch, total / max(len(now), 1))
+            if epoch % period == 0 and len(frozen) < events:
+                share = (len(frozen) + 1) / events
+                self._freeze(ratio if share == 1 else 1 - (1 - ratio) ** share)
+                frozen.append((epoch, sum(int(flag.sum()) for flag in self.alive.values())))
+        self._project()
+        scores = {name: score.detach() for name, score in self.scores.items()}
+        return Mined(Mask(dict(self.alive)), scores, tuple(frozen))
+
+    def _epoch(self, batches: list[Any], optimizer: optim.Optimizer, schedule: Any) -> float:
+        total = 0.0
+        for batch in batches:
+            self._project()
+            optimizer.zero_grad()
+            value = self.loss(_Masked(self.model, self._effective()), batch)
+            penalty = torch.stack([score.square().sum() for score in self.scores.values()]).sum()
+            (value + self.regularisation * penalty).backward()
+            _refuse_unseen(self.scores)
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            total += float(value.detach())
+        return total
+
+    def _effective(self) -> dict[str, Tensor]:
+        rounded = {name: _Round.apply(score) * self.alive[name] for name, score in self.scores.items()}  # type: ignore[no-untyped-call]
+        return {name: weight.detach() * rounded[name] for name, weight in self.weights.items()}
+
+    def _project(self) -> None:
+        with torch.no_grad():
+            for score in self.scores.values():
+                score.clamp_(0, 1)
+
+    def _freeze(self, ratio: float) -> None:
+        self._project()
+        flat = torch.cat([score.detach().flatten() for score in self.scores.values()])
+        left = torch.cat([flag.flatten() for flag in self.alive.values()])
+        gone = left.numel() - int(left.sum())
+        kept = thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), self.order)
+        parts = kept.split([flag.numel() for flag in self.alive.values()])
+        self.alive = {name: part.view(self.alive[name].shape) for name, part in zip(self.alive, parts, strict=True)}
+
+
+class _Masked(nn.Module):
+    """The network with other tensors in the place of some of its weights."""
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self._tensors = model, dict(tensors)
+
+    def forward(self, *inputs: Any, **more: Any) -> Any:
+        return functional_call(self.model, self._tensors, inputs, more)
+
+
+class _Round(torch.autograd.Function):
+    """1[p > 0.5]; the gradient passes as if it were p."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        return (score > 0.5).to(score)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _set_signed_constants(weights: Mapping[str, nn.Parameter]) -> None:
+    with torch.no_grad():
+        for weight in weights.values():
+            fan_in = weight[0].numel()
+            sign = torch.where(weight < 0, -1.0, 1.0).to(weight)
+            weight.copy_(sign * math.sqrt(2 / fan_in))
+
+
+def _sgd(scores: list[nn.Parameter], steps: int) -> tuple[optim.Optimizer, Any]:
+    optimizer = optim.SGD(scores, lr=0.1, momentum=0.9)
+    return optimizer, optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def _refuse_unseen(scores: Mapping[str, nn.Parameter]) -> None:
+    for name, score in scores.items():
+        if score.grad is None:
+            raise ValueError(f"weight {name!r} (got no gradient: the loss is without it), expected one it depends on")
