@@ -269,6 +269,6 @@ def _resize(layer: Any) -> None:
         layer.in_channels = layer.weight.shape[1] * layer.groups
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is not None:
         layer.num_features = layer.weight.shape[0]
-    if isinstance(layer, nn.GRU | nn.LSTM):
+    if issubclass(type(layer), nn.GRU | nn.LSTM):
         layer.hidden_size, layer.input_size = layer.weight_hh_l0.shape[1], layer.weight_ih_l0.shape[1]
         layer.flatten_parameters()
