@@ -32,7 +32,10 @@ RATIOS = ("0.2,0.9", "0.4,0.9", "0.6,0.9", "0.8,0.9")
 
 def cell(protocol: Protocol, dataset: str, model: str, ratios: Ratios, methods: list[str], seeds: range) -> list[Any]:
     """The rows of one data set, network and pair of ratios: dense first."""
-    found = {name: protocol.outcomes(dataset, model, name, ratios, seeds) for name in ("dense", *methods)}
+    found: dict[str, list[Any]] = {name: [] for name in ("dense", *methods)}
+    for seed in seeds:  # one method after the other for each seed, so that noise in the seconds meets all
+        for name, own in found.items():
+            own.append(protocol.outcome(dataset, model, name, ratios, seed))
     rows = []
     for name, own in found.items():
         rows.append(row(name, ratios, own, found["dense"], dataset=dataset, model=model))
