@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -14,6 +13,7 @@ from gebt.config import Rival, RunOptions
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.prune.mask import Mask
+from gebt.prune.schedule import levels_at
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, lottery, released, sgcn, teddy, ugs
 from gebt.ticket import EDGES, make_ticket
@@ -51,7 +51,7 @@ def run_rival(
         settings = dataclasses.replace(settings, edge_l1=L1[name], weight_l1=L1[name])
         return _rounds(model, graph, settings, training, ratios, common)
     if name in ("imp", "one-shot"):
-        levels = _rounds_to(options.weight_ratio) if name == "imp" else 1
+        levels = levels_at(WEIGHT_RATE, options.weight_ratio) if name == "imp" else 1
         chosen = lottery.LotterySettings(
             levels, training=training, edge_learning_rate=options.edge_learning_rate or 1e-3
         )
@@ -69,13 +69,9 @@ def rival_epochs(name: Rival, options: RunOptions) -> int:
     """The most epochs that `run_rival` trains."""
     if name == "released":
         return released.EPOCHS + released.RETRAIN_EPOCHS
-    rounds, sgcn_epochs = _rounds_to(options.weight_ratio), sgcn.SgcnSettings().outer * sgcn.SgcnSettings().inner
+    rounds, admm = levels_at(WEIGHT_RATE, options.weight_ratio), sgcn.SgcnSettings()
     trainings = {"ugs": 2 * rounds, "wd-glt": 2 * rounds, "imp": rounds + 1, "dropedge": 1}.get(name, 2)
-    return trainings * options.training().epochs + (sgcn_epochs if name == "sgcn" else 0)
-
-
-def _rounds_to(weight_ratio: float) -> int:
-    return max(1, round(math.log(1 - weight_ratio) / math.log(1 - WEIGHT_RATE)))
+    return trainings * options.training().epochs + (admm.outer * admm.inner if name == "sgcn" else 0)
 
 
 def _rounds(
@@ -86,7 +82,7 @@ def _rounds(
     ratios: dict[str, float],
     common: dict[str, Any],
 ) -> Trained:
-    rounds = _rounds_to(ratios["weight_ratio"])
+    rounds = levels_at(WEIGHT_RATE, ratios["weight_ratio"])
     edge_rate, weight_rate = (1 - (1 - ratio) ** (1 / rounds) for ratio in ratios.values())
     rates = {"edge_rate": edge_rate, "weight_rate": weight_rate}
     settings = dataclasses.replace(settings, **rates, masked=training, fixed=training)

@@ -12,6 +12,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
+from gebt.prune.schedule import geometric
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
 from gebt.prune.ties import TieOrder
@@ -127,10 +128,7 @@ class _Levels:
         return Trained(ticket, history, edges, tuple(self.phases))
 
     def _prune(self, level: int, gates: Tensor | None) -> None:
-        share = level / self.settings.levels
-        edge_ratio, weight_ratio = (1 - (1 - ratio) ** share for ratio in self.ratios)
-        if level == self.settings.levels:
-            edge_ratio, weight_ratio = self.ratios  # what rounding would miss
+        edge_ratio, weight_ratio = (geometric(ratio, self.settings.levels)[level - 1] for ratio in self.ratios)
         if gates is not None:
             values = torch.zeros_like(self.pairs, dtype=gates.dtype)
             values[self.pairs] = gates.abs()
