@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt.anymodel import find_ticket as find_ticket
     from gebt.anymodel import train_ticket as train_ticket
     from gebt.prune.learned import gem_miner as gem_miner
+    from gebt.prune.lottery import lottery as lottery
     from gebt.prune.slimming import slim as slim
     from gebt.ticket import Ticket as Ticket
 
@@ -37,6 +38,7 @@ _NAMES = {
     "Ticket": "gebt.ticket",
     "find_ticket": "gebt.anymodel",
     "gem_miner": "gebt.prune.learned",
+    "lottery": "gebt.prune.lottery",
     "slim": "gebt.prune.slimming",
     "train_ticket": "gebt.anymodel",
 }

@@ -1,0 +1,199 @@
+"""Lottery tickets of any network: train, prune, rewind, level after level, in anyone's training.
+
+Frankle & Carbin 2019; rewinding to a later step: Frankle et al. 2020.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn, optim
+
+from gebt.files import write_atomically
+from gebt.prune.chance import shuffled
+from gebt.prune.holding import hold
+from gebt.prune.mask import Mask
+from gebt.prune.schedule import geometric
+from gebt.prune.scores import magnitude, prunable_weights
+from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
+from gebt.prune.ties import TieOrder
+
+Holding = Callable[[optim.Optimizer], object]
+Control = Literal["reinit", "shuffled", "shuffled in all"]
+State = dict[str, Tensor]
+
+
+class Train(Protocol):
+    """One's own training: from step (or epoch) `start` to `stop`, None: to its end.
+
+    It makes a fresh optimizer, calls `holding(optimizer)` once before the first step, sets its learning-rate schedule
+    to `start`, and returns what it measured.
+    """
+
+    def __call__(self, model: nn.Module, *, start: int, stop: int | None, holding: Holding) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level: its number (0 is the dense network), the mask it trained with and what the training returned."""
+
+    number: int
+    mask: Mask
+    result: Any
+
+
+@dataclass(frozen=True)
+class Lottery:
+    """All levels, and the state that weights, and all else in the state dict, were rewound to."""
+
+    levels: tuple[Level, ...]
+    rewound: State
+
+    def control(
+        self, model: nn.Module, train: Train, level: int, how: Control, *, start: int = 0, seed: int = 0
+    ) -> Any:
+        """What the training returns without the ticket's luck; `model` ends as trained.
+
+        "reinit": the level's mask on fresh weights of `model.reset(seed)`; "shuffled": its start weights, as many kept
+        entries elsewhere in each tensor, or "shuffled in all" tensors together. `start`: the rewind step.
+        """
+        mask = self.levels[level].mask
+        if how == "reinit":
+            model.reset(seed)  # type: ignore[operator]
+        elif how in ("shuffled", "shuffled in all"):
+            model.load_state_dict(self.rewound)
+            generator = torch.Generator().manual_seed(seed)
+            mask = shuffled(mask, generator=generator, within="tensor" if how == "shuffled" else "all")
+        else:
+            raise ValueError(f"control (got {how!r}), expected 'reinit', 'shuffled' or 'shuffled in all'")
+        return _train(model, train, mask, start, None)
+
+
+def lottery(
+    model: nn.Module,
+    train: Train,
+    *,
+    ratio: float,
+    levels: int,
+    rewind: int = 0,
+    weights: Mapping[str, nn.Parameter] | None = None,
+    layerwise: bool = False,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Lottery:
+    """Level 0 trains the dense network; each further level prunes the trained weights, rewinds and trains again.
+
+    Level l keeps n - floor((1 - (1 - ratio)^(l / levels)) n) weights: those of largest trained magnitude among the ones
+    left, all tensors together or each alone (`layerwise`), ties by a random order of `seed`; the last level has `ratio`
+    exactly, one level is one shot. What is rewound is the whole state after step `rewind`, buffers too (0: as given).
+    `folder`: every finished level is kept there, and a call with the same folder goes on after the last one; results
+    must then be what JSON can hold. `model` ends as the last level trained it.
+    Raises `ValueError` for a ratio outside [0, 1), fewer than 1 level, a ratio that empties a layer, or a folder of
+    another lottery.
+    """
+    if rewind < 0:
+        raise ValueError(f"rewind (got {rewind}), expected at least 0")
+    ratios = [0.0, *geometric(ratio, levels)]
+    chosen = dict(weights) if weights is not None else prunable_weights(model)
+    told = {"ratio": ratio, "levels": levels, "rewind": rewind, "layerwise": layerwise, "seed": seed}
+    kept = _Kept(Path(folder), told) if folder is not None else None
+    rewound = _rewind_point(model, train, rewind, kept)
+    order, found, mask = TieOrder(seed), list[Level](), Mask.ones(chosen)
+    for number, share in enumerate(ratios):
+        if number:
+            mask = _thinner(mask, magnitude(chosen), share, layerwise, order)
+        if kept is not None and kept.has(number):
+            state, result = kept.level(number)
+            model.load_state_dict(state)
+        else:
+            model.load_state_dict(rewound)
+            result = _train(model, train, mask, rewind, None)
+            if kept is not None:
+                kept.keep(number, _copied(model), result)
+        found.append(Level(number, mask, result))
+    return Lottery(tuple(found), rewound)
+
+
+def _rewind_point(model: nn.Module, train: Train, rewind: int, kept: _Kept | None) -> State:
+    if kept is not None and kept.has("rewind"):
+        return kept.level("rewind")[0]
+    if rewind:
+        train(model, start=0, stop=rewind, holding=lambda optimizer: None)
+    state = _copied(model)
+    if kept is not None:
+        kept.keep("rewind", state, None)
+    return state
+
+
+def _train(model: nn.Module, train: Train, mask: Mask, start: int, stop: int | None) -> Any:
+    mask.apply_(dict(model.named_parameters()))
+    result = train(model, start=start, stop=stop, holding=lambda optimizer: hold(model, mask, optimizer))
+    parameters = dict(model.named_parameters())
+    for name, own in mask.items():
+        if bool(parameters[name].detach()[~own].any()):
+            raise ValueError(
+                f"pruned entries of {name!r} (got non-zero), expected zero; call holding(optimizer) in train"
+            )
+    return result
+
+
+def _thinner(mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: bool, order: TieOrder) -> Mask:
+    def thin(flat: Tensor, left: Tensor) -> Tensor:
+        gone = left.numel() - int(left.sum())
+        return thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), order)
+
+    if layerwise:
+        kept = {name: thin(scores[name].flatten(), own.flatten()).view(own.shape) for name, own in mask.items()}
+    else:
+        together = thin(torch.cat([scores[name].flatten() for name in mask]), mask.flat())
+        parts = together.split([own.numel() for own in mask.values()])
+        kept = {name: part.view(mask[name].shape) for name, part in zip(mask, parts, strict=True)}
+    check_no_layer_empty(Mask(kept), ratio)
+    return Mask(kept)
+
+
+def _copied(model: nn.Module) -> State:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class _Kept:
+    """Finished levels in a folder: a state and a result each, whole or not there."""
+
+    def __init__(self, folder: Path, told: Mapping[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        about = folder / "lottery.json"
+        if about.is_file():
+            before = json.loads(about.read_text())
+            if before != told:
+                differs = sorted(name for name in told if before.get(name) != told[name])
+                raise ValueError(
+                    f"folder {folder} (got a lottery of other {', '.join(differs)}), expected the same one"
+                )
+        else:
+            write_atomically(about, json.dumps(told))
+
+    def has(self, number: int | str) -> bool:
+        return self._path(number).is_file()
+
+    def level(self, number: int | str) -> tuple[State, Any]:
+        from safetensors import safe_open
+
+        with safe_open(self._path(number), framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return state, json.loads((file.metadata() or {})["result"])
+
+    def keep(self, number: int | str, state: State, result: Any) -> None:
+        from safetensors.torch import save
+
+        # Tied tensors share memory, which the format does not; each is written by itself.
+        alone = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+        write_atomically(self._path(number), save(alone, {"result": json.dumps(result)}))
+
+    def _path(self, number: int | str) -> Path:
+        return self.folder / (f"level-{number}.safetensors" if isinstance(number, int) else f"{number}.safetensors")

@@ -1,0 +1,148 @@
+"""Lottery tickets of any network: exact nested levels, rewinding of all state, resuming, controls."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn, optim
+from torch.nn import functional as F
+
+from gebt.prune.lottery import Holding, Lottery, lottery
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] * X[:, 1] > 0).long()
+
+
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 2))
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.parameters():
+            p.data.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+        self[1].reset_running_stats()
+
+
+class Training:
+    """Fifteen steps of SGD; tells what it was asked to do."""
+
+    def __init__(self, holds: bool = True) -> None:
+        self.calls: list[tuple[int, int | None]] = []
+        self.holds = holds
+
+    def __call__(self, model: nn.Module, *, start: int, stop: int | None, holding: Holding) -> Any:
+        self.calls.append((start, stop))
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        if self.holds:
+            holding(optimizer)
+        for _ in range(start, 15 if stop is None else stop):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model.train()(X), Y)
+            loss.backward()
+            optimizer.step()
+        return {"loss": float(loss.detach())}
+
+
+def drawn(model: Net, train: Training | None = None, **more: Any) -> Lottery:
+    return lottery(model, train or Training(), **{"ratio": 0.8, "levels": 3, **more})
+
+
+def test_levels_are_exact_nested_and_trained_from_the_rewound_state() -> None:
+    model, train = Net(), Training()
+    found = drawn(model, train)
+    total = found.levels[0].mask.size
+    counts = [total - int(share * total) for share in (0, 1 - 0.2 ** (1 / 3), 1 - 0.2 ** (2 / 3), 0.8)]
+    assert [level.mask.kept for level in found.levels] == counts
+    for before, after in zip(found.levels, found.levels[1:], strict=False):
+        assert not bool((after.mask.flat() & ~before.mask.flat()).any())
+    assert train.calls == [(0, None)] * 4
+    twin = Net()
+    found.levels[-1].mask.apply_(dict(twin.named_parameters()))
+    optimizer = optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    # The last level again, by hand.
+    from gebt.prune import hold
+
+    hold(twin, found.levels[-1].mask, optimizer)
+    for _ in range(15):
+        optimizer.zero_grad()
+        F.cross_entropy(twin.train()(X), Y).backward()
+        optimizer.step()
+    assert all(torch.equal(tensor, twin.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_late_rewinding_goes_back_to_a_step_with_all_buffers() -> None:
+    model, train = Net(), Training()
+    found = drawn(model, train, rewind=4, levels=1)
+    assert train.calls == [(0, 4), (4, None), (4, None)]
+    expected = Net()
+    Training()(expected, start=0, stop=4, holding=lambda optimizer: None)
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.rewound.items())
+    assert int(found.rewound["1.num_batches_tracked"]) == 4
+
+
+def test_the_smallest_trained_weights_go_in_all_or_in_each() -> None:
+    model = Net()
+    one = drawn(model, levels=1)
+    dense = Net()
+    Training()(dense, start=0, stop=None, holding=lambda optimizer: None)
+    flat = torch.cat([dense[0].weight.flatten(), dense[3].weight.flatten()]).detach().abs()
+    kept = one.levels[1].mask.flat()
+    assert float(flat[kept].min()) >= float(flat[~kept].max())
+    each = drawn(Net(), levels=1, layerwise=True).levels[1].mask
+    assert [int(own.sum()) for own in each.values()] == [120 - 96, 40 - 32]
+
+
+def test_a_lottery_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = drawn(Net())
+
+    class Broken(Training):
+        def __call__(self, *given: Any, **more: Any) -> Any:
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(*given, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn(Net(), Broken(), folder=tmp_path)
+    model, train = Net(), Training()
+    again = drawn(model, train, folder=tmp_path)
+    assert len(train.calls) == 2
+    assert [level.mask for level in again.levels] == [level.mask for level in whole.levels]
+    assert [level.result for level in again.levels] == [level.result for level in whole.levels]
+    assert len(list(tmp_path.iterdir())) == 6
+    with pytest.raises(ValueError, match=r"folder .* \(got a lottery of other ratio\), expected the same one"):
+        drawn(Net(), ratio=0.5, folder=tmp_path)
+
+
+def test_controls_keep_what_they_say() -> None:
+    model = Net()
+    found = drawn(model)
+    mask = found.levels[2].mask
+    zeros = {"reinit": mask}
+    for how in ("reinit", "shuffled", "shuffled in all"):
+        result = found.control(model, Training(), 2, how, seed=5)  # type: ignore[arg-type]
+        assert result != found.levels[2].result
+        weights = {name: dict(model.named_parameters())[name].detach() != 0 for name in mask}
+        assert sum(int(own.sum()) for own in weights.values()) == mask.kept
+        if how in zeros:
+            assert all(torch.equal(own, mask[name]) for name, own in weights.items())
+        if how == "shuffled":
+            assert [int(own.sum()) for own in weights.values()] == [int(own.sum()) for own in mask.values()]
+    with pytest.raises(ValueError, match=r"control \(got 'luck'\)"):
+        found.control(model, Training(), 1, "luck")  # type: ignore[arg-type]
+
+
+def test_wrong_settings_and_a_training_that_does_not_hold_are_refused() -> None:
+    before = copy.deepcopy(Net().state_dict())
+    with pytest.raises(ValueError, match=r"levels \(got 0\)"):
+        drawn(Net(), levels=0)
+    with pytest.raises(ValueError, match=r"rewind \(got -1\)"):
+        drawn(Net(), rewind=-1)
+    with pytest.raises(ValueError, match=r"pruned entries of '0.weight' \(got non-zero\), expected zero; call"):
+        drawn(Net(), Training(holds=False))
+    assert before.keys() == Net().state_dict().keys()
