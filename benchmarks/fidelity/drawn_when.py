@@ -5,7 +5,8 @@ python benchmarks/fidelity/drawn_when.py [--algorithm graph|joint] [--dataset co
 
 Settings of preset `paper`, but no detector: the search runs for so many epochs, its last masks are drawn. "graph":
 masks over edges alone, on a pretrained network; the pruned graph is retrained from fresh weights (pretrain, sparsify,
-retrain). "joint": both masks, the ticket's weights inherited. The row "detector" is what the detector draws.
+retrain). "joint": both masks, the ticket's weights inherited. The row "detector" is what the detector draws,
+"random edges" the same ticket with as many edges drawn at random.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
-from protocol import Protocol, row
+from protocol import CONTROL, Protocol, row
 
 EPOCHS = (1, 2, 5, 10, 15, 20, 30, 50, 100)
 OWN = {"graph": "algorithm=graph,start=reinit", "joint": "algorithm=joint"}
@@ -53,6 +54,8 @@ def main() -> None:
             found = protocol.outcomes(where, "gcn", method, ratios, seeds)
             rows.append(row(f"epoch {epoch}", ratios, found, dense, drawn=epoch))
             print(rows[-1], flush=True)
+        chance = protocol.outcomes(where, "gcn", f"paper:{own}{CONTROL}", ratios, seeds)
+        rows.append(row("random edges", ratios, chance, dense, drawn=0))
         found = protocol.outcomes(where, "gcn", f"paper:{own}", ratios, seeds)
         drawn = [outcome.epoch_drawn for outcome in found]
         rows.append(row("detector", ratios, found, dense, drawn=statistics.fmean(drawn)))
@@ -71,15 +74,16 @@ def picture(rows: list[dict[str, Any]], dense: float, arguments: Any) -> None:
     axes = figure.subplots()
     for edge_ratio in dict.fromkeys(own["edge_ratio"] for own in rows):
         own = [r for r in rows if r["edge_ratio"] == edge_ratio]
-        line = [r for r in own if "detector" not in r["method"]]
+        line = [r for r in own if r["method"].startswith("epoch")]
         label = f"{100 * edge_ratio:g} % of the edges gone"
         drawn = axes.errorbar(
             [r["drawn"] for r in line], [r["test"] for r in line], [r["std"] for r in line], marker="o", capsize=2,
             label=label,
         )  # fmt: skip
         axes.plot(own[-1]["drawn"], own[-1]["test"], "*", ms=14, color=drawn[0].get_color(), mec="black")
+        axes.axhline(own[-2]["test"], color=drawn[0].get_color(), ls=":", lw=1)
     axes.axhline(dense, color="#7f7f7f", ls="--", label="dense")
-    axes.set(xscale="log", xlabel="epoch drawn (star: the detector's)", ylabel="test accuracy, %")
+    axes.set(xscale="log", xlabel="epoch drawn (star: the detector's; dotted: random edges)", ylabel="test accuracy, %")
     axes.set_title(f"{arguments.dataset}: {arguments.algorithm} tickets by the epoch they are drawn")
     axes.legend(frameon=False)
     figure.tight_layout()
