@@ -13,6 +13,7 @@ from gebt.prune.passes import differing, usable
 
 Normalisation = Literal["entry", "swap", "first"]
 Criterion = Literal["sum", "weights", "edges"]
+Rule = Literal["consecutive", "newest"]
 
 
 def distance(a: Mask, b: Mask, per: Normalisation = "entry") -> float:
@@ -53,7 +54,9 @@ class EarlyBird:
     `update(mask)` watches one mask; `update(weights, edges)` watches two, and `criterion` says what must be
     small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g). `normalisation` as in `distance`; "first" divides
     every distance by the first non-zero one of its kind. The first `warmup` draws are recorded but do not
-    count, so the earliest possible firing is draw `warmup + window + 1`.
+    count, so the earliest possible firing is draw `warmup + window + 1`. `rule`: distances are those of draws one after
+    the other ("consecutive", as the papers say), or of the newest draw to each of the `window` before it, the largest
+    of which is watched ("newest", as EB-Train's code has it: slow drift does not pass it).
     Source: You et al., "Early-Bird Tickets" (ICLR 2020) and GEBT (AAAI 2022), Algorithms 1 and 2.
 
     >>> bird = EarlyBird(threshold=0.1, window=2)
@@ -69,6 +72,7 @@ class EarlyBird:
         normalisation: Normalisation = "entry",
         criterion: Criterion = "sum",
         warmup: int = 0,
+        rule: Rule = "consecutive",
     ) -> None:
         if not threshold > 0:
             raise ValueError(f"threshold (got {threshold}), expected a positive number")
@@ -78,31 +82,42 @@ class EarlyBird:
             raise ValueError(f"normalisation (got {normalisation!r}), expected one of {get_args(Normalisation)}")
         if criterion not in get_args(Criterion):
             raise ValueError(f"criterion (got {criterion!r}), expected one of {get_args(Criterion)}")
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule (got {rule!r}), expected one of {get_args(Rule)}")
         self.threshold, self.window, self.warmup = threshold, window, warmup
-        self.normalisation, self.criterion = normalisation, criterion
+        self.normalisation, self.criterion, self.rule = normalisation, criterion, rule
         self.fired = False
         self.draws = 0
         self.trajectory: list[dict[str, float]] = []
         self._queue: deque[float] = deque(maxlen=window)
-        self._last: dict[str, Mask] = {}
+        self._before: deque[dict[str, Mask]] = deque(maxlen=1 if rule == "consecutive" else window)
         self._first: dict[str, float] = {}
 
     def update(self, mask: Mask, edges: Mask | None = None) -> bool:
         """Takes the masks drawn this epoch; returns True from the epoch on at which the search may stop."""
         drawn = {"weights": mask} if edges is None else {"weights": mask, "edges": edges}
-        if self._last and drawn.keys() != self._last.keys():
-            raise ValueError(f"masks drawn (got {sorted(drawn)}), expected {sorted(self._last)} as in the draw before")
+        if self._before and drawn.keys() != self._before[-1].keys():
+            expected = sorted(self._before[-1])
+            raise ValueError(f"masks drawn (got {sorted(drawn)}), expected {expected} as in the draw before")
         self.draws += 1
-        if self._last:
-            now = {kind: self._normalised(kind, self._last[kind], drawn[kind]) for kind in drawn}
-            now["watched"] = self._watched(now)
+        if self._before:
+            moved = [{kind: self._normalised(kind, old[kind], drawn[kind]) for kind in drawn} for old in self._before]
+            now = {kind: max(own[kind] for own in moved) for kind in drawn}
+            now["watched"] = max(self._watched(own) for own in moved)
             self.trajectory.append(now)
             if self.draws > self.warmup + 1:
-                self._queue.append(now["watched"])
-        self._last = drawn
+                self._note(now["watched"])
+        self._before.append(drawn)
         if len(self._queue) == self.window and max(self._queue) < self.threshold:
             self.fired = True
         return self.fired
+
+    def _note(self, watched: float) -> None:
+        if self.rule == "consecutive":
+            self._queue.append(watched)
+        elif self.draws > self.warmup + self.window:
+            # One number stands for the distances to all draws of the window.
+            self._queue.extend([watched] * self.window)
 
     def _normalised(self, kind: str, before: Mask, after: Mask) -> float:
         moved = distance(after, before, self.normalisation)
@@ -121,17 +136,14 @@ class EarlyBird:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed search needs to go on as if it had never stopped (tensors, numbers, strings)."""
-        last = {
-            kind: {name: {"bits": pack_bits(kept), "shape": list(kept.shape)} for name, kept in mask.items()}
-            for kind, mask in self._last.items()
-        }
+        before = [{kind: _packed(mask) for kind, mask in drawn.items()} for drawn in self._before]
         return {
             "fired": self.fired,
             "draws": self.draws,
             "trajectory": [dict(row) for row in self.trajectory],
             "queue": list(self._queue),
             "first": dict(self._first),
-            "last": last,
+            "before": before,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,7 +152,12 @@ class EarlyBird:
         self.trajectory = [dict(row) for row in state["trajectory"]]
         self._queue = deque(state["queue"], maxlen=self.window)
         self._first = dict(state["first"])
-        self._last = {kind: Mask(_unpacked(packed)) for kind, packed in state["last"].items()}
+        draws = [{kind: Mask(_unpacked(packed)) for kind, packed in drawn.items()} for drawn in state["before"]]
+        self._before = deque(draws, maxlen=self._before.maxlen)
+
+
+def _packed(mask: Mask) -> dict[str, dict[str, Any]]:
+    return {name: {"bits": pack_bits(kept), "shape": list(kept.shape)} for name, kept in mask.items()}
 
 
 def _unpacked(packed: dict[str, dict[str, Any]]) -> dict[str, Tensor]:

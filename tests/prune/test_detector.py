@@ -249,3 +249,38 @@ def test_the_edge_criterion_without_edge_masks_is_refused() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EarlyBird(**settings)  # type: ignore[arg-type]
+
+
+def drawn(*bits: int) -> Mask:
+    return Mask({"w": torch.tensor(bits, dtype=torch.bool)})
+
+
+def drifting(steps: int) -> list[Mask]:
+    """One entry of ten changes at every draw: a tenth from one to the next, ever more from the newest to older ones."""
+    return [drawn(*(int(place >= step) for place in range(10))) for step in range(steps)]
+
+
+def test_the_newest_draw_is_compared_with_all_of_the_window() -> None:
+    bird = EarlyBird(threshold=0.15, window=3, rule="newest")
+    assert [bird.update(mask) for mask in drifting(8)] == [False] * 8
+    assert [row["watched"] for row in bird.trajectory] == pytest.approx([0.1, 0.2, *[0.3] * 5])
+    assert EarlyBird(threshold=0.15, window=3).update(drifting(1)[0]) is False
+    slow = EarlyBird(threshold=0.15, window=3)
+    assert [slow.update(mask) for mask in drifting(5)] == [False, False, False, True, True]
+
+
+def test_the_newest_rule_fires_at_the_draw_after_its_window_and_resumes() -> None:
+    bird = EarlyBird(threshold=0.1, window=4, rule="newest")
+    masks = [drawn(0, 0, 0), *[drawn(1, 1, 0)] * 6]
+    fired = []
+    for number, mask in enumerate(masks):
+        if number == 3:
+            state, bird = bird.state_dict(), EarlyBird(threshold=0.1, window=4, rule="newest")
+            bird.load_state_dict(state)
+        fired.append(bird.update(mask))
+    # The first mask is in the window up to the fifth draw.
+    assert fired == [False] * 5 + [True] * 2
+    warm = EarlyBird(threshold=0.1, window=2, warmup=3, rule="newest")
+    assert [warm.update(masks[1]) for _ in range(7)] == [False] * 5 + [True] * 2
+    with pytest.raises(ValueError, match=r"rule \(got 'all'\), expected one of \('consecutive', 'newest'\)"):
+        EarlyBird(rule="all")  # type: ignore[arg-type]
