@@ -217,6 +217,7 @@ class RunOptions:
             "retrain_learning_rate": learning_rate * retrain_factor,
             "distill": RetrainSettings().distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
+            "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(self.model, search.scope),
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
         full = dataclasses.replace(full, method=tuple(full.method))  # JSON has lists
