@@ -6,13 +6,12 @@ EB-Train: You et al., "Drawing Early-Bird Tickets", ICLR 2020.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn, optim
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from gebt.data.images import Images
 from gebt.prune.detector import EarlyBird, Rule
@@ -21,59 +20,39 @@ from gebt.prune.scores import bn_scale
 from gebt.prune.selection import pruned_count, select
 from gebt.prune.slimming import slim
 from gebt.prune.ties import TieOrder
+from gebt.train.images import ImageHistory, ImageSettings, ImageTrainer, OnEpoch, fit
 
 Start = Literal["inherit", "reinit"]
-OnEpoch = Callable[[int, "ImageHistory"], object]
 
 
 @dataclass(frozen=True)
-class CnnSettings:
-    """Training of EB-Train on small images, and its detector.
+class CnnSettings(ImageSettings):
+    """Training of EB-Train, and its detector.
 
-    SGD with momentum; the learning rate falls by `factor` at the `milestones`, counted from the first epoch of the
-    search in the retraining, too. `scale_l1` s adds s sign(gamma) to the gradient of every batch-norm scale, in the
-    retraining too. `window` masks before the newest one are compared with it ("newest"), or one after the other
-    ("consecutive").
+    The schedule counts from the first epoch of the search in the retraining, too, and so does the L1 on scales.
+    `window` masks before the newest one are compared with it ("newest"), or one after the other ("consecutive").
+    `bits` is of the search: LF; with `bits_after` the retraining has it too: LL.
     """
 
-    epochs: int = 160
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    milestones: tuple[int, ...] = (80, 120)
-    factor: float = 0.1
-    batch: int = 256
-    crop: int = 4
-    flip: bool = True
     scale_l1: float = 1e-4
     threshold: float = 0.1
     window: int = 4
     rule: Rule = "newest"
+    bits_after: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1:
-            raise ValueError(f"epochs, batch (got {(self.epochs, self.batch)}), expected at least 1")
-        if not self.learning_rate > 0 or min(self.momentum, self.weight_decay, self.scale_l1, self.crop) < 0:
-            got = (self.learning_rate, self.momentum, self.weight_decay, self.scale_l1, self.crop)
-            told = "learning rate, momentum, weight decay, scale L1, crop"
-            raise ValueError(f"{told} (got {got}), expected a rate above 0, the others at least 0")
+        super().__post_init__()
         self.detector()
+        self.after()
 
     def detector(self) -> EarlyBird:
         """A fresh detector."""
         return EarlyBird(self.threshold, self.window, criterion="weights", rule=self.rule)
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, from 1."""
-        return float(self.learning_rate * self.factor ** sum(epoch > milestone for milestone in self.milestones))
-
-
-@dataclass
-class ImageHistory:
-    """One entry an epoch: mean training loss, and accuracy in [0, 1] on the validation images, if there are any."""
-
-    losses: list[float] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
+    def after(self) -> ImageSettings:
+        """Settings of the retraining."""
+        shared = {own.name: getattr(self, own.name) for own in dataclasses.fields(ImageSettings)}
+        return ImageSettings(**{**shared, "bits": self.bits_after})
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +94,7 @@ def search(
         pruned_count(1, ratio)
     order, birds = TieOrder(seed), {ratio: settings.detector() for ratio in ratios}
     found: dict[float, ChannelTicket] = {}
-    trainer = _Trainer(model, images, validation, settings, seed)
+    trainer = ImageTrainer(model, images, validation, settings, seed)
 
     def draw(epoch: int) -> bool:
         last = epoch == settings.epochs
@@ -165,57 +144,8 @@ def retrain(
         model.reset(seed)  # type: ignore[operator]
     example = images.pixels[:2].float()
     small = slim(model, ticket.mask, example=example).train()
-    trainer = _Trainer(small, images, validation, settings, seed)
-    for epoch in range(ticket.epoch + 1, settings.epochs + 1):
-        trainer.epoch(epoch)
-        if on_epoch is not None:
-            on_epoch(epoch, trainer.history)
-    return small, trainer.history
-
-
-def accuracy(model: nn.Module, images: Images, *, mean: Tensor, std: Tensor, batch: int = 512) -> float:
-    """Share of the images that the network, in evaluation mode, puts in their class."""
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in images.batches(batch, mean=mean, std=std))
-    model.train(training)
-    return hits / len(images)
-
-
-class _Trainer:
-    """Epochs of SGD by the absolute schedule."""
-
-    def __init__(
-        self, model: nn.Module, images: Images, validation: Images | None, settings: CnnSettings, seed: int
-    ) -> None:
-        self.model, self.images, self.validation, self.settings, self.seed = model, images, validation, settings, seed
-        self.mean, self.std = images.statistics()
-        # Of batch norms, those that choose among channels included: all weights of one dimension.
-        self.scales = [p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() == 1]
-        rate, decay = settings.learning_rate, settings.weight_decay
-        self.optimizer = optim.SGD(model.parameters(), lr=rate, momentum=settings.momentum, weight_decay=decay)
-        self.history = ImageHistory()
-
-    def epoch(self, number: int) -> None:
-        """One epoch, by the schedule's number of it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(number)
-        self.model.train()
-        total, draw = 0.0, self.seed * 100_003 + number
-        given = {"mean": self.mean, "std": self.std, "crop": self.settings.crop, "flip": self.settings.flip}
-        for x, y in self.images.batches(self.settings.batch, seed=draw, **given):  # type: ignore[arg-type]
-            self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(x), y)
-            loss.backward()
-            for scale in self.scales:
-                if scale.grad is not None:
-                    scale.grad.add_(scale.detach().sign(), alpha=self.settings.scale_l1)
-            self.optimizer.step()
-            total += float(loss.detach()) * len(y)
-        self.history.losses.append(total / len(self.images))
-        if self.validation is not None:
-            self.history.accuracy.append(accuracy(self.model, self.validation, mean=self.mean, std=self.std))
+    history = fit(small, images, validation, settings.after(), seed=seed, start=ticket.epoch, on_epoch=on_epoch)
+    return small, history
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

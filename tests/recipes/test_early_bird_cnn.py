@@ -14,7 +14,8 @@ from gebt.prune.scores import bn_scale
 from gebt.prune.selection import select
 from gebt.prune.slimming import masked_channels
 from gebt.recipes import early_bird_cnn as ebt
-from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings, _Trainer
+from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings
+from gebt.train.images import ImageTrainer
 
 FEW = CnnSettings(epochs=8, learning_rate=0.05, milestones=(5,), batch=64, crop=1, flip=False, threshold=0.4, window=2)
 Found = tuple[dict[float, ChannelTicket], Any, nn.Module]
@@ -91,7 +92,7 @@ def test_l1_pulls_scales_by_its_sign_alone(parts: tuple[Images, Images]) -> None
     plain, pulled = network(), network()
     settings: dict[str, Any] = {**vars(FEW), "momentum": 0.0, "weight_decay": 0.0, "batch": 320}
     for model, strength in ((plain, 0.0), (pulled, 0.5)):
-        _Trainer(model, parts[0], None, CnnSettings(**{**settings, "scale_l1": strength}), 0).epoch(1)
+        ImageTrainer(model, parts[0], None, CnnSettings(**{**settings, "scale_l1": strength}), 0).epoch(1)
     for name, score in bn_scale(plain).items():
         torch.testing.assert_close(bn_scale(pulled)[name], (score - 0.05 * 0.5).abs(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(plain.fc.weight, pulled.fc.weight)

@@ -259,7 +259,7 @@ def test_auto_sees_what_is_wrong_in_any_product(
         lambda y: y + 0.01, lambda y: y.flip(0), lambda y: y * torch.nan, lambda y: y.double(), lambda y: y[:-1],
     ]  # fmt: skip
     fakes = [Fake(f"wrong {number}", spoiled=product, spoil=spoil) for number, spoil in enumerate(spoils)]
-    only(Fake("right", delay=0.01), *fakes)
+    only(Fake("right", delay=0.05), *fakes)
     with using("auto"):
         multiply(make_pattern(*size), wanted=wanted)
         assert [choice["chosen"] for choice in choices()] == ["right"]
@@ -268,7 +268,7 @@ def test_auto_sees_what_is_wrong_in_any_product(
 def test_auto_lets_only_a_symmetric_product_mirror_its_gradients(
     only: Callable[..., list[Fake]], make_pattern: MakePattern
 ) -> None:
-    only(Fake("right", delay=0.01), Mirroring("mirroring"))
+    only(Fake("right", delay=0.05), Mirroring("mirroring"))
     linked = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) < 0.2
     pattern, _ = Pattern.from_entries(*(linked | linked.t()).nonzero(as_tuple=True), (12, 12))
     with using("auto"):
