@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import t as student
 
 from gebt.files import write_atomically
 from gebt.record import machine
@@ -38,6 +40,38 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, warmup: int
             if number >= warmup:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Store:
+    """Results by key, kept in `path` as JSON lines, so that a stop loses none; None: kept in memory alone."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self._known = path, dict[str, Any]()
+        if path is not None and path.is_file():
+            for line in path.read_text().splitlines():
+                found = json.loads(line)
+                self._known[found["key"]] = found["outcome"]
+
+    def get(self, key: str, find: Callable[[], Any]) -> Any:
+        """What is known by this key, or else what `find` returns: what JSON can hold."""
+        if key not in self._known:
+            self._known[key] = find()
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"key": key, "outcome": self._known[key]}) + "\n")
+        return self._known[key]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Unbiased standard deviation; 0 for one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def half_interval(values: Sequence[float], level: float = 0.95) -> float:
+    """Half the width of the confidence interval of the mean, by Student's t; 0 for one value."""
+    if len(values) < 2:
+        return 0.0
+    return float(student.ppf((1 + level) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def finish(title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], out: Path | None) -> None:

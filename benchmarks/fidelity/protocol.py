@@ -8,7 +8,6 @@ multiply-adds are of the whole way: search, teacher and retraining.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import Store, half_interval
 
 from gebt.config import RunOptions
 from gebt.experiment import find_ticket, graph_for, macs_for, macs_with, model_for
@@ -61,13 +60,8 @@ class Protocol:
     """
 
     def __init__(self, quick: bool = False, store: Path | None = None, imbalance: int = 1, **options: Any) -> None:
-        self.quick, self.store, self.imbalance, self.options = quick, store, imbalance, options
-        self._known: dict[str, Outcome] = {}
+        self.quick, self.store, self.imbalance, self.options = quick, Store(store), imbalance, options
         self._warm: set[tuple[str, str]] = set()
-        if store is not None and store.is_file():
-            for line in store.read_text().splitlines():
-                found = json.loads(line)
-                self._known[found["key"]] = Outcome(**found["outcome"])
 
     def outcomes(self, dataset: str, model: str, method: str, ratios: Ratios, seeds: Iterable[int]) -> list[Outcome]:
         """Of all seeds, in order."""
@@ -79,15 +73,14 @@ class Protocol:
         where = f"{dataset}/{self.imbalance}" if self.imbalance > 1 else dataset
         own = " ".join(f"{name}={value}" for name, value in sorted(self.options.items()) if value is not None)
         key = f"{where} {model} {method} {ratios[0]:g},{ratios[1]:g} {seed} {own}".strip()
-        if key not in self._known:
+
+        def find() -> dict[str, Any]:
             if (dataset, model) not in self._warm:
                 self._warm.add((dataset, model))
                 self._find(dataset, model, "dense", (0.0, 0.0), seed)  # what is loaded or compiled on first use
-            self._known[key] = self._find(dataset, model, method, ratios, seed)
-            if self.store is not None:
-                with self.store.open("a") as file:
-                    file.write(json.dumps({"key": key, "outcome": asdict(self._known[key])}) + "\n")
-        return self._known[key]
+            return asdict(self._find(dataset, model, method, ratios, seed))
+
+        return Outcome(**self.store.get(key, find))
 
     def settings(self, dataset: str, model: str, method: str, ratios: Ratios) -> RunOptions:
         """The options of a method, resolved."""
@@ -196,13 +189,6 @@ def against(own: Sequence[Outcome], other: Sequence[Outcome]) -> tuple[float, fl
     """Mean of the paired differences in points, and half the width of its 95 % confidence interval (Student's t)."""
     moved = [100 * (mine.accuracy - theirs.accuracy) for mine, theirs in zip(own, other, strict=True)]
     return statistics.fmean(moved), half_interval(moved)
-
-
-def half_interval(values: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of the confidence interval of the mean, by Student's t; 0 for one value."""
-    if len(values) < 2:
-        return 0.0
-    return float(student.ppf((1 + level) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def row(name: str, ratios: Ratios, own: Sequence[Outcome], dense: Sequence[Outcome], **first: Any) -> dict[str, Any]:

@@ -63,9 +63,9 @@ class ImageSettings:
     def optimizer_of(self, model: nn.Module) -> optim.Optimizer:
         """A fresh optimizer of all its parameters."""
         if self.optimizer == "adam":
-            return optim.Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+            return optim.Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         rate, decay = self.learning_rate, self.weight_decay
-        return optim.SGD(model.parameters(), lr=rate, momentum=self.momentum, weight_decay=decay)
+        return optim.SGD(model.parameters(), lr=rate, momentum=self.momentum, weight_decay=decay, fused=True)
 
 
 @dataclass
