@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,10 @@ def main() -> None:
     store, name = Store(arguments.store), "digits" if arguments.quick else "mnist"
     seeds, levels, epochs = (2, 2, 2) if arguments.quick else (arguments.seeds, arguments.levels, arguments.epochs)
     controls = [level for level in ([2] if arguments.quick else arguments.controls) if level <= levels]
-    loaded: list[Images] = []
 
+    @cache
     def images() -> list[Images]:
-        if not loaded:
-            loaded.extend(load_images(name, part, arguments.data_root) for part in ("train", "test"))  # type: ignore[arg-type]
-        return loaded
+        return [load_images(name, part, arguments.data_root) for part in ("train", "test")]  # type: ignore[arg-type]
 
     found = []
     for seed in range(seeds):

@@ -87,7 +87,9 @@ class ImageTrainer:
         settings: ImageSettings | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.images, self.validation, self.seed = model, images, validation, seed
+        # Convolutions of a CPU run faster with channels innermost; values and names stay.
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.images, self.validation, self.seed = images, validation, seed
         self.settings = settings or ImageSettings()
         self.mean, self.std = images.statistics()
         # Of batch norms, those that choose among channels included: all weights of one dimension.
