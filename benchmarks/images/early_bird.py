@@ -20,7 +20,7 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ from common import Store, finish, half_interval, options, spread
 
 from gebt.data.images import Images, load_images
 from gebt.models.by_name import image_network
-from gebt.prune.detector import pairwise_distances
+from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale, random
 from gebt.prune.selection import select
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--scale-l1", type=float, default=1e-4)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     parser.add_argument("--draws", type=int, nargs="*", default=[1, 2, 4, 8, 15], help="epochs, for the middle ratio")
+    parser.add_argument("--rule", choices=get_args(Rule), default="consecutive", help="of the detector")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--picture", type=Path)
@@ -63,16 +64,32 @@ def main() -> None:
         vars(arguments).update(own, batch=64)
     torch.set_num_threads(arguments.threads)
     store = Store(arguments.store)
-    names = ("data", "model", "width", "images", "epochs", "batch", "learning_rate", "scale_l1", "ratios", "draws")
+    names = (
+        "data",
+        "model",
+        "width",
+        "images",
+        "epochs",
+        "batch",
+        "learning_rate",
+        "scale_l1",
+        "ratios",
+        "draws",
+        "rule",
+    )
     key = " ".join(f"{name}={getattr(arguments, name)}" for name in names)
     found = [store.get(f"{key} seed={seed}", lambda seed=seed: one(arguments, seed)) for seed in range(arguments.seeds)]
     rows = [summed(number, found) for number in range(len(found[0]["rows"]))]
+    told = summary(rows)
+    for rule in get_args(Rule):
+        epochs = [epoch for one in found for epoch in one["fired"][rule].values()]
+        told[f"epochs at which {rule!r} fires"] = f"{min(epochs)} to {max(epochs)}" if epochs else "never"
     if arguments.picture is not None:
         draw(rows, found[0], arguments.picture)
     title = (
         f"{arguments.model} x {arguments.width:g}, {arguments.data}, {arguments.images} images, {arguments.seeds} seeds"
     )
-    finish(title, rows, summary(rows), arguments.json)
+    finish(title, rows, told, arguments.json)
 
 
 @lru_cache(maxsize=2)
@@ -95,18 +112,18 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
     model = image_network(arguments.model, train, width=arguments.width, seed=seed)
     mean, std = train.statistics()
     trainer, masks, states, seconds = ImageTrainer(model, train, None, settings, seed), [], [], []
-    ties = TieOrder(seed)
-    birds = {ratio: settings.detector() for ratio in arguments.ratios}
-    fired: dict[float, int] = {}
+    ties, rules = TieOrder(seed), get_args(Rule)
+    birds = {(ratio, rule): replace(settings, rule=rule).detector() for ratio in arguments.ratios for rule in rules}
+    fired: dict[str, dict[float, int]] = {rule: {} for rule in rules}
     for epoch in range(epochs + 1):
         if epoch:
             seconds.append(timed(lambda epoch=epoch: trainer.epoch(epoch)))
         scores = bn_scale(model)
-        masks.append({ratio: select(scores, ratio=ratio, order=ties, allow_empty=True) for ratio in birds})
+        masks.append({ratio: select(scores, ratio=ratio, order=ties, allow_empty=True) for ratio in arguments.ratios})
         states.append(copy.deepcopy(model.state_dict()))
-        for ratio, bird in birds.items():
+        for (ratio, rule), bird in birds.items():
             if bird.update(masks[-1][ratio]):
-                fired.setdefault(ratio, epoch)
+                fired[rule].setdefault(ratio, epoch)
     dense_epoch = statistics.median(seconds)
     dense = accuracy(model, test, mean=mean, std=std)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -134,12 +151,12 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
         train_ticket("whole schedule", middle, epoch, masks[epoch][middle], whole=True)
     for ratio in arguments.ratios:
         train_ticket("whole schedule", ratio, epochs, masks[epochs][ratio], whole=True)
-        epoch = min(fired.get(ratio, epochs), epochs - 1)
+        epoch = min(fired[arguments.rule].get(ratio, epochs), epochs - 1)
         train_ticket("early bird", ratio, epoch, masks[epoch][ratio], whole=False)
         chance = random(bn_scale(model), torch.Generator().manual_seed(seed))
         train_ticket("random", ratio, epoch, select(chance, ratio=ratio, allow_empty=True), whole=False)
     drawn = torch.stack([own[middle].flat() for own in masks])
-    return {"rows": rows, "distances": pairwise_distances(drawn).tolist(), "fired": sorted(fired.values())}
+    return {"rows": rows, "distances": pairwise_distances(drawn).tolist(), "fired": fired}
 
 
 def timed(work: Any) -> float:
