@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -116,3 +117,17 @@ def test_constant_scales_are_drawn_by_chance_not_by_position() -> None:
 def test_what_cannot_be_is_refused(parts: tuple[Images, Images], call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(parts[0])
+
+
+def test_a_search_in_low_precision_leaves_scales_of_so_many_bits(parts: tuple[Images, Images]) -> None:
+    settings = dataclasses.replace(FEW, epochs=1, bits=8)
+    model = network()
+    tickets, _ = ebt.search(model, parts[0], ratios=(0.5,), settings=settings)
+    for name, scale in bn_scale(model).items():
+        counts = scale.double() * 2.0**7 / 2.0 ** scale.max().double().log2().floor()  # half units
+        assert torch.equal(counts, counts.round()), name
+    assert settings.after().bits is None  # LF; LL asks for it
+    low = dataclasses.replace(settings, epochs=2, bits_after=8)
+    small, history = ebt.retrain(tickets[0.5], network(), parts[0], settings=low)
+    assert len(history.losses) == 1
+    assert all(p.detach().unique().numel() <= 256 for p in small.parameters() if p.dim() == 1)
