@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,6 @@ from cyclopts import App, Parameter
 from cyclopts.config import Json
 from cyclopts.exceptions import CycloptsError
 from safetensors.torch import save
-from tqdm import tqdm
 
 from gebt import __version__, report
 from gebt.comparison import run
@@ -22,11 +20,13 @@ from gebt.config import RunOptions
 from gebt.data import check_dataset, data_root, dataset_info, dataset_names
 from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.files import write_atomically
+from gebt.image_runs import commands as image_commands
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
 from gebt.ticket import EDGES, Ticket
+from gebt.voice import advance, answer, bar, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
 Out = Annotated[Path | None, Parameter(name="--out")]
@@ -42,6 +42,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.meta.suppress_keyboard_interrupt = False
+image_commands.add_to(app)
 data = App(name="data", help="The data sets: list them, check their files.")
 app.command(data)
 
@@ -62,15 +63,15 @@ def run_command(
         Replace the run that the folder holds.
     """
     resolved, folder = _prepare(options, out, force, "")
-    with _bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as bar:
-        record = run(resolved, folder, lambda arm, seed: _advance(bar, f"seed {seed} {arm}"))
+    with bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as shown:
+        record = run(resolved, folder, lambda arm, seed: advance(shown, f"seed {seed} {arm}"))
     drawn = report.pictures(record, folder.path)
-    tell = _say if as_json else _print
+    tell = say if as_json else answer
     tell(report.table(record))
     tell(f"\nrecord    {folder.path / RECORD}")
     tell(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
-        _print(json.dumps(_answer(resolved, record)))
+        answer(json.dumps(_answer(resolved, record)))
 
 
 @app.command(name="search")
@@ -93,11 +94,11 @@ def search_command(
     found: list[dict[str, Any]] = []
     searched: list[dict[str, Any]] = []
     draws = DrawLog()
-    with _bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as bar:  # type: ignore[operator]
+    with bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as shown:  # type: ignore[operator]
         for seeds in groups(resolved):
             graphs = graphs_for(resolved, seeds)
             models = [model_for(resolved, graph, seed) for graph, seed in zip(graphs, seeds, strict=True)]
-            tick = lambda number, *_, own=seeds: _advance(bar, f"seed {own[number]}")  # noqa: E731
+            tick = lambda number, *_, own=seeds: advance(shown, f"seed {own[number]}")  # noqa: E731
             watch = None if found else draws
             for seed, ticket in zip(seeds, find_tickets(resolved, graphs, models, seeds, watch, tick), strict=True):
                 path = ticket.save(folder.ticket(seed, resolved.seeds))
@@ -142,9 +143,9 @@ def retrain_command(
     resolved, folder = _prepare(options, out, force, "-retrain")
     graph = graph_for(resolved, seed)
     model = model_for(resolved, graph, seed)
-    with _bar(resolved.retrain_epochs, f"retrain {resolved.dataset}") as bar:  # type: ignore[arg-type]
+    with bar(resolved.retrain_epochs, f"retrain {resolved.dataset}") as shown:  # type: ignore[arg-type]
         trained = retrain.run(
-            loaded, model, graph, resolved.retraining(), seed=seed, on_epoch=lambda *_: _advance(bar, "")
+            loaded, model, graph, resolved.retraining(), seed=seed, on_epoch=lambda *_: advance(shown, "")
         )
     folder.write_config(resolved.to_json())
     result = {
@@ -191,17 +192,17 @@ def bench_command(
 
     Ticket.load(ticket)  # a ticket that cannot be read is said before a folder is made
     resolved, folder = _prepare(options, out, force, "-bench")
-    found, graph = bench(resolved, ticket, repeats, lambda what: _say(f"bench {resolved.dataset}: {what}"))
+    found, graph = bench(resolved, ticket, repeats, lambda what: say(f"bench {resolved.dataset}: {what}"))
     folder.write_config(resolved.to_json())
     record = {**opening(resolved, graph, complete=True), "ticket": str(ticket), "bench": found}
     folder.write(record)
     drawn = report.bench_picture(record, folder.path)
-    tell = _say if as_json else _print
+    tell = say if as_json else answer
     tell(report.bench_table(record))
     tell(f"\nrecord    {folder.path / RECORD}")
     tell(f"picture   {drawn}")
     if as_json:
-        _print(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **found}))
+        answer(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **found}))
 
 
 @app.command
@@ -229,13 +230,13 @@ def inspect(ticket: Path, /, *, as_json: AsJson = False) -> None:
             tensors.append(_mask_row(name, torch.ones(tensor.shape, dtype=torch.bool), why))
     facts = {key: value for key, value in loaded.provenance.items() if key != "trajectory"}
     if as_json:
-        _print(json.dumps({**facts, "tensors": tensors}))
+        answer(json.dumps({**facts, "tensors": tensors}))
         return
     for key, value in facts.items():
-        _print(f"{key:13} {value}")
+        answer(f"{key:13} {value}")
     for row in tensors:
         shape = " x ".join(str(size) for size in row["shape"])
-        _print(f"{row['name']:24} {shape:>14} {row['kept']:>9} kept {row['pruned']:>9} pruned   {row['why']}")
+        answer(f"{row['name']:24} {shape:>14} {row['kept']:>9} kept {row['pruned']:>9} pruned   {row['why']}")
 
 
 @data.command(name="list")
@@ -251,12 +252,12 @@ def data_list(*, as_json: AsJson = False) -> None:
     keys = ("name", "nodes", "pairs", "features", "classes", "split", "licence")
     rows = [{key: getattr(info, key) for key in keys} for info in infos]
     if as_json:
-        _print(json.dumps(rows))
+        answer(json.dumps(rows))
         return
-    _print(f"{'name':24}{'nodes':>8}{'pairs':>10}{'features':>10}{'classes':>9}  {'split':8} licence")
+    answer(f"{'name':24}{'nodes':>8}{'pairs':>10}{'features':>10}{'classes':>9}  {'split':8} licence")
     for row in rows:
         counts = f"{row['nodes']:>8}{row['pairs']:>10}{row['features']:>10}{row['classes']:>9}"
-        _print(f"{row['name']:24}{counts}  {row['split']:8} {row['licence']}")
+        answer(f"{row['name']:24}{counts}  {row['split']:8} {row['licence']}")
 
 
 @data.command(name="check")
@@ -271,15 +272,15 @@ def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-
         Folder of the raw data; default $GEBT_DATA.
     """
     sound = True
-    _say(f"under {data_root(root)}")
+    say(f"under {data_root(root)}")
     for name in names or dataset_names():
         files = check_dataset(name, root)
         if not files:
             made = "generated" if dataset_info(name).format == "surrogate" else "embedded"
-            _print(f"{name:24} {made}")
+            answer(f"{name:24} {made}")
         for path, status in files:
             sound &= status == "present"
-            _print(f"{name:24} {status:15} {path}")
+            answer(f"{name:24} {status:15} {path}")
     if not sound:
         raise SystemExit(1)
 
@@ -302,10 +303,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)
     except (CycloptsError, ValueError, OSError) as error:
-        _say(f"gebt: error: {error}")
+        say(f"gebt: error: {error}")
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        _say("gebt: interrupted; the seeds that were finished are on disk")
+        say("gebt: interrupted; the seeds that were finished are on disk")
         raise SystemExit(130) from None
 
 
@@ -339,29 +340,17 @@ def _mask_row(name: str, kept: torch.Tensor, why: str) -> dict[str, Any]:
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        _print(json.dumps(rows[0] if len(rows) == 1 else {"tickets": rows}))
+        answer(json.dumps(rows[0] if len(rows) == 1 else {"tickets": rows}))
         return
     for row in rows:
-        _print("\n".join(f"{key:16} {value}" for key, value in row.items()))
-
-
-def _bar(total: int, what: str) -> tqdm[Any]:
-    # In a log file every refresh is a line.
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, unit="epoch", file=sys.stderr, mininterval=interval)
-
-
-def _advance(bar: tqdm[Any], where: str) -> bool:
-    bar.set_postfix_str(where, refresh=False)
-    bar.update()
-    return False
+        answer("\n".join(f"{key:16} {value}" for key, value in row.items()))
 
 
 class _Voice(logging.Handler):
     """Says on standard error what the package logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        say(record.getMessage())
 
 
 def _tell_choices() -> None:
@@ -369,11 +358,3 @@ def _tell_choices() -> None:
     if not backends.log.handlers:
         backends.log.addHandler(_Voice())
         backends.log.setLevel(logging.INFO)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201 - the command's own voice
-
-
-def _print(text: str) -> None:
-    print(text)  # noqa: T201 - the command's answer

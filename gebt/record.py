@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,20 @@ from gebt.files import write_atomically
 SCHEMA = 1
 RECORD, CONFIG, TICKET, MODEL = "record.json", "config.json", "ticket.safetensors", "model.safetensors"
 PICTURES = ("trajectory.png", "distances.png", "savings.png", "training.png")
+DENSITY_PICTURE = "density.png"
 BENCH_PICTURE = "bench.png"
 
 
 class RunFolder:
-    """Where a run writes. Raises `ValueError` when the folder already holds something, unless `force`.
+    """Where a run writes. Raises `ValueError` when the folder already holds something, unless `force` or `resume`.
 
-    With `force` the files of an earlier run are removed; what gebt did not write is left alone.
+    With `force` the files of an earlier run are removed, what gebt did not write is left alone; `resume` leaves all.
     """
 
-    def __init__(self, path: Path, *, force: bool = False) -> None:
+    def __init__(self, path: Path, *, force: bool = False, resume: bool = False) -> None:
         if path.exists() and not path.is_dir():
             raise ValueError(f"--out (got {path}, which is a file), expected a folder")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()) and not resume:
             if not force:
                 raise ValueError(f"--out (got {path}, not empty), expected a new folder; --force replaces a run")
             _remove_run(path)
@@ -96,8 +98,15 @@ def _processor() -> str:
 
 
 def _remove_run(path: Path) -> None:
-    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES, BENCH_PICTURE):
+    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES, BENCH_PICTURE, DENSITY_PICTURE):
         (path / name).unlink(missing_ok=True)
-    for folder in path.glob("seed-*"):
-        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {TICKET}:
-            shutil.rmtree(folder)
+    for found in path.glob("seed-*"):
+        if found.is_dir() and all(_ours(file.name) for file in found.iterdir()):
+            shutil.rmtree(found)
+        elif found.is_file() and found.suffix == ".safetensors":
+            found.unlink()
+
+
+def _ours(name: str) -> bool:
+    """Whether a file in the folder of a seed is one that runs write: a ticket, or levels of a lottery."""
+    return name in (TICKET, "lottery.json", "rewind.safetensors") or fnmatch(name, "level-*.safetensors")

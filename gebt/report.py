@@ -46,7 +46,7 @@ def table(record: dict[str, Any]) -> str:
         rows.append(["... a seed's share of", *[f"{together} trained together"] * len(ARM_NAMES)])
     sizes = (("peak_bytes", "peak memory"), ("file_bytes", "weights / ticket file"))
     rows.extend([name, *_against_dense(summary, key, None, _bytes)] for key, name in sizes)
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
@@ -76,7 +76,7 @@ def bench_table(record: dict[str, Any]) -> str:
     rows.append(["test accuracy, %", *(a if isinstance(a, str) else f"{100 * a:.2f}" for a in accuracies)])
     equal = [f"{names} {share:.1e} of the largest" for names, share in record["bench"]["equal"].items()]
     told = {"logits": "; ".join(equal), **notes}
-    return "\n".join([_aligned(rows), "", *(f"{what}: {text}" for what, text in told.items())])
+    return "\n".join([aligned(rows), "", *(f"{what}: {text}" for what, text in told.items())])
 
 
 def bench_picture(record: dict[str, Any], folder: Path) -> Path:
@@ -284,7 +284,8 @@ def _bytes(value: float) -> str:
     return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.1f} KiB"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """The cells in columns, a line under the first row."""
     rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -90,7 +90,7 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, crop: int = 4, flip
 
 
 def load_images(name: str, part: Part = "train", root: str | Path | None = None) -> Images:
-    """The images of a set: "digits" (embedded), "mnist", "cifar10", "cifar100", or the path of a folder or archive.
+    """The images of a set: "digits" (embedded), "mnist", "cifar10", "cifar100", or a folder with train and test in it.
 
     `root`: folder of the raw data (default `data_root()`): MNIST/raw/*.gz; cifar-10-batches-bin, cifar-100-binary (the
     binary releases), or, for "cifar10", CIFAR-10-images/{train,test}.tar.gz or folders of that name. `digits` has 1,437
@@ -105,14 +105,22 @@ def load_images(name: str, part: Part = "train", root: str | Path | None = None)
         return _mnist(folder / "MNIST" / "raw", part)
     if name == "cifar10" and not (folder / "cifar-10-batches-bin").is_dir():
         pictures = folder / "CIFAR-10-images"
-        archive = pictures / f"{part}.tar.gz"
-        found = archive if archive.exists() or not (pictures / part).exists() else pictures / part
-        return image_folder(found, name="cifar10", size=(CIFAR_SIDE, CIFAR_SIDE))
+        return image_folder(_part_of(pictures, part), name="cifar10", size=(CIFAR_SIDE, CIFAR_SIDE))
     if name in ("cifar10", "cifar100"):
         return _cifar(folder, name, part)
-    if Path(name).exists():
-        return image_folder(Path(name))
-    raise GraphError(f"images (got {name!r}), expected 'digits', 'mnist', 'cifar10', 'cifar100' or a folder or archive")
+    if Path(name).is_dir():
+        return image_folder(_part_of(Path(name), part), name=Path(name).name)
+    raise GraphError(
+        f"images (got {name!r}), expected 'digits', 'mnist', 'cifar10', 'cifar100' or a folder of your own"
+    )
+
+
+def _part_of(folder: Path, part: Part) -> Path:
+    choices = [folder / f"{part}{ending}" for ending in (".tar.gz", ".tar", "")]
+    for path in choices:
+        if path.exists():
+            return path
+    raise GraphError(f"images {folder} (got no {part} in it), expected {' or '.join(path.name for path in choices)}")
 
 
 def image_folder(path: Path, *, name: str | None = None, size: tuple[int, int] | None = None) -> Images:

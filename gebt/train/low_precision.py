@@ -17,7 +17,8 @@ def block_floating_point(x: Tensor, bits: int, generator: torch.Generator | None
 
     e = floor(log2 max |x[i]|), q = clip(round(x[i] / 2^(e - bits + 2)), -2^(bits - 1), 2^(bits - 1) - 1). Rounding is
     stochastic: up with the probability of the part behind the point, drawn from `generator` (default: torch's own), so
-    that the mean is x, but for the clipped top. A tensor of one dimension is one block. Raises `ValueError` for fewer than 2 bits.
+    that the mean is x, but for the clipped top. A tensor of one dimension is one block.
+    Raises `ValueError` for fewer than 2 bits.
     """
     if bits < 2:
         raise ValueError(f"bits (got {bits}), expected at least 2")

@@ -51,7 +51,19 @@ def test_folders_and_archives_give_the_same_images(folder: Path) -> None:
             (0, [1, 2, 3]), (0, [4, 5, 6]), (1, [9, 8, 7])
         ]  # fmt: skip
         assert images.pixels.shape == (3, 3, 4, 6)
-    assert load_images(str(folder)).classes == ("ant", "dog")
+
+
+def test_a_folder_of_one_s_own_has_two_parts(folder: Path) -> None:
+    own = folder.parent / "own"
+    own.mkdir()
+    folder.rename(own / "train")
+    with pytest.raises(
+        GraphError, match=r"images .*own \(got no test in it\), expected test\.tar\.gz or test\.tar or te"
+    ):
+        load_images(str(own), "test")
+    packed(own / "train").rename(own / "test.tar.gz")
+    train, test = load_images(str(own)), load_images(str(own), "test")
+    assert (train.name, train.classes) == (test.name, test.classes) == ("own", ("ant", "dog"))
 
 
 def test_what_is_no_image_of_the_size_is_named(folder: Path) -> None:

@@ -1,0 +1,147 @@
+"""The commands `gebt early-bird`, `gebt lottery` and `gebt init-prune`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+
+from gebt.image_runs import report, runs
+from gebt.image_runs.options import ImageOptions
+from gebt.record import RECORD, RunFolder, machine
+from gebt.voice import advance, answer, bar, say
+
+Shared = Annotated[ImageOptions, Parameter(name="*")]
+Out = Annotated[Path | None, Parameter(name="--out")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+Rows = Callable[[ImageOptions, Any, int, Path, runs.Tick], Iterator[runs.Row]]
+
+
+def add_to(app: App) -> None:
+    """Makes them commands of `app`."""
+    app.command(early_bird, name="early-bird")
+    app.command(lottery, name="lottery")
+    app.command(init_prune, name="init-prune")
+
+
+def early_bird(
+    options: Shared | None = None,
+    watch: Annotated[runs.Watch, Parameter(name="*")] | None = None,
+    *,
+    out: Out = None,
+    as_json: AsJson = False,
+    force: Flag = False,
+) -> None:
+    """Finds early-bird tickets of channels, takes the others out for real, trains the rest, beside dense and random.
+
+    Parameters
+    ----------
+    out
+        Run folder; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    """
+    own = watch or runs.Watch()
+    resolved = (options or ImageOptions()).resolved("preresnet20")
+    own.settings(resolved)
+    most = 1 + 1 + 2 * len(own.ratios)
+    _run("early-bird", resolved, own, runs.early_bird, most, out, as_json, RunMode(force))
+
+
+def lottery(
+    options: Shared | None = None,
+    levels: Annotated[runs.Levels, Parameter(name="*")] | None = None,
+    *,
+    out: Out = None,
+    as_json: AsJson = False,
+    force: Flag = False,
+    resume: Flag = False,
+) -> None:
+    """Finds lottery tickets: trains, prunes the smallest weights, rewinds, level after level, beside their controls.
+
+    Parameters
+    ----------
+    out
+        Run folder; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    resume
+        Go on with the run that the folder holds, after its last finished level.
+    """
+    own = levels or runs.Levels()
+    resolved = (options or ImageOptions()).resolved("lenet")
+    most = 1 + own.levels * (1 + len(own.controls))
+    _run("lottery", resolved, own, runs.lottery_levels, most, out, as_json, RunMode(force, resume))
+
+
+def init_prune(
+    options: Shared | None = None,
+    at_init: Annotated[runs.AtInit, Parameter(name="*")] | None = None,
+    *,
+    out: Out = None,
+    as_json: AsJson = False,
+    force: Flag = False,
+) -> None:
+    """Prunes a network before its training by SynFlow or another score, and trains it beside dense and random.
+
+    Parameters
+    ----------
+    out
+        Run folder; default: a new one under runs/.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    force
+        Replace the run that the folder holds.
+    """
+    own = at_init or runs.AtInit()
+    resolved = (options or ImageOptions()).resolved("preresnet20")
+    most = 1 + len(own.ratios) * sum(1 + (score == "gem-miner") for score in own.arms())
+    _run("init-prune", resolved, own, runs.init_prune, most, out, as_json, RunMode(force))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunMode:
+    """What to do with a folder that is in use."""
+
+    force: bool = False
+    resume: bool = False
+
+
+def _run(
+    command: str, options: ImageOptions, own: Any, rows_of: Rows, most: int, out: Path | None, as_json: bool,
+    mode: RunMode,
+) -> None:  # fmt: skip
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    options.network(options.parts(0)[0], 0)  # data or a network that cannot be had is said before a folder is made
+    folder = RunFolder(
+        out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=mode.force, resume=mode.resume
+    )
+    config = {**json.loads(options.to_json()), **dataclasses.asdict(own)}
+    folder.write_config(json.dumps(config, indent=1) + "\n")
+    record: dict[str, Any] = {"command": command, "complete": False, "config": config, "machine": machine()}
+    record |= {"rows": [], "summary": []}
+    with bar(options.seeds * most * int(options.epochs or 0), f"{command} {options.data}") as shown:
+        for seed in range(options.seeds):
+            for row in rows_of(options, own, seed, folder.path, lambda where: advance(shown, where)):
+                record["rows"].append(row)
+                record["summary"] = report.summarised(record["rows"])
+                folder.write(record)
+    folder.write({**record, "complete": True})
+    drawn = report.pictures(record, folder.path)
+    tell = say if as_json else answer
+    tell(report.table(record))
+    tell(f"\nrecord    {folder.path / RECORD}")
+    tell(f"pictures  {' '.join(str(path) for path in drawn)}")
+    if as_json:
+        answer(json.dumps({"command": command, "data": options.data, "summary": record["summary"]}))

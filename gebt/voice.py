@@ -1,0 +1,32 @@
+"""How the command speaks: answers on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def answer(text: str) -> None:
+    """Says what was asked for."""
+    print(text)  # noqa: T201 - the command's answer
+
+
+def say(line: str) -> None:
+    """Says what happens meanwhile."""
+    print(line, file=sys.stderr)  # noqa: T201 - the command's own voice
+
+
+def bar(total: int, what: str) -> tqdm[Any]:
+    """A progress bar of epochs."""
+    # In a log file every refresh is a line.
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=what, unit="epoch", file=sys.stderr, mininterval=interval)
+
+
+def advance(shown: tqdm[Any], where: str) -> bool:
+    """One epoch more; never asks to stop."""
+    shown.set_postfix_str(where, refresh=False)
+    shown.update()
+    return False
