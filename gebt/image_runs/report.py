@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from gebt.record import DENSITY_PICTURE, PICTURES
 from gebt.report import COLOURS, aligned
@@ -98,6 +99,11 @@ def _density(record: dict[str, Any]) -> Figure:
         axes.errorbar(places, heights, spread, marker=mark, color=colour, capsize=3, label=arm)
     axes.set_xscale("log")
     axes.invert_xaxis()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(
+        sorted({float(f"{100 * row['density']:.2g}") for row in record["summary"] if row["arm"] != "dense"})
+    )
     kept = "channels" if record["command"] == "early-bird" else "weights"
     axes.set(xlabel=f"{kept} kept, %", ylabel="test accuracy, %", title=_title(record))
     axes.grid(alpha=0.3)
