@@ -51,7 +51,6 @@ def early_bird(
     """
     own = watch or runs.Watch()
     resolved = (options or ImageOptions()).resolved("preresnet20")
-    own.settings(resolved)
     most = 1 + 1 + 2 * len(own.ratios)
     _run("early-bird", resolved, own, runs.early_bird, most, out, as_json, RunMode(force))
 
@@ -123,7 +122,8 @@ def _run(
 ) -> None:  # fmt: skip
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    options.network(options.parts(0)[0], 0)  # data or a network that cannot be had is said before a folder is made
+    # What cannot be had is said before a folder is made.
+    own.check(options, options.network(options.parts(0)[0], 0))
     folder = RunFolder(
         out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=mode.force, resume=mode.resume
     )

@@ -19,6 +19,7 @@ from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.holding import hold
 from gebt.prune.lottery import Control, Lottery, lottery
 from gebt.prune.mask import Mask
+from gebt.prune.schedule import geometric
 from gebt.prune.scores import bn_scale, random
 from gebt.prune.selection import pruned_count, select
 from gebt.prune.ties import TieOrder
@@ -61,12 +62,14 @@ class Watch:
     start: early_bird_cnn.Start = "inherit"
     low_precision: Literal["no", "LF", "LL"] = "no"
 
+    def check(self, options: ImageOptions, model: nn.Module) -> None:
+        """Raises `ValueError` for a ratio outside [0, 1), or none, and a network without batch-norm scales."""
+        _check_ratios(self.ratios)
+        self.settings(options)
+        bn_scale(model)
+
     def settings(self, options: ImageOptions) -> CnnSettings:
-        """Those of the recipe. Raises `ValueError` for a ratio outside [0, 1), or none."""
-        if not self.ratios:
-            raise ValueError("--ratios (got none), expected at least one")
-        for ratio in self.ratios:
-            pruned_count(1, ratio)
+        """Those of the recipe."""
         bits, after = (None if self.low_precision == "no" else 8), (8 if self.low_precision == "LL" else None)
         own = {name: getattr(self, name) for name in ("threshold", "window", "rule", "scale_l1")}
         return CnnSettings(**options.training(), **own, bits=bits, bits_after=after)
@@ -137,6 +140,14 @@ class Levels:
     layerwise: bool = False
     controls: tuple[Control, ...] = ("reinit", "shuffled")
 
+    def check(self, options: ImageOptions, model: nn.Module) -> None:
+        """Raises `ValueError` for a ratio outside [0, 1), no level, and a rewind that leaves nothing to train."""
+        geometric(self.ratio, self.levels)
+        if not 0 <= self.rewind < (options.epochs or 0):
+            raise ValueError(
+                f"--rewind (got {self.rewind}), expected at least 0 and fewer than {options.epochs} epochs"
+            )
+
 
 def lottery_levels(options: ImageOptions, levels: Levels, seed: int, folder: Path, tick: Tick) -> Iterator[Row]:
     """All levels of the lottery, then every control of every level; levels are kept in `folder` and gone on with."""
@@ -183,12 +194,14 @@ class AtInit:
     score: tuple[Score, ...] = ("synflow",)
     ratios: tuple[float, ...] = (0.5, 0.9, 0.98)
 
-    def arms(self) -> list[Score]:
-        """The scores, and the random control, each once."""
+    def check(self, options: ImageOptions, model: nn.Module) -> None:
+        """Raises `ValueError` for another score, and for a ratio outside [0, 1) or none."""
         if unknown := [name for name in self.score if name not in get_args(Score)]:
             raise ValueError(f"--score (got {unknown[0]!r}), expected some of {get_args(Score)}")
-        for ratio in self.ratios:
-            pruned_count(1, ratio)
+        _check_ratios(self.ratios)
+
+    def arms(self) -> list[Score]:
+        """The scores, and the random control, each once."""
         return list(dict.fromkeys([*self.score, "random"]))
 
 
@@ -240,6 +253,13 @@ class _Arm:
         size = sum(parameter.numel() for parameter in model.parameters()) / self.whole
         told = {"accuracy": self.accuracy(model), "seconds": seconds, "parameters": size}
         return {"arm": name, "seed": self.seed, "ratio": ratio, "density": density, **told}
+
+
+def _check_ratios(ratios: tuple[float, ...]) -> None:
+    if not ratios:
+        raise ValueError("--ratios (got none), expected at least one")
+    for ratio in ratios:
+        pruned_count(1, ratio)
 
 
 def _write(path: Path, tensors: Any) -> None:
