@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gebt.prune.channels import Label, Site
+from gebt.prune.channels import Label
 
 if TYPE_CHECKING:
     from gebt.prune.tracing import Call, Labels
@@ -42,7 +42,8 @@ def attention(call: Call) -> Labels:
             call.site(part, 1, own.units)
     out = _inside(call, "out_proj")
     made = out.units_of("weight", 0, layer.out_proj.out_features)
-    out.channels.sites += [Site(out.name, part, 0, made) for part in _parts(layer.out_proj)]
+    for part in _parts(layer.out_proj):
+        out.site(part, 0, made)
     return [Label(call.value[0].dim() - 1, made, out.gone("weight", 0)), None]
 
 
@@ -79,8 +80,8 @@ def _heads(call: Call) -> Tensor:
     rows = heads.repeat_interleave(layer.head_dim)
     call.channels.heads[call.name] = heads
     for part in _parts(layer):
-        call.channels.sites.append(Site(call.name, part, 0, rows, 3 if part.startswith("in_proj") else 1))
-    call.channels.sites.append(Site(out.name, "weight", 1, rows))
+        call.site(part, 0, rows, 3 if part.startswith("in_proj") else 1)
+    out.site("weight", 1, rows)
     gone, bias = call.gone(_projections(layer)[2], 0)[-len(rows) :], torch.zeros(len(rows))
     if layer.in_proj_bias is not None:
         bias = layer.in_proj_bias.detach().cpu()[-len(rows) :]
@@ -95,7 +96,8 @@ def _feed_forward(call: Call) -> None:
     """The units between the two linear layers of a transformer's layer."""
     first, second = _inside(call, "linear1"), _inside(call, "linear2")
     units = first.units_of("weight", 0, first.layer.out_features)
-    call.channels.sites += [Site(first.name, part, 0, units) for part in _parts(first.layer)]
+    for part in _parts(first.layer):
+        first.site(part, 0, units)
     second.site("weight", 1, units)
     bias = torch.zeros(len(units)) if first.layer.bias is None else first.layer.bias.detach()
     constants = call.layer.activation(bias).cpu()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gebt.prune.channels import Label, Site
+from gebt.prune.channels import Label
 from gebt.prune.layer_rules import kept_axis
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _note_size(call: Call) -> None:
         given = node.all_input_nodes
         tensors = [*given, *(one.args[0] for one in given if one.target in (getattr, "size"))]
         labels = [found.units for one in tensors if (found := call.label(one)) is not None]
-        known = labels + [own for one in given if (own := sizes.get(one)) is not None]
+        known = labels + [units for one in given if (units := sizes.get(one)) is not None]
         sizes[node] = torch.cat([*known, known[0]]) if known else None
 
 
@@ -138,10 +138,9 @@ def _moved(call: Call, sizes: Sequence[Any]) -> Label | None:
         # One dimension becomes several: the first whose size follows has the units, which go whole.
         shape = [after[axis] for axis in into]
         for axis in into:
-            units, still = (
-                part.view(shape).movedim(axis - into.start, 0).flatten(1) for part in (own.units, own.still)
-            )
-            if _follows(call, sizes[axis], units[:, 0] if units.shape[1] > 1 else units.flatten()):
+            parts = [part.view(shape).movedim(axis - into.start, 0).flatten(1) for part in (own.units, own.still)]
+            units, still = parts
+            if _follows(call, sizes[axis], units[:, 0]):
                 break
         else:
             return None
@@ -187,17 +186,11 @@ def _elementwise(call: Call) -> Label | None:
             call.channels.join(other.units, own.units)
     if not all(operand in labels or _fits(call, operand, end, own) for operand in operands):
         return None
-    alone = len(set(operands)) == 1
     stills = [labels[operand].still if operand in labels else torch.zeros_like(own.still) for operand in operands]
-    still = torch.stack(stills).all(0)
-    if target in _PRODUCTS or (target in _RATIOS and operands[0] in labels and operands[0] is node.args[0]):
-        zeros = [
-            call.zero(operand) for operand in (operands if target in _PRODUCTS else operands[:1]) if operand in labels
-        ]
-        still = still | torch.stack(zeros).any(0)
-    elif target in _FILLS or (target in _RATIOS and not alone):
-        still = torch.zeros_like(still)
-    return Label(call.value.dim() + end, own.units, still)
+    still = torch.zeros_like(own.still) if target in _FILLS else torch.stack(stills).all(0)
+    factors = operands if target in _PRODUCTS else node.args[:1] if target in _RATIOS else []
+    zeros = [call.zero(factor) for factor in factors if factor in labels]
+    return Label(call.value.dim() + end, own.units, torch.stack([still, *zeros]).any(0))
 
 
 def _fits(call: Call, other: Any, end: int, own: Label) -> bool:
@@ -210,12 +203,7 @@ def _fits(call: Call, other: Any, end: int, own: Label) -> bool:
     if other.op != "get_attr" or not isinstance(tensor, nn.Parameter) or tensor.shape[end] != len(own.units):
         return False
     layer, _, name = str(other.target).rpartition(".")
-    axis = tensor.dim() + end
-    known = call.walker.shared.setdefault((id(tensor), axis), own.units)
-    if known is own.units:
-        call.channels.sites.append(Site(layer, name, axis, own.units))
-    else:
-        call.channels.join(known, own.units)
+    call.walker.site(layer, name, tensor, tensor.dim() + end, own.units)
     return True
 
 

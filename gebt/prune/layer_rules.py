@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gebt.prune import attention_rules
-from gebt.prune.channels import Label, Site
+from gebt.prune.channels import Label
 
 if TYPE_CHECKING:
     from gebt.prune.tracing import Call, Labels
@@ -78,9 +78,9 @@ def _made(call: Call, axis: int, out_dim: int, in_dim: int, folds: bool) -> Labe
 
 
 def _produced(call: Call, units: Tensor, axis: int, out_dim: int) -> Label:
-    call.channels.sites.append(Site(call.name, "weight", out_dim, units))
+    call.site("weight", out_dim, units)
     if call.layer.bias is not None:
-        call.channels.sites.append(Site(call.name, "bias", 0, units))
+        call.site("bias", 0, units)
     return Label(axis, units, call.gone("weight", out_dim))
 
 
@@ -124,9 +124,9 @@ def _turned(call: Call) -> Label | None:
     call.site("weight", 0, own.units)
     gone = call.gone("weight", 1)  # [C_out / groups]: one slice of every group
     units = call.channels.new(len(gone))
-    call.channels.sites.append(Site(call.name, "weight", 1, units))
+    call.site("weight", 1, units)
     if call.layer.bias is not None:
-        call.channels.sites.append(Site(call.name, "bias", 0, units.repeat(groups)))
+        call.site("bias", 0, units.repeat(groups))
     return Label(1, units.repeat(groups), gone.repeat(groups))
 
 
@@ -153,7 +153,7 @@ def _norm(call: Call, axis: int, buffers: tuple[str, ...]) -> Label:
         call.channels.fixed.update(before.tolist())
     for part in ("weight", "bias", *buffers):
         if getattr(call.layer, part, None) is not None:
-            call.channels.sites.append(Site(call.name, part, 0, units))
+            call.site(part, 0, units)
     call.channels.norms.append((call.name, before, units))
     gone = torch.zeros(count, dtype=torch.bool) if call.layer.weight is None else call.gone("weight", 0)
     if axis == 1 and own is not None and call.walker.fold:
@@ -169,7 +169,7 @@ def _group_norm(call: Call) -> Label | None:
     call.channels.join_rows(own.units.view(layer.num_groups, -1).t())
     for part in ("weight", "bias"):
         if getattr(layer, part) is not None:
-            call.channels.sites.append(Site(call.name, part, 0, own.units))
+            call.site(part, 0, own.units)
     return Label(1, own.units, call.gone("weight", 0))
 
 
@@ -183,7 +183,7 @@ def _embedding(call: Call) -> Label | None:
     if call.layer.max_norm is not None:
         return None
     units = call.units_of("weight", 1, call.value.shape[-1])
-    call.channels.sites.append(Site(call.name, "weight", 1, units))
+    call.site("weight", 1, units)
     return Label(call.value.dim() - 1, units, call.gone("weight", 1))
 
 
@@ -218,12 +218,12 @@ def _cell(call: Call, end: str, units: Tensor, gates: int) -> Tensor:
     """Sites of one direction of one layer; which units stay at zero: no gate is fed, and no bias."""
     gone = torch.ones(len(units), dtype=torch.bool)
     for part in (f"weight_ih{end}", f"weight_hh{end}"):
-        call.channels.sites.append(Site(call.name, part, 0, units, gates))
+        call.site(part, 0, units, gates)
         gone &= call.gone(part, 0).view(gates, -1).all(0)
     for part in (f"bias_ih{end}", f"bias_hh{end}") if call.layer.bias else ():
-        call.channels.sites.append(Site(call.name, part, 0, units, gates))
+        call.site(part, 0, units, gates)
         gone &= (getattr(call.layer, part).detach().cpu().view(gates, -1) == 0).all(0)
-    call.channels.sites.append(Site(call.name, f"weight_hh{end}", 1, units))
+    call.site(f"weight_hh{end}", 1, units)
     call.takes(call.name, units, gone, torch.zeros(len(gone)), call.gone(f"weight_hh{end}", 1), None)
     return gone
 

@@ -61,7 +61,8 @@ class CountedNorm(nn.Module):
         centred = x - mean
         variance = (centred.square().sum(-1, keepdim=True) + (self.width - x.shape[-1]) * mean.square()) / self.width
         scaled = (centred * torch.rsqrt(variance + eps)).index_select(-1, self.index) * self.weight
-        return scaled if getattr(self, "bias", None) is None else scaled + self.bias
+        bias: Any = getattr(self, "bias", None)
+        return scaled if bias is None else scaled + bias
 
     def extra_repr(self) -> str:
         """Channels that come out, and that are counted."""

@@ -177,7 +177,7 @@ class _Cut:
                 self._take(layer, name, own, tied)
             _resize(layer)
         for name, _, index in self._choices():
-            norm = self.pruned.get_submodule(name)
+            norm: Any = self.pruned.get_submodule(name)
             self._put(name, CountedNorm(norm, index) if _of_layers(norm) else ChosenBatchNorm(norm, index))
         self._put_heads()
         self._recount()
@@ -190,16 +190,15 @@ class _Cut:
     def _put_heads(self) -> None:
         """Attention that has lost heads, or channels that it reads or makes, is one of our own."""
         for name, heads in self.channels.heads.items():
-            old, stay = self.pruned.get_submodule(name), self._stay(heads)
-            width = old.embed_dim
+            old: Any = self.pruned.get_submodule(name)
+            width, stay = old.embed_dim, self._stay(heads)
             into = [p.shape[1] for part, p in old.named_parameters(recurse=False) if part == "in_proj_weight"]
             if not bool(stay.all()) or old.out_proj.weight.shape != (width, width) or into not in ([], [width]):
                 index = stay.nonzero().squeeze(1).to(old.out_proj.weight.device)
                 self._put(name, SlimAttention(old, index))
         for module in self.pruned.modules():
-            if isinstance(module, nn.TransformerEncoder) and any(
-                isinstance(m, SlimAttention) for m in module.modules()
-            ):
+            slim_inside = any(isinstance(inner, SlimAttention) for inner in module.modules())
+            if isinstance(module, nn.TransformerEncoder) and slim_inside:
                 module.use_nested_tensor = False  # made for a fast path that knows full heads only
 
     def _recount(self) -> None:

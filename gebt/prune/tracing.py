@@ -182,7 +182,8 @@ class Call:
             return
         unread = self.gone(part, dim) if part else torch.zeros(1, dtype=torch.bool)
         values = _by_channel(self.tensor(node), label)
-        alike = label.still & (values == values[:, :1]).all(1)
+        # The same number everywhere, to rounding: a mean of equal numbers is one of them to rounding only.
+        alike = label.still & torch.isclose(values, values[:, :1]).all(1)
         self.takes(self.name, label.units, alike, values[:, 0], unread.repeat(len(label.units) // len(unread)), folds)
 
     def takes(
@@ -205,11 +206,8 @@ class Call:
         self.channels.reads.append(Read(name, units, spared | put, torch.where(put, constants, 0)))
 
     def site(self, part: str, dim: int, units: Tensor, blocks: int = 1) -> None:
-        """The parameter has these units along `dim`, which go with those that another layer found there."""
-        known = self.walker.shared.setdefault((id(getattr(self.layer, part)), dim), units)
-        if known is not units:
-            self.channels.join(units, known)
-        self.channels.sites.append(Site(self.name, part, dim, units, blocks))
+        """The layer's parameter has these units along `dim`."""
+        self.walker.site(self.name, part, getattr(self.layer, part), dim, units, blocks)
 
     def units_of(self, part: str, dim: int, count: int) -> Tensor:
         """New units of a parameter's dimension, or those that another layer with the same parameter has for it."""
@@ -239,6 +237,14 @@ class Walker(fx.Interpreter):
         parameters = dict(graph.named_parameters(remove_duplicate=False))
         self.kept = {id(parameters[name]): mask.cpu() for name, mask in kept.items() if name in parameters}
 
+    def site(self, layer: str, name: str, tensor: Tensor, dim: int, units: Tensor, blocks: int = 1) -> None:
+        """A tensor has these units along `dim`, which go with those that another use of it found there."""
+        known = self.shared.setdefault((id(tensor), dim), units)
+        if known is not units:
+            self.channels.join(units, known)
+        if all((site.layer, site.name, site.dim) != (layer, name, dim) for site in self.channels.sites):
+            self.channels.sites.append(Site(layer, name, dim, units, blocks))
+
     def gone(self, parameter: Tensor, dim: int) -> Tensor:
         """Which slices of a parameter along `dim` the mask has pruned whole."""
         kept = self.kept.get(id(parameter))
@@ -247,9 +253,9 @@ class Walker(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         found = self._label(n, value)
-        if found is None:
-            if isinstance(value, Tensor | tuple | list | dict) and not isinstance(value, torch.Size):
-                self._fix([self.labels.get(given) for given in n.all_input_nodes])
+        made = isinstance(value, Tensor | tuple | list | dict) and not isinstance(value, torch.Size)
+        if found is None and made:
+            self._fix([self.labels.get(given) for given in n.all_input_nodes])
         self.labels[n] = found
         return value
 

@@ -255,7 +255,8 @@ def test_what_cannot_be_cut_is_refused_with_its_reason() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if float(x.sum()) > 0 else -x
 
-    with pytest.raises(TraceError, match=r"model Choosy \(got .*\), expected one that torch.fx can trace"):
+    told = r"model Choosy, layer '' \(got TypeError.*line \d+: return x if float.*\), expected one that torch.fx can"
+    with pytest.raises(TraceError, match=told):
         channels_of(Choosy(), torch.ones(1, 2), {})
     model = VGG(11, 10, width=0.1)
     with pytest.raises(SlimmingError, match=r"mask tensor 'nothing' \(got no such parameter in the model\)"):
