@@ -66,7 +66,8 @@ def masked_channels(model: nn.Module, mask: Mask, *, shifts: Shifts = "zero") ->
                 gone = empty_slices(kept, dim).to(parameters[name].device)
                 parameters[name].transpose(0, dim)[gone] = 0
                 if dim == made_along and shifts == "zero":
-                    _bias_beside(network.get_submodule(layer), part)[gone] = 0
+                    bias = _bias_beside(network.get_submodule(layer), part)
+                    bias[gone.repeat(len(bias) // len(gone))] = 0  # transposed layers name one group's channels
     return network
 
 
