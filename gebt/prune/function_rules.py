@@ -186,6 +186,7 @@ def _elementwise(call: Call) -> Label | None:
             call.channels.join(other.units, own.units)
     if not all(operand in labels or _fits(call, operand, end, own) for operand in operands):
         return None
+    labels = {operand: found for operand in operands if (found := call.label(operand)) is not None}
     stills = [labels[operand].still if operand in labels else torch.zeros_like(own.still) for operand in operands]
     still = torch.zeros_like(own.still) if target in _FILLS else torch.stack(stills).all(0)
     factors = operands if target in _PRODUCTS else node.args[:1] if target in _RATIOS else []
@@ -203,7 +204,9 @@ def _fits(call: Call, other: Any, end: int, own: Label) -> bool:
     if other.op != "get_attr" or not isinstance(tensor, nn.Parameter) or tensor.shape[end] != len(own.units):
         return False
     layer, _, name = str(other.target).rpartition(".")
-    call.walker.site(layer, name, tensor, tensor.dim() + end, own.units)
+    axis = tensor.dim() + end
+    call.walker.site(layer, name, tensor, axis, own.units)
+    call.walker.labels[other] = Label(axis, own.units, call.walker.gone(tensor, axis))
     return True
 
 

@@ -219,7 +219,7 @@ class Call:
 
 
 def _by_channel(value: Tensor, label: Label) -> Tensor:
-    return value.movedim(label.axis, 0).flatten(1).cpu()
+    return value.movedim(label.axis, 0).reshape(value.shape[label.axis], -1).cpu()
 
 
 class Walker(fx.Interpreter):

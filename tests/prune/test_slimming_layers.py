@@ -89,7 +89,8 @@ def squeeze_and_excite() -> Net:
         return n.out((y * gate).flatten(1))
 
     return Net(
-        run, stem=conv(3, 8), bn=nn.BatchNorm2d(8), down=nn.Conv2d(8, 4, 1), up=nn.Conv2d(4, 8, 1), out=nn.Linear(512, 2),
+        run, stem=conv(3, 8), bn=nn.BatchNorm2d(8),
+        down=nn.Conv2d(8, 4, 1), up=nn.Conv2d(4, 8, 1), out=nn.Linear(512, 2),
     )  # fmt: skip
 
 
@@ -182,8 +183,8 @@ BLOCKS: dict[str, tuple[Callable[[], Net], dict[str, list[int]], dict[str, tuple
     ),
     "convnext": (
         convnext,
-        {"first.weight": [0, 7, 9], **dict.fromkeys(("norm.weight", "depth.weight", "second.weight", "stem.weight"), [3])},
-        {"first.weight": (13, 3), "second.weight": (3, 13), "scale": (3,), "depth.weight": (3, 1, 7, 7)},
+        {"first.weight": [0, 7], "norm.weight": [3], "depth.weight": [3], "second.weight": [3], "stem.weight": [3]},
+        {"first.weight": (14, 3), "second.weight": (3, 14), "scale": (3,), "depth.weight": (3, 1, 7, 7)},
     ),
     "group norm, groups whole": (
         group_normed, {"norm.weight": [2, 3, 4]}, {"stem.weight": (6, 3, 3, 3), "norm.weight": (6,)},
