@@ -82,7 +82,7 @@ def _note_size(call: Call) -> None:
     source = shape.args[0] if isinstance(shape, fx.Node) and shape.args else None
     own = call.label(source)
     if isinstance(which, int) and source is not None:
-        axes = call.tensor(source).dim() if isinstance(call.tensor(source), Tensor) else len(call.tensor(shape))
+        axes = call.tensor(source).dim() if shape is node else len(call.tensor(shape))
         sizes[node] = own.units if own is not None and own.axis == which % axes else None
         return
     # What is computed of a size, or a piece of a shape, is not followed.
