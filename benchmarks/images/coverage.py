@@ -83,7 +83,7 @@ def _theirs(model: nn.Module, x: Tensor, ratio: float, whole_heads: bool, tables
 def _pruner(model: nn.Module, x: Tensor, ratio: float, whole_heads: bool, tables: bool) -> Any:
     import torch_pruning
 
-    ignored = [model[-1] if isinstance(model, nn.Sequential) else _last(model)]
+    ignored = [_classifier(model)]
     ignored += [module for module in model.modules() if isinstance(module, nn.Embedding) and tables]
     heads: dict[nn.Module, int] = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for module in model.modules():
@@ -97,8 +97,11 @@ def _pruner(model: nn.Module, x: Tensor, ratio: float, whole_heads: bool, tables
     )  # fmt: skip
 
 
-def _last(model: nn.Module) -> nn.Module:
-    return [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+def _classifier(model: nn.Module) -> nn.Module:
+    """The layer that makes the outputs, which keeps its own."""
+    if isinstance(model, nn.Sequential):
+        return model[-1]
+    return next(getattr(model, name) for name in ("head", "fc", "classifier") if hasattr(model, name))
 
 
 def _zero(model: nn.Module, pruner: Any) -> bool:

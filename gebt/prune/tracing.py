@@ -70,7 +70,7 @@ def channels_of(
     `model`: masked by `kept`, boolean by parameter. `ignored`: layers that keep all their channels. `fold`: a reader
     does without a channel that is a constant, not only without one that is zero. What an operation does to channels
     that it is not known for is not guessed: the channels that go into it stay. Raises `TraceError` when `torch.fx`
-    cannot trace the network (naming layer and line), or the run fails.
+    cannot trace the network, naming layer and line, and `SlimmingError` where a constant cannot be folded.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     modes = {module: module.training for module in model.modules()}
