@@ -62,7 +62,7 @@ def masked_channels(model: nn.Module, mask: Mask, *, shifts: Shifts = "zero") ->
         for name, kept in mask.items():
             layer, _, part = name.rpartition(".")
             made_along = out_dim(network.get_submodule(layer), part)
-            for dim in range(min(2, kept.dim())):
+            for dim in range(kept.dim()):
                 gone = empty_slices(kept, dim).to(parameters[name].device)
                 parameters[name].transpose(0, dim)[gone] = 0
                 if dim == made_along and shifts == "zero":

@@ -36,7 +36,7 @@ class Size(int):
 
 def _noted(name: str) -> Any:
     def operation(self: Size, *others: Any) -> Any:
-        self.computed.add((self.module, self.attribute))
+        self.computed |= {(size.module, size.attribute) for size in (self, *others) if isinstance(size, Size)}
         return getattr(int(self.__int__()), name)(*others)
 
     return operation

@@ -230,8 +230,9 @@ class ByHand(nn.Module):
             q, k, v = (
                 f(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)
             )
-        elif self.form == "computed":
-            sizes = (batch, length, self.heads, wide // self.heads)
+        elif self.form in ("computed", "computed before"):
+            size = self.wide if self.form == "computed before" else wide
+            sizes = (batch, length, self.heads, size // self.heads)
             q, k, v = (f(x).view(*sizes).transpose(1, 2) for f in (self.q, self.k, self.v))
         else:
             q, k, v = (f(x).view(batch, length, -1, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
@@ -264,8 +265,9 @@ def test_heads_of_one_joint_layer_go_with_all_their_rows_or_columns() -> None:
     assert (slimmed.qkv.out_features, slimmed.heads) == (24, 2)
 
 
-def test_heads_stay_where_the_code_computes_with_their_number() -> None:
-    model: Any = shaken(ByHand("computed"))
+@pytest.mark.parametrize("form", ["computed", "computed before"])
+def test_heads_stay_where_the_code_computes_with_their_number(form: str) -> None:
+    model: Any = shaken(ByHand(form))
     slimmed = check(model, without(model, {"v.weight": head(1, 0)}), X, smaller=False)
     assert slimmed.heads == 3
 
@@ -319,7 +321,8 @@ def test_the_stream_of_a_transformer_is_cut_and_norms_count_what_is_gone(norm: A
     assert (slimmed.up.in_features, slimmed.down.out_features, slimmed.positions.shape[-1]) == (9, 12, 12)
     kept = torch.ones_like(model.positions, dtype=torch.bool)
     kept[..., [1, 4, 7]] = False
-    slimmed = check(model, Mask({**mask, "positions": kept}), TOKENS, smaller=True)
+    slimmed = check(model, Mask({**mask, "positions": kept}), TOKENS)
+    assert (slimmed.table.embedding_dim, slimmed.positions.shape[-1], slimmed.down.out_features) == (9, 9, 9)
     assert slimmed.head.weight is slimmed.table.weight
 
 

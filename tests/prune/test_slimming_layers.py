@@ -238,6 +238,17 @@ def test_units_of_stacked_and_bidirectional_recurrent_layers_go(kind: Any, both:
         assert check(model, without(model, part), TOKENS, smaller=False).rnn.hidden_size == 5
 
 
+def test_a_recurrent_unit_that_only_its_own_layer_reads_stays_until_that_does_not() -> None:
+    layers = {"table": nn.Embedding(20, 6), "rnn": nn.GRU(6, 5, batch_first=True), "out": nn.Linear(5, 2)}
+    model = shaken(Net(lambda n, tokens: n.out(n.rnn(n.table(tokens))[0].mean(1)), **layers))
+    names = ("out.weight", "rnn.weight_hh_l0")
+    kept = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in names}
+    kept["out.weight"][:, 2] = False
+    check(model, Mask(kept), TOKENS, smaller=False)
+    kept["rnn.weight_hh_l0"][:, 2] = False
+    assert check(model, Mask(kept), TOKENS).rnn.hidden_size == 4
+
+
 def test_columns_that_nobody_reads_let_their_channel_go() -> None:
     model: Any = shaken(
         Net(lambda n, x: n.out(torch.sigmoid(n.first(x.flatten(1)))), first=nn.Linear(192, 6), out=nn.Linear(6, 2))
