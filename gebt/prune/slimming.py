@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gebt.prune.channels import Channels, Site, channels_of
+from gebt.prune.channels import Channels, Site, SlimmingError, empty_slices, out_dim
 from gebt.prune.mask import Mask
+from gebt.prune.slim_layers import ChosenBatchNorm, CountedNorm, SlimAttention
+from gebt.prune.tracing import channels_of
 
 # Attributes of a layer that name the size of its weight's dimensions, by dimension.
 _OUT_FIRST, _IN_FIRST = {0: "out_channels", 1: "in_channels"}, {0: "in_channels", 1: "out_channels"}
@@ -21,10 +23,6 @@ _SIZES: dict[type[nn.Module], dict[int, str]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _OUT_FIRST),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _IN_FIRST),
 }
-
-
-class SlimmingError(ValueError):
-    """A mask that cannot be cut out as asked; the message names the layer."""
 
 
 @dataclass(frozen=True)
@@ -48,50 +46,28 @@ class Plan:
         return "\n".join([*lines, f"{self.parameters[0]} -> {self.parameters[1]} entries"])
 
 
-class ChosenBatchNorm(nn.Module):
-    """A batch norm of some of the channels that come in: those of a residual stream that the layer behind it reads.
+Shifts = Literal["zero", "fold"]
 
-    Scales, shifts and statistics have the names they had; `index` says which channels.
+
+def masked_channels(model: nn.Module, mask: Mask, *, shifts: Shifts = "zero") -> nn.Module:
+    """A copy in which the pruned channels are zero: rows and columns of weights, scales, and the bias beside them.
+
+    What `slim` takes out: a channel counts as pruned when no entry of its slice of the mask is kept, be it the row that
+    makes it or the column that reads it. `shifts`: "fold" leaves biases and shifts as they are.
     """
-
-    index: Tensor
-
-    def __init__(self, norm: Any, index: Tensor) -> None:
-        super().__init__()
-        self._kind, self.momentum, self.eps = type(norm).__name__, norm.momentum, norm.eps
-        for name, parameter in norm.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in norm.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-        self.register_buffer("index", index)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, kept, ...] of x [B, C, ...]."""
-        momentum = 0.0 if self.momentum is None else self.momentum
-        return nn.functional.batch_norm(
-            x.index_select(1, self.index), self.running_mean, self.running_var, getattr(self, "weight", None),  # type: ignore[arg-type]
-            getattr(self, "bias", None), self.training or self.running_mean is None, momentum, self.eps,
-        )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        """As a batch norm shows itself."""
-        return f"{self._kind}, {self.index.numel()} channels"
-
-
-def masked_channels(model: nn.Module, mask: Mask) -> nn.Module:
-    """A copy in which the pruned channels are zero: rows of weights, scales, and the bias beside them.
-
-    What `slim` takes out: a channel counts as pruned when no entry of its slice of the mask is kept.
-    """
+    _check(model, mask)
     network = copy.deepcopy(model)
     parameters = dict(network.named_parameters())
     with torch.no_grad():
-        for name, gone in _pruned(model, mask).items():
-            parameters[name].transpose(0, _out_dim(network, name))[gone.to(parameters[name].device)] = 0
+        for name, kept in mask.items():
             layer, _, part = name.rpartition(".")
-            beside = parameters.get(f"{layer}.{part.replace('weight', 'bias')}".lstrip("."))
-            if beside is not None and beside is not parameters[name]:
-                beside[gone.to(beside.device)] = 0
+            made_along = out_dim(network.get_submodule(layer), part)
+            for dim in range(kept.dim()):
+                gone = empty_slices(kept, dim).to(parameters[name].device)
+                parameters[name].transpose(0, dim)[gone] = 0
+                if dim == made_along and shifts == "zero":
+                    bias = _bias_beside(network.get_submodule(layer), part)
+                    bias[gone.repeat(len(bias) // len(gone))] = 0  # transposed layers name one group's channels
     return network
 
 
@@ -103,17 +79,21 @@ def slim(
     round_to: int = 1,
     ignored: Iterable[str] = (),
     emptied: Literal["keep one", "refuse"] = "keep one",
+    shifts: Shifts = "zero",
 ) -> nn.Module:
     """The network without the channels that `mask` prunes; equal to `masked_channels(model, mask)` in its outputs.
 
     `mask`: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned. A channel
-    goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it; otherwise a batch
-    norm that prunes it there chooses among the channels (`ChosenBatchNorm`). What layer norms read stays, as their
-    statistics would change. `example`: an input of the network. `round_to`: widths are multiples of it, fewer channels
-    going. `ignored`: layers that keep their channels. `emptied`: what to do for a layer that would lose all of them.
-    The model is left as it is. Raises `TraceError` and `SlimmingError`.
+    goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it; otherwise a norm
+    that prunes it there chooses among the channels (`ChosenBatchNorm`, `CountedNorm`, which counts channels that are
+    gone). A head of attention goes when all rows of its values or all columns of its output are pruned. `example`: an
+    input of the network. `round_to`: widths are multiples of it, fewer channels going. `ignored`: layers that keep
+    their channels. `emptied`: what to do for a layer that would lose all of them. `shifts`: "fold" keeps the biases and
+    shifts of pruned channels, and puts the constants they make into the bias of the layer that reads them; exact in
+    evaluation mode, refused by name where zero padding makes it not so. The model is left as it is. Raises `TraceError`
+    and `SlimmingError`.
     """
-    return _Cut(model, mask, example, round_to, ignored, emptied).network()
+    return _Cut(model, mask, example, round_to, ignored, emptied, shifts).network()
 
 
 def plan(
@@ -124,40 +104,51 @@ def plan(
     round_to: int = 1,
     ignored: Iterable[str] = (),
     emptied: Literal["keep one", "refuse"] = "keep one",
+    shifts: Shifts = "zero",
 ) -> Plan:
     """What `slim` would do, without doing it; print it."""
-    return _Cut(model, mask, example, round_to, ignored, emptied).plan()
+    return _Cut(model, mask, example, round_to, ignored, emptied, shifts).plan()
 
 
-def _pruned(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
-    """For every tensor of the mask which of its channels, those that come out, have no kept entry."""
-    parameters, found = dict(model.named_parameters()), {}
+def _check(model: nn.Module, mask: Mask) -> None:
+    """Refuses, by name, a mask of another network, and layers whose weights are computed of others."""
+    parameters = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        own = [part for part in module._parameters if part.endswith("_orig") and f"{part[:-5]}_mask" in module._buffers]
+        if own or nn.utils.parametrize.is_parametrized(module):
+            raise SlimmingError(
+                f"layer {name!r} (got {own[0] if own else 'a parametrization'!r}), expected plain parameters; call "
+                "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations first"
+            )
     for name, kept in mask.items():
         if name not in parameters or parameters[name].shape != kept.shape:
             got = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise SlimmingError(f"mask tensor {name!r} (got {got} in the model), expected shape {tuple(kept.shape)}")
-        found[name] = ~kept.transpose(0, _out_dim(model, name)).flatten(1).any(1) if kept.dim() > 1 else ~kept
-    return {name: gone.cpu() for name, gone in found.items()}
 
 
-def _out_dim(model: nn.Module, name: str) -> int:
-    """The dimension of a parameter that counts what comes out of its layer."""
-    layer = model.get_submodule(name.rpartition(".")[0])
-    turned = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    return 1 if turned and name.endswith("weight") else 0
+def _bias_beside(layer: nn.Module, part: str) -> Tensor:
+    """The bias of what a weight makes; without one, a number that may be written to."""
+    if part in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        bias: Any = getattr(layer, "in_proj_bias", None)
+        return torch.zeros(layer.get_parameter(part).shape[0]) if bias is None else bias.chunk(3)["qkv".index(part[0])]
+    bias = getattr(layer, part.replace("weight", "bias"), None) if "weight" in part else None
+    weight = layer.get_parameter(part)
+    return torch.zeros(weight.shape[out_dim(layer, part)], device=weight.device) if bias is None else bias
 
 
 class _Cut:
     """Which units go, and the network or the plan that this leaves."""
 
     def __init__(
-        self, model: nn.Module, mask: Mask, example: Any, round_to: int, ignored: Iterable[str], emptied: str
-    ) -> None:
-        if round_to < 1 or emptied not in ("keep one", "refuse"):
-            got = (round_to, emptied)
-            raise SlimmingError(f"round_to, emptied (got {got}), expected at least 1, and 'keep one' or 'refuse'")
-        self.pruned = masked_channels(model, mask)
-        self.channels: Channels = channels_of(self.pruned, example, _pruned(model, mask), ignored)
+        self, model: nn.Module, mask: Mask, example: Any, round_to: int, ignored: Iterable[str], emptied: str,
+        shifts: Shifts,
+    ) -> None:  # fmt: skip
+        if round_to < 1 or emptied not in ("keep one", "refuse") or shifts not in ("zero", "fold"):
+            got = (round_to, emptied, shifts)
+            expected = "at least 1, 'keep one' or 'refuse', and 'zero' or 'fold'"
+            raise SlimmingError(f"round_to, emptied, shifts (got {got}), expected {expected}")
+        self.pruned = masked_channels(model, mask, shifts=shifts)
+        self.channels: Channels = channels_of(self.pruned, example, mask, ignored, fold=shifts == "fold")
         self._alive: list[nn.Parameter] = []  # so that no new parameter gets the id of an old one
         self.gone = self._removable()
         self._spare(round_to, emptied)
@@ -166,16 +157,17 @@ class _Cut:
     def plan(self) -> Plan:
         """Shapes before and after."""
         sizes = {name: list(tensor.shape) for name, tensor in self.pruned.state_dict().items()}
-        new = copy.deepcopy(sizes)
+        self._fold()
+        new = {name: list(tensor.shape) for name, tensor in self.pruned.state_dict().items()}
         for site in self.channels.sites:
-            new[f"{site.layer}.{site.name}".lstrip(".")][site.dim] = len(self._kept(site))
-        shapes = {name: (tuple(sizes[name]), tuple(new[name])) for name in sizes}
+            new[site.tensor][site.dim] = len(self._kept(site))
+        shapes = {name: (tuple(sizes.get(name, [0])), tuple(new[name])) for name in new}
         chosen = {name: (len(before), len(index)) for name, before, index in self._choices()}
         return Plan(shapes, chosen)
 
     def network(self) -> nn.Module:
         """The smaller network."""
-        choices = {name: index for name, _, index in self._choices()}
+        self._fold()
         sites: dict[str, dict[str, list[Site]]] = {}
         for site in self.channels.sites:
             sites.setdefault(site.layer, {}).setdefault(site.name, []).append(site)
@@ -185,10 +177,62 @@ class _Cut:
             for name, own in tensors.items():
                 self._take(layer, name, own, tied)
             _resize(layer)
-            if layer_name in choices:
-                parent, _, child = layer_name.rpartition(".")
-                setattr(self.pruned.get_submodule(parent), child, ChosenBatchNorm(layer, choices[layer_name]))
+        for name, _, index in self._choices():
+            norm: Any = self.pruned.get_submodule(name)
+            self._put(name, CountedNorm(norm, index) if _of_layers(norm) else ChosenBatchNorm(norm, index))
+        self._put_heads()
+        self._recount()
         return self.pruned
+
+    def _put(self, name: str, layer: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.pruned.get_submodule(parent), child, layer)
+
+    def _put_heads(self) -> None:
+        """Attention that has lost heads, or channels that it reads or makes, is one of our own."""
+        for name, heads in self.channels.heads.items():
+            old: Any = self.pruned.get_submodule(name)
+            width, stay = old.embed_dim, self._stay(heads)
+            into = [p.shape[1] for part, p in old.named_parameters(recurse=False) if part == "in_proj_weight"]
+            if not bool(stay.all()) or old.out_proj.weight.shape != (width, width) or into not in ([], [width]):
+                index = stay.nonzero().squeeze(1).to(old.out_proj.weight.device)
+                self._put(name, SlimAttention(old, index))
+        for module in self.pruned.modules():
+            slim_inside = any(isinstance(inner, SlimAttention) for inner in module.modules())
+            if isinstance(module, nn.TransformerEncoder) and slim_inside:
+                module.use_nested_tensor = False  # made for a fast path that knows full heads only
+
+    def _recount(self) -> None:
+        """Sizes that the network's code has as attributes."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for count in self.channels.counts:
+            new = count.value if count.units is None else int(self._stay(count.units).sum())
+            found.setdefault((count.module, count.attribute), set()).add(new)
+        for (name, attribute), values in found.items():
+            if len(values) > 1:
+                raise SlimmingError(
+                    f"layer {name!r} (got sizes {sorted(values)} for its attribute {attribute!r}), expected one; give "
+                    "the sizes attributes of their own, or write -1"
+                )
+            vars(self.pruned.get_submodule(name))[attribute] = values.pop()
+
+    def _fold(self) -> None:
+        """Constants that go are put into the bias of the layer that reads them."""
+        for read in self.channels.reads:
+            if read.constants is None:
+                continue
+            layer: Any = self.pruned.get_submodule(read.layer)
+            weight = layer.weight.detach()
+            kernel = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+            groups = getattr(layer, "groups", 1)
+            lost = torch.where(self._stay(read.units), 0, read.constants).to(kernel)
+            added = (kernel.view(groups, -1, kernel.shape[1]) @ lost.view(groups, -1, 1)).flatten()
+            if layer.bias is None:
+                layer.bias = nn.Parameter(torch.zeros_like(added))
+                made = [s for s in self.channels.sites if (s.layer, s.name, s.dim) == (read.layer, "weight", 0)]
+                self.channels.sites += [Site(s.layer, "bias", 0, s.units) for s in made]
+            with torch.no_grad():
+                layer.bias += added
 
     def _take(self, layer: nn.Module, name: str, sites: list[Site], tied: dict[int, nn.Parameter]) -> None:
         """Puts what stays of a tensor into its place; one and the same parameter where it was one."""
@@ -208,8 +252,8 @@ class _Cut:
         """Roots of units of which every reader reads zeros alone."""
         channels = self.channels
         needed = {channels.root(unit) for unit in channels.fixed}
-        for units, zero in channels.reads:
-            needed.update(channels.roots(units[~zero]).tolist())
+        for read in channels.reads:
+            needed.update(channels.roots(read.units[~read.spared]).tolist())
         # Units before a norm are needed where a unit behind it is; from the last norm to the first.
         for _, before, after in reversed(channels.norms):
             behind = channels.roots(after).tolist()
@@ -248,13 +292,18 @@ class _Cut:
         return self._stay(site.units).repeat(site.blocks).nonzero().squeeze(1)
 
     def _choices(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Norms that drop channels which come in: name, what comes in, which of it."""
+        """Norms that drop channels which come in, or count some that do not: name, what comes in, which of it."""
         found = []
         for name, before, after in self.channels.norms:
             comes, stays = self._stay(before), self._stay(after)
-            if bool((comes & ~stays).any()):
-                found.append((name, before[comes], stays[comes].nonzero().squeeze(1)))
+            if bool((comes & ~stays).any()) or (_of_layers(self.pruned.get_submodule(name)) and not bool(comes.all())):
+                device = next(self.pruned.get_submodule(name).parameters()).device
+                found.append((name, before[comes], stays[comes].nonzero().squeeze(1).to(device)))
         return found
+
+
+def _of_layers(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm | nn.RMSNorm)
 
 
 def _resize(layer: Any) -> None:
@@ -266,9 +315,15 @@ def _resize(layer: Any) -> None:
     for dim, attribute in names.items():
         setattr(layer, attribute, layer.weight.shape[dim])
     if grouped:
-        layer.in_channels = layer.weight.shape[1] * layer.groups
+        attribute = names[1]  # what a group's slices count
+        setattr(layer, attribute, layer.weight.shape[1] * layer.groups)
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is not None:
         layer.num_features = layer.weight.shape[0]
-    if issubclass(type(layer), nn.GRU | nn.LSTM):
+    if isinstance(layer, nn.GroupNorm):
+        layer.num_groups = layer.weight.shape[0] // (layer.num_channels // layer.num_groups)
+        layer.num_channels = layer.weight.shape[0]
+    if isinstance(layer, nn.PReLU):
+        layer.num_parameters = layer.weight.shape[0]
+    if issubclass(type(layer), nn.RNN | nn.GRU | nn.LSTM):
         layer.hidden_size, layer.input_size = layer.weight_hh_l0.shape[1], layer.weight_ih_l0.shape[1]
         layer.flatten_parameters()

@@ -1,0 +1,77 @@
+"""Channel masks over whole sets of layers: what hangs together is ranked, and pruned, together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebt.prune.channels import Channels, Site
+from gebt.prune.mask import Mask
+from gebt.prune.selection import pruned_count
+from gebt.prune.tracing import channels_of
+
+
+def coupled_mask(model: nn.Module, *, ratio: float, example: Any, ignored: Iterable[str] = ()) -> Mask:
+    """The mask that prunes floor(ratio n) of the n channels, heads or units of every set of layers, wherever they are.
+
+    A channel has slices in all layers that it goes through (those that make it, normalise it, add to it, read it); its
+    score is the root of the sum of their squares, and channels with slices in the same layers are ranked against one
+    another. What `slim` could not take out is not pruned. Fang et al. 2023. Raises `ValueError` for a ratio outside
+    [0, 1) and for a network without such channels, `TraceError` for one that cannot be followed.
+    """
+    network = copy.deepcopy(model)
+    channels = channels_of(network, example, {}, ignored)
+    fixed = {channels.root(unit) for unit in channels.fixed}
+    for _, before, after in channels.norms:
+        free = torch.tensor([root not in fixed for root in channels.roots(before).tolist()])
+        channels.join(after[free], before[free])
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    sites = [site for site in channels.sites if site.tensor in parameters]
+    if not _ranked(channels, sites):
+        raise ValueError(f"model {type(model).__name__} (got no channel that could go), expected at least one")
+    return _mask(model, channels, sites, _smallest(channels, sites, parameters, ratio))
+
+
+def _ranked(channels: Channels, sites: list[Site]) -> dict[frozenset[tuple[str, int]], list[int]]:
+    """Sets of layers, by the dimensions that they have in common, and the units of each."""
+    where: dict[int, set[tuple[str, int]]] = {}
+    for site in sites:
+        for root in set(channels.roots(site.units).tolist()):
+            where.setdefault(root, set()).add((site.tensor, site.dim))
+    fixed = {channels.root(unit) for unit in channels.fixed}
+    found: dict[frozenset[tuple[str, int]], list[int]] = {}
+    for root in sorted(where.keys() - fixed):
+        found.setdefault(frozenset(where[root]), []).append(root)
+    return found
+
+
+def _smallest(channels: Channels, sites: list[Site], parameters: dict[str, nn.Parameter], ratio: float) -> Tensor:
+    """Which units, by number, are of smallest score in their sets."""
+    scores = torch.zeros(len(channels.parents), dtype=torch.float64)
+    for site in sites:
+        squares = parameters[site.tensor].detach().cpu().double().square()
+        by_slice = squares.transpose(0, site.dim).flatten(1).sum(1) if squares.dim() > 1 else squares
+        scores.index_add_(0, channels.roots(site.units).repeat(site.blocks), by_slice)
+    gone = torch.zeros(len(scores), dtype=torch.bool)
+    for roots in _ranked(channels, sites).values():
+        own = torch.tensor(roots)
+        gone[own[scores[own].argsort()[: pruned_count(len(own), ratio)]]] = True
+    return gone
+
+
+def _mask(model: nn.Module, channels: Channels, sites: list[Site], gone: Tensor) -> Mask:
+    named = dict(model.named_parameters())
+    first = {id(parameter): name for name, parameter in named.items()}
+    kept: dict[str, Tensor] = {}
+    for site in sites:
+        if "bias" in site.name:  # goes with the weight beside it
+            continue
+        parameter: Any = model.get_parameter(site.tensor)
+        name = first[id(parameter)]
+        own = kept.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
+        own.transpose(0, site.dim)[gone[channels.roots(site.units)].repeat(site.blocks)] = False
+    return Mask(kept)

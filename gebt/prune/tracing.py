@@ -1,0 +1,277 @@
+"""Follows the channels of a network: traced by `torch.fx`, every tensor on the way labelled with its units."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from gebt.prune import function_rules, layer_rules
+from gebt.prune.channels import Channels, Count, Label, Read, Site, SlimmingError, TraceError, empty_slices
+
+Labels = Label | list[Any] | None
+
+
+class Size(int):
+    """An integer attribute of a module, which keeps its name while the network is traced."""
+
+    module: str
+    attribute: str
+    computed: set[tuple[str, str]]
+
+    @staticmethod
+    def of(value: int, module: str, attribute: str, computed: set[tuple[str, str]]) -> Size:
+        """`computed` collects the names of those that the network's code does more with than pass them on."""
+        size = Size(value)
+        size.module, size.attribute, size.computed = module, attribute, computed
+        return size
+
+
+def _noted(name: str) -> Any:
+    def operation(self: Size, *others: Any) -> Any:
+        self.computed |= {(size.module, size.attribute) for size in (self, *others) if isinstance(size, Size)}
+        return getattr(int(self.__int__()), name)(*others)
+
+    return operation
+
+
+for _name in (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "truediv", "rtruediv", "mod", "rmod", "pow",
+    "rpow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "bool", "index", "float",
+):  # fmt: skip
+    setattr(Size, f"__{_name}__", _noted(f"__{_name}__"))
+Size.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
+class _Tracer(fx.Tracer):
+    """Remembers in which module the trace stands."""
+
+    where = ""
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        before, self.where = self.where, self.path_of_module(m)
+        found = super().call_module(m, forward, args, kwargs)
+        self.where = before
+        return found
+
+
+def channels_of(
+    model: nn.Module, example: Any, kept: Mapping[str, Tensor], ignored: Iterable[str] = (), *, fold: bool = False
+) -> Channels:
+    """Follows the channels of a network through a run on `example` (a tensor, or a tuple of arguments).
+
+    `model`: masked by `kept`, boolean by parameter. `ignored`: layers that keep all their channels. `fold`: a reader
+    does without a channel that is a constant, not only without one that is zero. What an operation does to channels
+    that it is not known for is not guessed: the channels that go into it stay. Raises `TraceError` when `torch.fx`
+    cannot trace the network, naming layer and line, and `SlimmingError` where a constant cannot be folded.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        graph, computed = _traced(model)
+        walker = Walker(graph, kept, set(ignored), fold, computed)
+        with torch.no_grad():
+            walker.run(*inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return walker.channels
+
+
+def _traced(model: nn.Module) -> tuple[fx.GraphModule, set[tuple[str, str]]]:
+    tracer, computed = _Tracer(), set[tuple[str, str]]()
+    try:
+        with _named_sizes(model, tracer, computed):
+            traced = tracer.trace(model)
+    except Exception as error:  # whatever the network's own code raises under tracing
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+        last = f"{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}"
+        raise TraceError(
+            f"model {type(model).__name__}, layer {tracer.where!r} (got {type(error).__name__}: {error}; at {last}), "
+            "expected one that torch.fx can trace; its control flow must not depend on data"
+        ) from error
+    computed = set(computed)  # what follows is no longer the network's own code
+    for node in traced.nodes:
+        if node.target not in function_rules.SIZED:
+            sizes = [arg for arg in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(arg, Size)]
+            computed |= {(size.module, size.attribute) for size in sizes}
+    return fx.GraphModule(model, traced), computed
+
+
+@contextmanager
+def _named_sizes(model: nn.Module, tracer: fx.Tracer, computed: set[tuple[str, str]]) -> Iterator[None]:
+    """Integer attributes of the modules whose code is traced are `Size`s."""
+    own = [
+        (name, module) for name, module in model.named_modules() if not name or not tracer.is_leaf_module(module, name)
+    ]
+    plain = [(module, dict(vars(module))) for _, module in own]
+    try:
+        for name, module in own:
+            sizes = {key: value for key, value in vars(module).items() if type(value) is int}
+            vars(module).update({key: Size.of(value, name, key, computed) for key, value in sizes.items()})
+        yield
+    finally:
+        for module, values in plain:
+            vars(module).update(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A step of the trace: a layer (`name`, `layer`) or a function, what goes in and what comes out."""
+
+    walker: Walker
+    node: Any
+    value: Any
+    name: str = ""
+    layer: Any = None
+
+    @property
+    def channels(self) -> Channels:
+        """The network's."""
+        return self.walker.channels
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at this position or of this name, as the trace has it: `self` of a method is the first."""
+        node = self.node
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+    @property
+    def source(self) -> Any:
+        """The node of the first tensor that goes in."""
+        given = self.node.all_input_nodes
+        return given[0] if given else None
+
+    @cached_property
+    def own(self) -> Label | None:
+        """The label of `source`."""
+        found = self.walker.labels.get(self.source)
+        return found if isinstance(found, Label) else None
+
+    def label(self, argument: Any) -> Label | None:
+        """The label of an argument, None for a number."""
+        found = self.walker.labels.get(argument) if isinstance(argument, fx.Node) else None
+        return found if isinstance(found, Label) else None
+
+    def tensor(self, argument: Any) -> Any:
+        """The value of an argument."""
+        return self.walker.env[argument] if isinstance(argument, fx.Node) else argument
+
+    def gone(self, part: str, dim: int) -> Tensor:
+        """Which slices along `dim` of the layer's parameter the mask has pruned."""
+        return self.walker.gone(getattr(self.layer, part), dim)
+
+    def zero(self, argument: Any) -> Tensor:
+        """Which channels of an argument are known to be zero."""
+        label = self.label(argument)
+        assert label is not None
+        return label.still & (_by_channel(self.tensor(argument), label) == 0).all(1)
+
+    def read(self, *, part: str = "", dim: int = 1, folds: bool | None = False, argument: Any = None) -> None:
+        """The layer reads `argument` (the source), by the slices along `dim` of its parameter `part`."""
+        node = self.source if argument is None else argument
+        label = self.label(node)
+        if label is None:
+            return
+        unread = self.gone(part, dim) if part else torch.zeros(1, dtype=torch.bool)
+        values = _by_channel(self.tensor(node), label)
+        # The same number everywhere, to rounding: a mean of equal numbers is one of them to rounding only.
+        alike = label.still & torch.isclose(values, values[:, :1]).all(1)
+        self.takes(self.name, label.units, alike, values[:, 0], unread.repeat(len(label.units) // len(unread)), folds)
+
+    def takes(
+        self, name: str, units: Tensor, still: Tensor, constants: Tensor, unread: Tensor, folds: bool | None
+    ) -> None:
+        """Notes that the layer of this name reads units of which `still` are constants.
+
+        `folds`: its bias can take them up; None: it has none, and they matter to it.
+        """
+        spared = unread | (still & (constants == 0))
+        put = still & ~spared
+        if not self.walker.fold or folds is None or not bool(put.any()):
+            self.channels.reads.append(Read(name, units, spared))
+            return
+        if not folds:
+            raise SlimmingError(
+                f"layer {name!r} (got {int(put.sum())} channels that are constants but not zero), expected none: no "
+                "bias of this layer equals them exactly (zero padding, or not linear); shifts='zero'"
+            )
+        self.channels.reads.append(Read(name, units, spared | put, torch.where(put, constants, 0)))
+
+    def site(self, part: str, dim: int, units: Tensor, blocks: int = 1) -> None:
+        """The layer's parameter has these units along `dim`."""
+        self.walker.site(self.name, part, getattr(self.layer, part), dim, units, blocks)
+
+    def units_of(self, part: str, dim: int, count: int) -> Tensor:
+        """New units of a parameter's dimension, or those that another layer with the same parameter has for it."""
+        return self.walker.shared.setdefault((id(getattr(self.layer, part)), dim), self.channels.new(count))
+
+    def counted(self, size: Size, units: Tensor | None) -> None:
+        """The network's code uses this attribute for so many units."""
+        self.channels.counts.append(Count(size.module, size.attribute, int(size.__int__()), units))
+
+
+def _by_channel(value: Tensor, label: Label) -> Tensor:
+    return value.movedim(label.axis, 0).reshape(value.shape[label.axis], -1).cpu()
+
+
+class Walker(fx.Interpreter):
+    """Runs the network and labels the channels of every tensor on the way."""
+
+    def __init__(
+        self, graph: fx.GraphModule, kept: Mapping[str, Tensor], ignored: set[str], fold: bool,
+        computed: set[tuple[str, str]],
+    ) -> None:  # fmt: skip
+        super().__init__(graph)
+        self.channels, self.ignored, self.fold, self.computed = Channels(), ignored, fold, computed
+        self.labels: dict[Any, Labels] = {}
+        self.sizes: dict[Any, Tensor | None] = {}
+        self.shared: dict[tuple[int, int], Tensor] = {}
+        parameters = dict(graph.named_parameters(remove_duplicate=False))
+        self.kept = {id(parameters[name]): mask.cpu() for name, mask in kept.items() if name in parameters}
+
+    def site(self, layer: str, name: str, tensor: Tensor, dim: int, units: Tensor, blocks: int = 1) -> None:
+        """A tensor has these units along `dim`, which go with those that another use of it found there."""
+        known = self.shared.setdefault((id(tensor), dim), units)
+        if known is not units:
+            self.channels.join(units, known)
+        if all((site.layer, site.name, site.dim) != (layer, name, dim) for site in self.channels.sites):
+            self.channels.sites.append(Site(layer, name, dim, units, blocks))
+
+    def gone(self, parameter: Tensor, dim: int) -> Tensor:
+        """Which slices of a parameter along `dim` the mask has pruned whole."""
+        kept = self.kept.get(id(parameter))
+        return torch.zeros(parameter.shape[dim], dtype=torch.bool) if kept is None else empty_slices(kept, dim)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        found = self._label(n, value)
+        made = isinstance(value, Tensor | tuple | list | dict) and not isinstance(value, torch.Size)
+        if found is None and made:
+            self._fix([self.labels.get(given) for given in n.all_input_nodes])
+        self.labels[n] = found
+        return value
+
+    def _label(self, node: Any, value: Any) -> Labels:
+        if node.op == "call_module":
+            name = str(node.target)
+            call = Call(self, node, value, name, self.module.get_submodule(name))
+            found = layer_rules.label(call)
+            if name in self.ignored:
+                self._fix([call.own, found])
+            return found
+        if node.op in ("call_function", "call_method"):
+            return function_rules.label(Call(self, node, value))
+        return None  # inputs, parameters used as they are, the output
+
+    def _fix(self, labels: list[Any]) -> None:
+        """The channels of all of these stay."""
+        for label in pytree.tree_leaves(labels):
+            self.channels.fix(label)
