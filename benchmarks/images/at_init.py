@@ -1,0 +1,199 @@
+"""Tickets found before training at extreme sparsity: Gem-Miner beside SynFlow, SNIP, chance, and IMP with rewinding.
+
+python benchmarks/images/at_init.py [--data cifar10] [--pool 2] [--images 5000] [--model resnet18] [--width 0.125]
+    [--epochs 25] [--mining-epochs 25] [--densities 0.05 0.014 0.005] [--seeds 2] [--store FILE] [--quick] [--json OUT]
+
+Sreenivasan et al. 2022: every mask is finetuned from the weights it was found on, for the same epochs. Sanity checks of
+Gem-Miner's own ticket at the middle density: fresh weights ("reinit"), the mask shuffled in each layer, and its
+inversion. IMP rewinds to epoch 1 and removes half of what is left a level; all of its levels count as its cost. `pool`:
+images are averaged over squares of so many pixels. Accuracy is that of the last epoch on the test images: nothing is
+selected. `seconds`: from the start to the trained ticket.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import Store, finish, half_interval, options, spread
+
+from gebt.data.images import Images, load_images
+from gebt.models.by_name import image_network
+from gebt.prune.chance import shuffled
+from gebt.prune.holding import hold
+from gebt.prune.learned import inverted
+from gebt.prune.lottery import lottery
+from gebt.prune.mask import Mask
+from gebt.recipes.at_init import mask_at_init
+from gebt.train.images import ImageSettings, accuracy, fit
+
+SCORES = ("gem-miner", "synflow", "snip", "random", "erk")
+
+
+def main() -> None:
+    """One row a method and density."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--pool", type=int, default=2)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--mining-epochs", type=int, default=25)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.05, 0.014, 0.005])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--store", type=Path)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        own = {"data": "digits", "pool": 1, "images": 64, "epochs": 2, "mining_epochs": 3, "densities": [0.1]}
+        vars(arguments).update(own, model="preresnet20", width=0.25)
+    torch.set_num_threads(arguments.threads)
+    names = ("data", "pool", "images", "model", "width", "epochs", "mining_epochs", "learning_rate", "densities")
+    key, store = " ".join(f"{name}={getattr(arguments, name)}" for name in names), Store(arguments.store)
+    found = [
+        store.get(f"{key} seed={seed}", lambda seed=seed: _Seed(arguments, seed).rows())
+        for seed in range(arguments.seeds)
+    ]
+    rows = [summed([rows[number] for rows in found]) for number in range(len(found[0]))]
+    title = f"{arguments.model} x {arguments.width:g}, {arguments.data}, {arguments.images} images, {len(found)} seeds"
+    finish(title, rows, summary(rows), arguments.json)
+
+
+@lru_cache(maxsize=4)
+def images(name: str, part: Any, root: Path | None, pool: int) -> Images:
+    """A part of a data set, averaged over squares of `pool` pixels."""
+    loaded = load_images(name, part, root)
+    if pool == 1:
+        return loaded
+    parts = [F.avg_pool2d(pixels.float(), pool).round().to(torch.uint8) for pixels in loaded.pixels.split(4096)]
+    return dataclasses.replace(loaded, pixels=torch.cat(parts))
+
+
+class _Seed:
+    """All methods on one seed."""
+
+    def __init__(self, arguments: Any, seed: int) -> None:
+        own, self.seed = arguments, seed
+        self.arguments = own
+        train, self.test = (images(own.data, part, own.data_root, own.pool) for part in ("train", "test"))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        self.train = train.take(order[: own.images])
+        cifar = own.data.startswith("cifar")
+        self.settings = ImageSettings(
+            epochs=own.epochs, learning_rate=own.learning_rate, batch=64, schedule="cosine",
+            crop=(4 // own.pool) if cifar else 1, flip=cifar, weight_decay=5e-4,
+        )  # fmt: skip
+        self.mean, self.std = self.train.statistics()
+        self.found: list[dict[str, Any]] = []
+
+    def network(self, seed: int | None = None) -> Any:
+        """Fresh."""
+        own = self.seed if seed is None else seed
+        return image_network(self.arguments.model, self.train, width=self.arguments.width, seed=own)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """In the order of the table."""
+        self._finetune("dense", 1.0, self.network(), None)
+        middle = self.arguments.densities[len(self.arguments.densities) // 2]
+        for density in self.arguments.densities:
+            for score in SCORES:
+                model, start = self.network(), time.perf_counter()
+                given = dataclasses.replace(self.settings, epochs=self.arguments.mining_epochs)
+                ratio = 1 - density
+                mask = mask_at_init(model, self.train, score=score, ratio=ratio, settings=given, seed=self.seed)  # type: ignore[arg-type]
+                searched = time.perf_counter() - start
+                weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                self._finetune(score, density, model, mask, searched)
+                if score == "gem-miner" and density == middle:
+                    self._sanity(mask, weights, density)
+        self._iterative()
+        return self.found
+
+    def _sanity(self, mask: Mask, weights: dict[str, torch.Tensor], density: float) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        self._finetune("gem-miner, reinit", density, self.network(1000 + self.seed), mask)
+        for name, other in (
+            ("shuffled", shuffled(mask, generator=generator)),
+            ("inverted", inverted(mask, generator=generator)),
+        ):
+            model = self.network()
+            model.load_state_dict(weights)
+            self._finetune(f"gem-miner, {name}", density, model, other)
+
+    def _iterative(self) -> None:
+        """Half of what is left a level, through all densities."""
+        shares, left = [0.0], 1.0
+        for density in sorted(self.arguments.densities, reverse=True):
+            while left / 2 > density:
+                left /= 2
+                shares.append(1 - left)
+            left = density
+            shares.append(1 - density)
+
+        def train(model: nn.Module, *, start: int, stop: int | None, holding: Any) -> dict[str, float]:
+            begun = time.perf_counter()
+            fit(model, self.train, None, self.settings, seed=self.seed, start=start, stop=stop, holding=holding)
+            reached = accuracy(model, self.test, mean=self.mean, std=self.std)
+            return {"accuracy": reached, "seconds": time.perf_counter() - begun}
+
+        levels = lottery(self.network(), train, ratio=shares, rewind=1, seed=self.seed).levels
+        for number, level in enumerate(levels):
+            if 1 - shares[number] in self.arguments.densities or number == len(levels) - 1:
+                spent = sum(own.result["seconds"] for own in levels[: number + 1])
+                emptied = sum(not bool(kept.any()) for kept in level.mask.values())
+                self._row("imp", level.mask.density, level.result["accuracy"], spent, emptied)
+
+    def _finetune(self, name: str, density: float, model: Any, mask: Mask | None, searched: float = 0.0) -> None:
+        start = time.perf_counter()
+        held = None if mask is None else (lambda optimizer: hold(model, mask, optimizer))
+        fit(model, self.train, None, self.settings, seed=self.seed, holding=held)
+        seconds = searched + time.perf_counter() - start
+        emptied = 0 if mask is None else sum(not bool(kept.any()) for kept in mask.values())
+        self._row(name, density, accuracy(model, self.test, mean=self.mean, std=self.std), seconds, emptied)
+
+    def _row(self, name: str, density: float, reached: float, seconds: float, emptied: int) -> None:
+        told = {"method": name, "density": density, "test": reached, "seconds": seconds, "emptied_layers": emptied}
+        self.found.append(told)
+        print(self.seed, told, flush=True)
+
+
+def summed(own: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row over all seeds."""
+    tests = [100 * row["test"] for row in own]
+    return {
+        "method": own[0]["method"],
+        "density": own[0]["density"],
+        "test": statistics.fmean(tests),
+        "std": spread(tests),
+        "interval": half_interval(tests),
+        "emptied_layers": statistics.fmean(row["emptied_layers"] for row in own),
+        "seconds": statistics.median(row["seconds"] for row in own),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gem-Miner beside the best of the others and IMP, by density."""
+    told: dict[str, Any] = {}
+    for gem in (row for row in rows if row["method"] == "gem-miner"):
+        alike = {row["method"]: row for row in rows if abs(row["density"] - gem["density"]) < 1e-3 * gem["density"]}
+        best = max(alike[name]["test"] for name in SCORES[1:])
+        told[f"gem-miner minus best other, {gem['density']:g}"] = gem["test"] - best
+        if "imp" in alike:
+            told[f"gem-miner minus imp, {gem['density']:g}"] = gem["test"] - alike["imp"]["test"]
+            told[f"seconds of imp over gem-miner's, {gem['density']:g}"] = alike["imp"]["seconds"] / gem["seconds"]
+    return told
+
+
+if __name__ == "__main__":
+    main()
