@@ -111,9 +111,7 @@ def lottery(
     kept = _Kept(Path(folder), told) if folder is not None else None
     rewound = _rewind_point(model, train, rewind, kept)
     if unknown := sorted(set(stays) - rewound.keys()):
-        raise ValueError(
-            f"stays (got {unknown[0]!r}), expected names of the state dict, such as {next(iter(rewound))!r}"
-        )
+        raise ValueError(f"stays (got {unknown[0]!r}), expected names of the state dict, as {next(iter(rewound))!r}")
     model.load_state_dict(rewound)
     order, found, mask = TieOrder(seed), list[Level](), Mask.ones(chosen)
     for number, share in enumerate(ratios):

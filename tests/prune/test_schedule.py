@@ -24,7 +24,7 @@ def test_even_levels_remove_equal_shares_of_all() -> None:
     assert ratios == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     left = [1.0, *(1 - ratio for ratio in ratios)]
     assert [1 - after / before for before, after in pairwise(left)] == pytest.approx(
-        [1 / (11 - l) for l in range(1, 10)]
+        [1 / parts for parts in range(10, 1, -1)]
     )
     assert even(0.3, 1) == [0.3]
     with pytest.raises(ValueError, match=r"levels \(got 0\)"):
