@@ -123,23 +123,19 @@ class _Seed:
     def _sanity(self, mask: Mask, weights: dict[str, torch.Tensor], density: float) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         self._finetune("gem-miner, reinit", density, self.network(1000 + self.seed), mask)
-        for name, other in (
-            ("shuffled", shuffled(mask, generator=generator)),
-            ("inverted", inverted(mask, generator=generator)),
-        ):
+        others = {"shuffled": shuffled(mask, generator=generator), "inverted": inverted(mask, generator=generator)}
+        for name, other in others.items():
             model = self.network()
             model.load_state_dict(weights)
             self._finetune(f"gem-miner, {name}", density, model, other)
 
     def _iterative(self) -> None:
         """Half of what is left a level, through all densities."""
-        shares, left = [0.0], 1.0
-        for density in sorted(self.arguments.densities, reverse=True):
-            while left / 2 > density:
-                left /= 2
-                shares.append(1 - left)
-            left = density
-            shares.append(1 - density)
+        densities = [1.0]
+        for wanted in sorted(self.arguments.densities, reverse=True):
+            while densities[-1] / 2 > wanted:
+                densities.append(densities[-1] / 2)
+            densities.append(wanted)
 
         def train(model: nn.Module, *, start: int, stop: int | None, holding: Any) -> dict[str, float]:
             begun = time.perf_counter()
@@ -147,9 +143,10 @@ class _Seed:
             reached = accuracy(model, self.test, mean=self.mean, std=self.std)
             return {"accuracy": reached, "seconds": time.perf_counter() - begun}
 
-        levels = lottery(self.network(), train, ratio=shares, rewind=1, seed=self.seed).levels
+        ratios = [1 - density for density in densities]
+        levels = lottery(self.network(), train, ratio=ratios, rewind=1, seed=self.seed, allow_empty=True).levels
         for number, level in enumerate(levels):
-            if 1 - shares[number] in self.arguments.densities or number == len(levels) - 1:
+            if densities[number] in self.arguments.densities:
                 spent = sum(own.result["seconds"] for own in levels[: number + 1])
                 emptied = sum(not bool(kept.any()) for kept in level.mask.values())
                 self._row("imp", level.mask.density, level.result["accuracy"], spent, emptied)

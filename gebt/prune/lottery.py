@@ -6,7 +6,7 @@ Frankle & Carbin 2019; rewinding to a later step: Frankle et al. 2020.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -78,11 +78,13 @@ def lottery(
     model: nn.Module,
     train: Train,
     *,
-    ratio: float,
-    levels: int,
+    ratio: float | Sequence[float],
+    levels: int | None = None,
     rewind: int = 0,
     weights: Mapping[str, nn.Parameter] | None = None,
     layerwise: bool = False,
+    stays: Collection[str] = (),
+    allow_empty: bool = False,
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Lottery:
@@ -90,33 +92,52 @@ def lottery(
 
     Level l keeps n - floor((1 - (1 - ratio)^(l / levels)) n) weights: those of largest trained magnitude among the ones
     left, all tensors together or each alone (`layerwise`), ties by a random order of `seed`; the last level has `ratio`
-    exactly, one level is one shot. What is rewound is the whole state after step `rewind`, buffers too (0: as given).
+    exactly, one level is one shot. Or `ratio` has those of all levels, rising, and `levels` is left out; a first one
+    above 0 prunes the magnitudes at the rewind point before anything is trained from there.
+    What is rewound is the whole state after step `rewind`, buffers too (0: as given), but for the tensors of the names
+    in `stays`, which go on from level to level as trained.
     `folder`: every finished level is kept there, and a call with the same folder goes on after the last one; results
     must then be what JSON can hold. `model` ends as the last level trained it.
-    Raises `ValueError` for a ratio outside [0, 1), fewer than 1 level, a ratio that empties a layer, or a folder of
-    another lottery.
+    Raises `ValueError` for a ratio outside [0, 1), fewer than 1 level, a ratio that empties a layer (unless
+    `allow_empty`), a name that the
+    state does not have, or a folder of another lottery.
     """
     if rewind < 0:
         raise ValueError(f"rewind (got {rewind}), expected at least 0")
-    ratios = [0.0, *geometric(ratio, levels)]
+    ratios = _ratios(ratio, levels)
     chosen = dict(weights) if weights is not None else prunable_weights(model)
-    told = {"ratio": ratio, "levels": levels, "rewind": rewind, "layerwise": layerwise, "seed": seed}
+    own = ratios if levels is None else ratio
+    told: dict[str, Any] = {"ratio": own, "levels": levels, "rewind": rewind, "layerwise": layerwise, "seed": seed}
+    if stays:
+        told["stays"] = sorted(stays)
     kept = _Kept(Path(folder), told) if folder is not None else None
     rewound = _rewind_point(model, train, rewind, kept)
+    if unknown := sorted(set(stays) - rewound.keys()):
+        raise ValueError(f"stays (got {unknown[0]!r}), expected names of the state dict, as {next(iter(rewound))!r}")
+    model.load_state_dict(rewound)
     order, found, mask = TieOrder(seed), list[Level](), Mask.ones(chosen)
     for number, share in enumerate(ratios):
-        if number:
-            mask = _thinner(mask, magnitude(chosen), share, layerwise, order)
+        mask = _thinner(mask, magnitude(chosen), share, layerwise, order, allow_empty)
         if kept is not None and kept.has(number):
             state, result = kept.level(number)
             model.load_state_dict(state)
         else:
-            model.load_state_dict(rewound)
+            model.load_state_dict({name: own for name, own in rewound.items() if name not in stays}, strict=False)
             result = _train(model, train, mask, rewind, None)
             if kept is not None:
                 kept.keep(number, _copied(model), result)
         found.append(Level(number, mask, result))
     return Lottery(tuple(found), rewound)
+
+
+def _ratios(ratio: float | Sequence[float], levels: int | None) -> list[float]:
+    """Of all levels, from level 0."""
+    if not isinstance(ratio, Sequence):
+        return [0.0, *geometric(ratio, 0 if levels is None else levels)]
+    if levels is not None or not ratio or list(ratio) != sorted(ratio):
+        got = f"{list(ratio)}, {levels}"
+        raise ValueError(f"ratio, levels (got {got}), expected one ratio and levels, or rising ratios and no levels")
+    return list(ratio)
 
 
 def _rewind_point(model: nn.Module, train: Train, rewind: int, kept: _Kept | None) -> State:
@@ -142,7 +163,9 @@ def _train(model: nn.Module, train: Train, mask: Mask, start: int, stop: int | N
     return result
 
 
-def _thinner(mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: bool, order: TieOrder) -> Mask:
+def _thinner(
+    mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: bool, order: TieOrder, allow_empty: bool
+) -> Mask:
     def thin(flat: Tensor, left: Tensor) -> Tensor:
         gone = left.numel() - int(left.sum())
         return thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), order)
@@ -153,7 +176,8 @@ def _thinner(mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: 
         together = thin(torch.cat([scores[name].flatten() for name in mask]), mask.flat())
         parts = together.split([own.numel() for own in mask.values()])
         kept = {name: part.view(mask[name].shape) for name, part in zip(mask, parts, strict=True)}
-    check_no_layer_empty(Mask(kept), ratio)
+    if not allow_empty:
+        check_no_layer_empty(Mask(kept), ratio)
     return Mask(kept)
 
 

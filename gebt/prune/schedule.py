@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 from gebt.prune.selection import pruned_count
 
@@ -17,6 +18,27 @@ def geometric(ratio: float, levels: int) -> list[float]:
     if levels < 1:
         raise ValueError(f"levels (got {levels}), expected at least 1")
     return [1 - (1 - ratio) ** (level / levels) for level in range(1, levels)] + [ratio]
+
+
+def even(ratio: float, levels: int) -> list[float]:
+    """Ratios ratio l / levels, l = 1..levels: every level removes the same share of all entries.
+
+    0.9 in 9 levels is 0.1, 0.2, ..., 0.9: 1 / (11 - l) of what is left at level l, as BERT-Tickets' code has it.
+    Raises as `geometric`.
+    """
+    geometric(ratio, levels)
+    # In decimals, since 3 * 0.1 is 0.30000000000000004.
+    return [float(Decimal(str(float(ratio))) * level / levels) for level in range(1, levels + 1)]
+
+
+def at_rate(rate: float, levels: int) -> list[float]:
+    """Ratios 1 - (1 - rate)^l, l = 1..levels: every level removes the share `rate` of what is left.
+
+    Raises `ValueError` for a rate outside (0, 1) or fewer than 1 level.
+    """
+    if not 0 < rate < 1 or levels < 1:
+        raise ValueError(f"rate, levels (got {rate}, {levels}), expected 0 < rate < 1 and at least 1 level")
+    return [float(1 - (1 - Decimal(str(float(rate)))) ** level) for level in range(1, levels + 1)]
 
 
 def levels_at(rate: float, ratio: float) -> int:

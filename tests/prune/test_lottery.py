@@ -119,6 +119,59 @@ def test_a_lottery_goes_on_where_it_stopped(tmp_path: Path) -> None:
         drawn(Net(), ratio=0.5, folder=tmp_path)
 
 
+def test_ratios_of_ones_own_may_prune_before_the_first_training() -> None:
+    model = Net()
+    flat = torch.cat([model[0].weight.flatten(), model[3].weight.flatten()]).detach().abs()
+    found = lottery(model, Training(), ratio=(0.2, 0.5, 0.5))
+    assert [level.mask.kept for level in found.levels] == [128, 80, 80]
+    kept = found.levels[0].mask.flat()
+    assert float(flat[kept].min()) >= float(flat[~kept].max())
+    assert found.levels[1].mask == found.levels[2].mask
+    assert [level.result for level in found.levels[1:]] == [found.levels[1].result] * 2
+    for ratio, levels in (((), None), ((0.5, 0.2), None), ((0.1, 0.2), 2)):
+        with pytest.raises(ValueError, match=r"ratio, levels \(got .*\), expected one ratio and levels, or rising"):
+            lottery(Net(), Training(), ratio=ratio, levels=levels)
+    with pytest.raises(ValueError, match=r"levels \(got 0\)"):
+        lottery(Net(), Training(), ratio=0.5)
+
+
+def test_what_stays_goes_on_as_trained_also_after_a_stop(tmp_path: Path) -> None:
+    class Watching(Training):
+        def __call__(self, model: nn.Module, **more: Any) -> Any:
+            seen.append({name: own.clone() for name, own in model.state_dict().items()})
+            return super().__call__(model, **more)
+
+    seen: list[dict[str, torch.Tensor]] = []
+    stays = ("3.weight", "3.bias")
+    weights = {"0.weight": (model := Net())[0].weight}
+    given: dict[str, Any] = {"ratio": (0.0, 0.5), "weights": weights, "stays": stays}
+    lottery(model, Watching(), **given)
+    lottery(dense := Net(), Training(), ratio=(0.0,))
+    assert all(torch.equal(seen[1][name], dense.state_dict()[name]) for name in stays)
+    assert not any(torch.equal(seen[1][name], seen[0][name]) for name in stays)
+    assert torch.equal(seen[1]["0.bias"], seen[0]["0.bias"])
+    assert torch.equal(seen[1]["1.running_mean"], seen[0]["1.running_mean"])
+
+    class Broken(Training):
+        def __call__(self, *args: Any, **more: Any) -> Any:
+            if self.calls:
+                raise KeyboardInterrupt
+            return super().__call__(*args, **more)
+
+    again = Net()
+    for train in (Broken(), Training()):
+        given["weights"] = {"0.weight": again[0].weight}
+        try:
+            lottery(again, train, folder=tmp_path, **given)
+        except KeyboardInterrupt:
+            again.reset(9)
+    assert all(torch.equal(own, again.state_dict()[name]) for name, own in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"got a lottery of other stays\)"):
+        lottery(again, Training(), folder=tmp_path, **{**given, "stays": stays[:1]})
+    with pytest.raises(ValueError, match=r"stays \(got '9.bias'\), expected names of the state dict"):
+        lottery(Net(), Training(), ratio=(0.0,), stays=["9.bias"])
+
+
 def test_controls_keep_what_they_say() -> None:
     model = Net()
     found = drawn(model)

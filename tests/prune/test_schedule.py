@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gebt.prune.schedule import cubic, cyclic, geometric, levels_at
+from gebt.prune.schedule import at_rate, cubic, cyclic, even, geometric, levels_at
 
 
 def test_geometric_levels_remove_equal_shares_of_what_is_left() -> None:
@@ -17,6 +17,26 @@ def test_geometric_levels_remove_equal_shares_of_what_is_left() -> None:
     assert [after / before for before, after in pairwise(left)] == pytest.approx([0.1**0.25] * 4)
     assert geometric(0.3, 1) == [0.3]
     assert geometric(0.0, 2) == [0.0, 0.0]
+
+
+def test_even_levels_remove_equal_shares_of_all() -> None:
+    ratios = even(0.9, 9)
+    assert ratios == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    left = [1.0, *(1 - ratio for ratio in ratios)]
+    assert [1 - after / before for before, after in pairwise(left)] == pytest.approx(
+        [1 / parts for parts in range(10, 1, -1)]
+    )
+    assert even(0.3, 1) == [0.3]
+    with pytest.raises(ValueError, match=r"levels \(got 0\)"):
+        even(0.5, 0)
+
+
+def test_levels_at_a_rate_remove_it_of_what_is_left() -> None:
+    assert at_rate(0.1, 3) == [0.1, 0.19, 0.271]
+    with pytest.raises(ValueError, match=r"rate, levels \(got 1, 3\), expected 0 < rate < 1"):
+        at_rate(1, 3)
+    with pytest.raises(ValueError, match=r"rate, levels \(got 0\.1, 0\)"):
+        at_rate(0.1, 0)
 
 
 @pytest.mark.parametrize(("rate", "ratio", "levels"), [(0.2, 0.9, 10), (0.2, 0.2, 1), (0.2, 0.0, 1), (0.05, 0.6, 18)])

@@ -1,0 +1,124 @@
+"""Attention heads and feed-forward units of BERT: scales that are learnt, masks over them, and taking them out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebt.models.bert import encoder_of
+from gebt.prune.mask import Mask
+
+HEADS, UNITS = "heads", "units"
+
+
+class Gates(nn.Module):
+    """A scale for every head [H] and every unit of the feed-forward part [I] of each layer, all 1 at first.
+
+    A head's scale multiplies what it hands to the attention's output, a unit's what it hands to the layer's output, as
+    in EarlyBERT (Chen et al. 2021). The model itself is not changed. Raises as `encoder_of`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        layers = encoder_of(model)[1].encoder.layer
+        device = layers[0].output.dense.weight.device
+        self.heads = nn.ParameterList(torch.ones(_heads(layer), device=device) for layer in layers)
+        self.units = nn.ParameterList(torch.ones(layer.output.dense.in_features, device=device) for layer in layers)
+
+    def l1(self) -> tuple[Tensor, Tensor]:
+        """Sums of |scale| of all heads, and of all units."""
+        return (
+            torch.stack([own.abs().sum() for own in self.heads]).sum(),
+            torch.stack([own.abs().sum() for own in self.units]).sum(),
+        )
+
+    def scores(self, kind: str) -> dict[str, Tensor]:
+        """|scale| of every layer's "heads" or "units", under the names `heads.0`, `heads.1`, ..."""
+        return {f"{kind}.{i}": own.detach().abs() for i, own in enumerate(getattr(self, kind))}
+
+    def close(self, mask: Mask) -> None:
+        """Sets the scales of pruned heads and units to zero."""
+        mask.apply_(dict(self.named_parameters()))
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model computes with the scales."""
+        layers, handles = encoder_of(model)[1].encoder.layer, []
+        for layer, heads, units in zip(layers, self.heads, self.units, strict=True):
+            handles.append(layer.attention.output.dense.register_forward_pre_hook(_scaling(heads)))
+            handles.append(layer.output.dense.register_forward_pre_hook(_scaling(units)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def without(model: nn.Module, mask: Mask, gates: Gates | None = None) -> Any:
+    """A copy without the pruned heads and units: smaller matrices, outputs as with their scales at zero.
+
+    `mask`: `heads.i` and `units.i` of every layer i. `gates`: scales that are multiplied into the output matrices;
+    without them those that stay count as 1. Raises `ValueError` for a mask that does not fit or that empties a layer.
+    """
+    network = copy.deepcopy(model)
+    layers = encoder_of(network)[1].encoder.layer
+    _check(mask, layers)
+    with torch.no_grad():
+        for i, layer in enumerate(layers):
+            if gates is not None:
+                layer.attention.output.dense.weight *= _spread(gates.heads[i], layer.attention.output.dense)
+                layer.output.dense.weight *= gates.units[i]
+            kept = _spread(mask[f"{HEADS}.{i}"], layer.attention.output.dense).nonzero().squeeze(1)
+            attention = layer.attention.self
+            for part in (attention.query, attention.key, attention.value):
+                _take(part, kept, 0)
+            _take(layer.attention.output.dense, kept, 1)
+            attention.num_attention_heads = int(mask[f"{HEADS}.{i}"].sum())
+            attention.all_head_size = len(kept)
+            units = mask[f"{UNITS}.{i}"].nonzero().squeeze(1)
+            _take(layer.intermediate.dense, units, 0)
+            _take(layer.output.dense, units, 1)
+    return network
+
+
+def _heads(layer: Any) -> int:
+    return int(layer.attention.self.num_attention_heads)
+
+
+def _spread(values: Tensor, dense: Any) -> Tensor:
+    """A value a head as one for each of its columns in the attention's output."""
+    return values.repeat_interleave(dense.in_features // values.numel())
+
+
+def _scaling(scales: Tensor) -> Any:
+    def scale(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * _spread(scales, module), *inputs[1:])
+
+    return scale
+
+
+def _take(linear: Any, kept: Tensor, dim: int) -> None:
+    """Keeps rows (0) of a linear layer and of its bias, or columns (1)."""
+    kept = kept.to(linear.weight.device)
+    linear.weight = nn.Parameter(linear.weight.index_select(dim, kept))
+    if dim == 0 and linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[kept])
+    linear.out_features, linear.in_features = linear.weight.shape
+
+
+def _check(mask: Mask, layers: Any) -> None:
+    wanted = {f"{HEADS}.{i}": _heads(layer) for i, layer in enumerate(layers)}
+    wanted |= {f"{UNITS}.{i}": layer.output.dense.in_features for i, layer in enumerate(layers)}
+    for name, size in wanted.items():
+        if name not in mask or mask[name].shape != (size,):
+            got = f"shape {tuple(mask[name].shape)}" if name in mask else "no such tensor"
+            raise ValueError(f"mask of {name!r} (got {got}), expected one of shape ({size},)")
+        if not bool(mask[name].any()):
+            raise ValueError(f"mask of {name!r} (got all {size} pruned), expected every layer to keep one")
+    if rest := sorted(mask.keys() - wanted.keys()):
+        raise ValueError(f"mask tensor {rest[0]!r} (got none in the model), expected heads.i and units.i of its layers")

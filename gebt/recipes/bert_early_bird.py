@@ -1,0 +1,142 @@
+"""Early-bird tickets of BERT: heads and feed-forward units found early in training, taken out, the rest trained.
+
+EarlyBERT: Chen et al., "EarlyBERT: Efficient BERT Training via Early-bird Lottery Tickets", ACL 2021.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from gebt.models.bert_units import HEADS, UNITS, Gates, without
+from gebt.prune.detector import EarlyBird, Rule
+from gebt.prune.mask import Mask
+from gebt.prune.selection import pruned_count, select
+from gebt.prune.ties import TieOrder
+from gebt.train.loop import copy_state
+from gebt.train.texts import TextHistory, TextSettings, TextTask, fit
+
+Start = Literal["pretrained", "inherit"]
+
+
+@dataclass(frozen=True)
+class UnitSettings(TextSettings):
+    """Training of EarlyBERT: an L1 on the scales of heads and of units, and a detector for each of the two.
+
+    A draw every `every` steps prunes floor(head_ratio H) heads of each layer and floor(unit_ratio n) of all n units:
+    heads layer by layer and units together, as the released code does. Raises `ValueError` for numbers out of range.
+    """
+
+    head_ratio: float = 0.34
+    unit_ratio: float = 0.4
+    head_l1: float = 1e-4
+    unit_l1: float = 1e-4
+    every: int = 50
+    threshold: float = 0.1
+    window: int = 4
+    rule: Rule = "newest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pruned_count(1, self.head_ratio)
+        pruned_count(1, self.unit_ratio)
+        if self.every < 1 or min(self.head_l1, self.unit_l1) < 0:
+            got = (self.every, self.head_l1, self.unit_l1)
+            raise ValueError(f"steps between draws, L1s (got {got}), expected at least 1, and at least 0")
+        self.detector()
+
+    def detector(self) -> EarlyBird:
+        """A fresh detector."""
+        return EarlyBird(self.threshold, self.window, criterion="weights", rule=self.rule)
+
+    def after(self) -> TextSettings:
+        """Settings of the training after the draw."""
+        return TextSettings(**{own.name: getattr(self, own.name) for own in dataclasses.fields(TextSettings)})
+
+
+@dataclass(frozen=True, eq=False)
+class UnitTicket:
+    """The mask over heads and units; the scales, and the network, as they were at the draw.
+
+    `step`: steps made before it; `fired`: whether the detectors ended the watch, or the schedule's end did;
+    `distances`: of heads and of units, draw by draw.
+    """
+
+    mask: Mask
+    gates: Gates
+    state: dict[str, Tensor]
+    step: int
+    fired: bool
+    distances: dict[str, tuple[float, ...]]
+
+
+def search(
+    model: nn.Module, task: TextTask, *, settings: UnitSettings | None = None, seed: int = 0
+) -> tuple[UnitTicket, TextHistory]:
+    """Trains the model and its scales until the masks over heads and over units have both stopped moving.
+
+    Those of smallest |scale| are pruned, ties by one random order of `seed`; the first draw, of scales that are all 1,
+    is chance alone. Without an end of the motion the ticket is that of the last step. `model` is left as trained.
+    Raises `ValueError` for a ratio that empties a layer, and for a model that is not of the family.
+    """
+    settings = settings or UnitSettings()
+    gates, order = Gates(model), TieOrder(seed)
+    birds = {HEADS: settings.detector(), UNITS: settings.detector()}
+    drawn: list[tuple[Mask, int]] = []
+
+    def draw() -> dict[str, Mask]:
+        heads = select(gates.scores(HEADS), ratio=settings.head_ratio, scope="tensor", order=order)
+        return {HEADS: heads, UNITS: select(gates.scores(UNITS), ratio=settings.unit_ratio, order=order)}
+
+    def watch(made: int) -> bool:
+        if made % settings.every:
+            return False
+        masks = draw()
+        fired = [bird.update(masks[kind]) for kind, bird in birds.items()]
+        if all(fired):
+            drawn.append((_both(masks), made))
+        return all(fired)
+
+    def penalty() -> Tensor:
+        heads, units = gates.l1()
+        return settings.head_l1 * heads + settings.unit_l1 * units
+
+    more = list(gates.parameters())
+    with gates.attached(model):
+        history = fit(model, task, settings, seed=seed, more=more, penalty=penalty, on_step=watch)
+    mask, step = drawn[0] if drawn else (_both(draw()), len(history.losses))
+    distances = {kind: tuple(row["watched"] for row in bird.trajectory) for kind, bird in birds.items()}
+    return UnitTicket(mask, gates, copy_state(model), step, bool(drawn), distances), history
+
+
+def retrain(
+    ticket: UnitTicket,
+    model: nn.Module,
+    task: TextTask,
+    *,
+    settings: UnitSettings | None = None,
+    start: Start = "pretrained",
+    seed: int = 0,
+) -> tuple[Any, TextHistory]:
+    """Takes the pruned heads and units out and trains the smaller network; `model` is of the ticket's sizes.
+
+    "pretrained": the weights that `model` has, by the whole schedule, as EarlyBERT does; "inherit": those at the draw,
+    scales multiplied in, by what is left of it, and `model` receives them. Returns the smaller network.
+    Raises `ValueError` for another start.
+    """
+    settings = settings or UnitSettings()
+    if start not in ("pretrained", "inherit"):
+        raise ValueError(f"start (got {start!r}), expected 'pretrained' or 'inherit'")
+    if start == "inherit":
+        model.load_state_dict(ticket.state)
+        small = without(model, ticket.mask, ticket.gates)
+        return small, fit(small, task, settings.after(), seed=seed, start=ticket.step)
+    small = without(model, ticket.mask)
+    return small, fit(small, task, settings.after(), seed=seed)
+
+
+def _both(masks: dict[str, Mask]) -> Mask:
+    return Mask({**masks[HEADS], **masks[UNITS]})
