@@ -132,6 +132,8 @@ class Levels:
         Rank each layer alone.
     controls
         Tickets without their luck, trained at every level: reinit, shuffled, "shuffled in all"; or none.
+    allow_empty
+        Go on when a layer would lose all of its weights.
     """
 
     ratio: float = 0.9
@@ -139,6 +141,7 @@ class Levels:
     rewind: int = 0
     layerwise: bool = False
     controls: tuple[Control, ...] = ("reinit", "shuffled")
+    allow_empty: bool = False
 
     def check(self, options: ImageOptions, model: nn.Module) -> None:
         """Raises `ValueError` for a ratio outside [0, 1), no level, and a rewind that leaves nothing to train."""
@@ -163,8 +166,8 @@ def lottery_levels(options: ImageOptions, levels: Levels, seed: int, folder: Pat
         )  # fmt: skip
         return {"accuracy": arm.accuracy(model), "seconds": time.perf_counter() - begun}
 
-    own = {"ratio": levels.ratio, "levels": levels.levels, "rewind": levels.rewind, "layerwise": levels.layerwise}
-    found = lottery(model, training, **own, seed=seed, folder=folder / f"seed-{seed}")  # type: ignore[arg-type]
+    own: dict[str, Any] = {name: value for name, value in vars(levels).items() if name != "controls"}
+    found = lottery(model, training, **own, seed=seed, folder=folder / f"seed-{seed}")
     for level in found.levels:
         yield _level_row(found, level.number, "ticket" if level.number else "dense", level.result, seed)
     for level in found.levels[1:]:

@@ -99,8 +99,7 @@ def lottery(
     `folder`: every finished level is kept there, and a call with the same folder goes on after the last one; results
     must then be what JSON can hold. `model` ends as the last level trained it.
     Raises `ValueError` for a ratio outside [0, 1), fewer than 1 level, a ratio that empties a layer (unless
-    `allow_empty`), a name that the
-    state does not have, or a folder of another lottery.
+    `allow_empty`), a name that the state does not have, or a folder of another lottery.
     """
     if rewind < 0:
         raise ValueError(f"rewind (got {rewind}), expected at least 0")

@@ -199,3 +199,18 @@ def test_wrong_settings_and_a_training_that_does_not_hold_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pruned entries of '0.weight' \(got non-zero\), expected zero; call"):
         drawn(Net(), Training(holds=False))
     assert before.keys() == Net().state_dict().keys()
+
+
+def test_a_layer_is_emptied_only_where_that_is_allowed() -> None:
+    class Lopsided(Net):
+        def reset(self, seed: int) -> None:
+            super().reset(seed)
+            self[3].weight.data.mul_(1e-6)
+
+    def still(model: nn.Module, *, start: int, stop: int | None, holding: Holding) -> None:
+        holding(optim.SGD(model.parameters(), lr=0.1))
+
+    with pytest.raises(ValueError, match=r"would remove all 40 entries of '3\.weight'"):
+        lottery(Lopsided(), still, ratio=0.8, levels=1)
+    found = lottery(Lopsided(), still, ratio=0.8, levels=1, allow_empty=True)
+    assert not bool(found.levels[1].mask["3.weight"].any())
