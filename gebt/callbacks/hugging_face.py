@@ -29,7 +29,7 @@ class EarlyBirdCallback(EarlyBirdSearch, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A ticket that was found before the checkpoint is held again, or stops the training after one step."""
+        """A ticket that was found before the checkpoint is held again, or stops the training after one batch."""
         _restore(self, state)
         self.begin(*_trained(kwargs))
         self._tell(state, control, {})

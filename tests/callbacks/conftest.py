@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from torch.utils.data import TensorDataset
 from gebt.prune import Mask, magnitude, prunable_weights, select
 from gebt.prune.holding import parameters_of
 
-SAMPLES, BATCH, STEPS = 32, 8, 4
+# The folder datasets/ of the repository, which is on the path, is no package; transformers takes it for the library.
+found = find_spec("datasets")
+if found is not None and found.origin is None:
+    sys.modules["datasets"] = None  # type: ignore[assignment]
 
 
 def make_network(seed: int = 0) -> nn.Sequential:
@@ -22,7 +27,7 @@ def make_network(seed: int = 0) -> nn.Sequential:
 
 
 def make_task() -> TensorDataset:
-    x = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     return TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long())
 
 

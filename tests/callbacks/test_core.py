@@ -199,7 +199,7 @@ def test_a_loop_of_ones_own_with_low_precision_and_compilation_holds_and_saves_t
 ) -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
-    model.compile(backend="aot_eager")
+    model.compile(backend="eager")
     optimizers: list[optim.Optimizer] = [optim.AdamW(model.parameters(), lr=0.01, fused=True)]
     ticket, scaler = TicketHolding(drawn(model)), torch.amp.GradScaler("cpu")
     ticket.begin(model, optimizers, 0)
