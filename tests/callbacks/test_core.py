@@ -171,6 +171,22 @@ def test_a_second_training_begins_its_schedule_anew(network: Network) -> None:
         ticket.end(model)
 
 
+def test_whole_channels_are_drawn_and_an_empty_layer_only_where_it_is_allowed(network: Network) -> None:
+    model = network()
+    search = alike(0.2, scope="channel")
+    search.draw(model, [], 1, 1)
+    assert search.mask is not None
+    rows = torch.cat([kept.float().mean(1) for kept in search.mask.values()])
+    assert rows.sort().values.tolist() == [0] * 2 + [1] * 11
+    with torch.no_grad():
+        model[2].weight.mul_(1e-3)
+    with pytest.raises(ValueError, match=r"prune ratio \(got 0.5\) would remove all 30 entries of '2.weight'"):
+        alike().draw(model, [], 1, 1)
+    alike(allow_empty=True).draw(model, [], 1, 1)
+    with pytest.raises(ValueError, match="would remove all 30 entries"):
+        TicketHolding(schedule=lambda step: 0.5).begin(model, [optim.SGD(model.parameters(), lr=0.1)], 0)
+
+
 def test_arguments_and_states_that_do_not_fit_are_refused(network: Network, drawn: Callable[..., Mask]) -> None:
     mask = drawn(network())
     with pytest.raises(ValueError, match=r"mask, schedule \(got none\), expected one of them"):

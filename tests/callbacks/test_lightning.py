@@ -12,11 +12,12 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from gebt.prune import EarlyBird, Mask, prunable_weights
+from gebt.prune import EarlyBird, Mask, hold, prunable_weights
 from gebt.prune.schedule import cubic
 
 pytest.importorskip("lightning.pytorch", reason="needs lightning; pip install 'gebt[lightning]'")
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from gebt.callbacks.lightning import EarlyBirdCallback, TicketCallback
 
@@ -157,6 +158,22 @@ def test_a_ticket_is_held_after_every_step_and_leaves_the_state_dict_alone(
     assert trainer.global_step == {"accumulated": 4, "two optimizers": 16}.get(how, 8)
     assert list(net.state_dict()) == list(before)
     assert size(net.state_dict()) == size(before)
+
+
+def test_a_module_holds_in_the_optimizer_that_lightning_gives_it(
+    network: Callable[..., nn.Module], task: TensorDataset, drawn: Callable[..., Mask], held: Callable[..., bool]
+) -> None:
+    class Own(Module):
+        def on_train_start(self) -> None:
+            optimizer = self.optimizers()
+            assert isinstance(optimizer, LightningOptimizer)
+            hold(self.net, mask, optimizer)
+
+    mask = drawn(network())
+    module = Own(network(), None, held, False)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **quiet).fit(module, DataLoader(task, 8))
+    assert held(module.net, mask)
 
 
 def test_a_compiled_part_is_pruned_under_its_wrapped_names(
