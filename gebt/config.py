@@ -16,7 +16,7 @@ from gebt.models import kinds
 from gebt.models.kinds import ModelName
 from gebt.models.resgcn import Aggregation
 from gebt.prune.detector import Criterion, Normalisation
-from gebt.prune.selection import Scope, pruned_count
+from gebt.prune.selection import EntryScope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
 from gebt.sparse.backends import AUTO, DEFAULT, find
 from gebt.sparse.structure import UnitScore, WeightStructure
@@ -179,7 +179,7 @@ class RunOptions:
     edge_l1: float | None = None
     edge_score: EdgeScore | None = None
     edge_values: EdgeValues | None = None
-    scope: Scope | None = None
+    scope: EntryScope | None = None
     normalisation: Normalisation | None = None
     criterion: Criterion | None = None
     threshold: float | None = None

@@ -11,19 +11,21 @@ FRESH = """
 import random, sys
 state = random.getstate()
 import gebt, gebt.prune
-heavy = ("torch_geometric", "matplotlib", "scipy", "sklearn", "safetensors", "cyclopts")
+heavy = ("torch_geometric", "matplotlib", "scipy", "sklearn", "safetensors", "cyclopts", "lightning", "transformers")
 print([name for name in heavy if name in sys.modules])
 print(sorted(name for name in sys.modules if name.startswith("gebt.") and not name.startswith("gebt.prune")))
 import torch
 print(random.getstate() == state, torch.initial_seed() == torch.default_generator.initial_seed())
 print(gebt.Ticket.__name__, gebt.sparse.__name__, "gebt.graph" in sys.modules)
+import gebt.callbacks.core
+print([name for name in ("lightning", "transformers") if name in sys.modules])
 """
 
 
 def test_importing_gebt_needs_torch_alone_and_loads_the_rest_when_asked() -> None:
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["[]", "[]", "True True", "Ticket gebt.sparse True"]
+    assert done.stdout.splitlines() == ["[]", "[]", "True True", "Ticket gebt.sparse True", "[]"]
 
 
 def test_the_core_nouns_are_there_by_name() -> None:

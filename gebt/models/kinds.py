@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from gebt.models.gnn import GAT, GCN, GIN, GNN, GraphSAGE
 from gebt.models.resgcn import Aggregation, ResGCN
-from gebt.prune.selection import Scope
+from gebt.prune.selection import EntryScope
 
 ModelName = Literal["gcn", "gat", "gin", "sage", "resgcn7", "resgcn14", "resgcn28"]
 # Networks that list what can be removed of them (`models.compact`).
@@ -21,7 +21,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {"hidden": 128, "depth": int(name[6:])} for name in get_args(ModelName) if name.startswith("resgcn")},
 }
 # Layers of a deep network with normalisation are not to be compared by magnitude: together the first one loses all.
-SCOPES: dict[str, Scope] = {name: "tensor" for name in get_args(ModelName) if name.startswith("resgcn")}
+SCOPES: dict[str, EntryScope] = {name: "tensor" for name in get_args(ModelName) if name.startswith("resgcn")}
 
 
 def build(

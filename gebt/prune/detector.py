@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from gebt.prune.mask import Mask, pack_bits, unpack_bits
+from gebt.prune.mask import Mask
 from gebt.prune.passes import differing, usable
 
 Normalisation = Literal["entry", "swap", "first"]
@@ -136,7 +136,7 @@ class EarlyBird:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed search needs to go on as if it had never stopped (tensors, numbers, strings)."""
-        before = [{kind: _packed(mask) for kind, mask in drawn.items()} for drawn in self._before]
+        before = [{kind: mask.state() for kind, mask in drawn.items()} for drawn in self._before]
         return {
             "fired": self.fired,
             "draws": self.draws,
@@ -152,16 +152,8 @@ class EarlyBird:
         self.trajectory = [dict(row) for row in state["trajectory"]]
         self._queue = deque(state["queue"], maxlen=self.window)
         self._first = dict(state["first"])
-        draws = [{kind: Mask(_unpacked(packed)) for kind, packed in drawn.items()} for drawn in state["before"]]
+        draws = [{kind: Mask.of_state(packed) for kind, packed in drawn.items()} for drawn in state["before"]]
         self._before = deque(draws, maxlen=self._before.maxlen)
-
-
-def _packed(mask: Mask) -> dict[str, dict[str, Any]]:
-    return {name: {"bits": pack_bits(kept), "shape": list(kept.shape)} for name, kept in mask.items()}
-
-
-def _unpacked(packed: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
-    return {name: unpack_bits(entry["bits"], tuple(entry["shape"])) for name, entry in packed.items()}
 
 
 def pairwise_distances(masks: Tensor) -> Tensor:

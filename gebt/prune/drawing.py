@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gebt.prune.mask import Mask
 from gebt.prune.passes import LOWER, Passes, Span, threads_for, usable
-from gebt.prune.selection import Scope, keep_highest, pruned_count, refuse_nan, select
+from gebt.prune.selection import EntryScope, keep_highest, pruned_count, refuse_nan, select
 from gebt.prune.ties import ALL, TieOrder
 
 INFINITY = 0x7F800000
@@ -42,7 +42,7 @@ class Drawing:
         tensors: Mapping[str, Tensor],
         *,
         ratio: float,
-        scope: Scope = "global",
+        scope: EntryScope = "global",
         order: TieOrder | None = None,
         weight: Tensor | None = None,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,15 @@ class Mask(Mapping[str, Tensor]):
     def words(self) -> Tensor | None:
         """The bits that `of_words` was given; None for a mask made of boolean tensors."""
         return self._words
+
+    @staticmethod
+    def of_state(state: Mapping[str, Mapping[str, Any]]) -> Mask:
+        """The mask that `state` packed."""
+        return Mask({name: unpack_bits(own["bits"], tuple(own["shape"])) for name, own in state.items()})
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Packed bits and shape of every tensor, for state dicts."""
+        return {name: {"bits": pack_bits(kept), "shape": list(kept.shape)} for name, kept in self.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         if self._tensors is None:

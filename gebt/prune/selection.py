@@ -13,9 +13,11 @@ from torch import Tensor
 from gebt.prune.mask import Mask
 from gebt.prune.ties import Order, TieOrder, ranks
 
-Scope = Literal["global", "tensor"]
+EntryScope = Literal["global", "tensor"]
+Scope = Literal[EntryScope, "channel"]
 
 RADIX_FROM = 8192
+WAY_OUT = "use a lower ratio or scope='tensor'"
 
 
 def pruned_count(size: int, ratio: float) -> int:
@@ -37,32 +39,71 @@ def select(
     order: Order | None = None,
     allow_empty: bool = False,
 ) -> Mask:
-    """The mask that removes exactly the floor(ratio * n) entries of lowest score.
+    """The mask that removes exactly the floor(ratio * n) entries, or channels, of lowest score.
 
-    `scope`: "global" ranks all tensors together, "tensor" each alone (floor for each). Equal scores are
-    settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by one drawn from `generator`,
-    else by `TieOrder(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN
-    score, an unknown scope, or a tensor that would lose every entry (unless `allow_empty`).
+    `scope`: "global" ranks the entries of all tensors together, "tensor" those of each alone (a floor for each).
+    "channel" ranks the channels of all tensors together and keeps all or none of a channel's entries, as `gebt.slim`
+    takes them out. A channel is a slice along dimension 0, what comes out of a layer (not so in transposed
+    convolutions, whose weights are [in, out, ...]: turn their scores, and the mask back); in one dimension, as of
+    batch-norm scales, every entry is one. Its score is the mean of its entries' scores: a sum would favour channels
+    that read many others. Leave out the layer whose channels are the network's outputs, and score the scales of batch
+    norms, not the weights before them, which leave their norm's shift behind.
+    Equal scores are settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by one drawn from
+    `generator`, else by `TieOrder(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score,
+    an unknown scope, or a tensor that would lose every entry (unless `allow_empty`).
 
     >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
     tensor([ True, False, False,  True])
     """
-    if scope not in ("global", "tensor"):
-        raise ValueError(f"scope (got {scope!r}), expected 'global' or 'tensor'")
+    if scope not in ("global", "tensor", "channel"):
+        raise ValueError(f"scope (got {scope!r}), expected 'global', 'tensor' or 'channel'")
+    if scope == "channel":
+        channels = {name: _channel_scores(score.detach()) for name, score in scores.items()}
+        refuse_nan(channels)
+        kept = _selected(channels, ratio, together=True, generator=generator, order=order)
+        kept = {name: _spread(own, scores[name].shape) for name, own in kept.items()}
+        way_out = "use a lower ratio, or allow_empty=True: gebt.slim keeps one channel of such a layer"
+    else:
+        refuse_nan(scores)
+        kept = _selected(scores, ratio, together=scope == "global", generator=generator, order=order)
+        way_out = WAY_OUT
+    mask = Mask(kept)
+    if not allow_empty:
+        check_no_layer_empty(mask, ratio, way_out)
+    return mask
+
+
+def _selected(
+    scores: Mapping[str, Tensor],
+    ratio: float,
+    *,
+    together: bool,
+    generator: torch.Generator | None,
+    order: Order | None,
+) -> dict[str, Tensor]:
     sizes = [tensor.numel() for tensor in scores.values()]
     flat = [tensor.detach().flatten() for tensor in scores.values()]
-    refuse_nan(scores)
     ties = _Ties(sum(sizes), generator, order)
-    if scope == "global" and flat:
-        together = flat[0] if len(flat) == 1 else torch.cat(flat)
-        kept = _kept(together, ratio, ties).split(sizes)
+    if together and flat:
+        one = flat[0] if len(flat) == 1 else torch.cat(flat)
+        kept = _kept(one, ratio, ties).split(sizes)
     else:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         kept = tuple(_kept(score, ratio, ties, start) for score, start in zip(flat, starts, strict=True))
-    mask = Mask({name: k.view(score.shape) for (name, score), k in zip(scores.items(), kept, strict=True)})
-    if not allow_empty:
-        check_no_layer_empty(mask, ratio)
-    return mask
+    return {name: k.view(score.shape) for (name, score), k in zip(scores.items(), kept, strict=True)}
+
+
+def _channel_scores(score: Tensor) -> Tensor:
+    """[C]: the mean of each slice along dimension 0; none of a tensor without entries."""
+    if score.dim() < 2 or not score.numel():
+        return score.flatten()
+    # In single precision at least: means of halves, rounded to halves, would tie in plenty.
+    return score.flatten(1).mean(1, dtype=torch.promote_types(score.dtype, torch.float32))
+
+
+def _spread(kept: Tensor, shape: torch.Size) -> Tensor:
+    """[C] boolean over all entries of the channels."""
+    return kept.unsqueeze(1).expand(-1, shape.numel() // max(1, kept.numel())).reshape(shape)
 
 
 def refuse_nan(scores: Mapping[str, Tensor]) -> None:
@@ -73,13 +114,13 @@ def refuse_nan(scores: Mapping[str, Tensor]) -> None:
             raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
 
 
-def check_no_layer_empty(mask: Mask, ratio: float) -> None:
-    """Raises `ValueError` naming the first tensor that the mask would empty."""
+def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = WAY_OUT) -> None:
+    """Raises `ValueError` naming the first tensor that the mask would empty, and the way out."""
     for name, kept in mask.items():
         if kept.numel() and not int(torch.count_nonzero(kept)):
             raise ValueError(
                 f"prune ratio (got {ratio}) would remove all {kept.numel()} entries of {name!r}, "
-                "expected every tensor to keep one; use a lower ratio or scope='tensor'"
+                f"expected every tensor to keep one; {way_out}"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
-from gebt.prune.selection import Scope
+from gebt.prune.selection import EntryScope
 from gebt.sparse.structure import UnitScore, WeightStructure
 from gebt.train.loop import TrainingSettings
 
@@ -16,7 +16,7 @@ Draw = Literal["detector", "validation"]
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "scope": get_args(Scope),
+    "scope": get_args(EntryScope),
     "edge_score": get_args(EdgeScore),
     "weight_structure": get_args(WeightStructure),
     "unit_score": get_args(UnitScore),
@@ -43,7 +43,7 @@ class SearchSettings:
     edge_learning_rate: float = 1e-3
     edge_l1: float = 0.0
     edge_score: EdgeScore = "share"
-    scope: Scope = "global"
+    scope: EntryScope = "global"
     normalisation: Normalisation = "swap"
     criterion: Criterion = "sum"
     threshold: float = 0.03

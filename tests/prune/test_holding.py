@@ -15,6 +15,7 @@ MAKERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": lambda p, wd: optim.Adam(p, lr=0.1, weight_decay=wd),
     "adam-fused": lambda p, wd: optim.Adam(p, lr=0.1, weight_decay=wd, fused=True),
     "adamw": lambda p, wd: optim.AdamW(p, lr=0.1, weight_decay=wd),
+    "adamw-foreach": lambda p, wd: optim.AdamW(p, lr=0.1, weight_decay=wd, foreach=True),
 }
 
 
@@ -101,6 +102,7 @@ def test_a_parameter_outside_the_mask_moves_freely(model: nn.Module) -> None:
         ("9.weight", (5, 4), r"mask tensor '9.weight' \(got no such parameter\), expected one of \['0.bias'"),
         ("0.weight", (4, 5), r"mask tensor '0.weight' \(got shape \(4, 5\)\), expected \(5, 4\)"),
         ("2.weight", (3, 5), r"parameter '2.weight' \(got none in this optimizer\)"),
+        ("module.0.weight", (5, 4), r"mask tensors '0.weight', 'module.0.weight' \(got both for '0.weight'\)"),
     ],
 )
 def test_a_mask_that_fits_not_is_refused_and_nothing_is_zeroed(
@@ -112,3 +114,120 @@ def test_a_mask_that_fits_not_is_refused_and_nothing_is_zeroed(
     with pytest.raises(ValueError, match=message):
         hold(model, Mask(mask), optimizer)
     assert torch.equal(model[0].weight, before)
+
+
+class Wrapper(nn.Module):
+    """Names as DistributedDataParallel has them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+def wrapped(model: nn.Module, how: str) -> nn.Module:
+    if how == "compile the layers":
+        return nn.Sequential(*(torch.compile(layer, backend="eager") for layer in model))
+    return {
+        "plain": lambda: model,
+        "wrap": lambda: Wrapper(model),
+        "compile": lambda: torch.compile(model, backend="eager"),
+        "compile, then wrap": lambda: Wrapper(torch.compile(model, backend="eager")),
+    }[how]()
+
+
+# Dynamo, given the output of another compiled layer, asks for its gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("inner", ["plain", "wrap"])
+@pytest.mark.parametrize("outer", ["plain", "wrap", "compile", "compile, then wrap", "compile the layers"])
+def test_a_mask_holds_however_its_model_and_the_trained_one_are_wrapped(
+    model: nn.Module, inner: str, outer: str
+) -> None:
+    drawn = select(magnitude(prunable_weights(wrapped(model, inner))), ratio=0.5)
+    outside = wrapped(model, outer)
+    names = list(outside.state_dict())
+    optimizer = MAKERS["adam"](outside.parameters(), 5e-4)
+    hold(outside, drawn, optimizer)
+    plain = Mask({name.removeprefix("module."): kept for name, kept in drawn.items()})
+    for _ in range(2 if outer == "plain" or "wrap" in outer else 1):
+        step(outside, optimizer)
+        assert not pruned_entries(model, plain).any()
+    assert pruned_entries(model, Mask({name: ~kept for name, kept in plain.items()})).all()
+    assert list(outside.state_dict()) == names
+
+
+def test_a_compiled_model_is_held_under_its_own_names(model: nn.Module, mask: Mask) -> None:
+    names = list(model.state_dict())
+    model.compile(backend="eager")
+    optimizer = MAKERS["momentum"](model.parameters(), 0.0)
+    hold(model, mask, optimizer)
+    step(model, optimizer)
+    assert not pruned_entries(model, mask).any()
+    assert list(model.state_dict()) == names
+
+
+def test_names_that_are_alike_without_wrappers_are_refused_unless_one_is_the_same(model: nn.Module) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+            self.first = nn.ModuleDict({"module": nn.Linear(2, 2)})
+            self.module.first = nn.Linear(2, 2)
+
+    both = Both()
+    optimizer = MAKERS["sgd"](both.parameters(), 0.0)
+    none = torch.zeros(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"mask tensor 'first.weight' \(got \['module.first.weight', 'first.module"):
+        hold(both, Mask({"first.weight": none}), optimizer)
+    hold(both, Mask({"module.first.weight": none}), optimizer)
+    assert not both.module.first.weight.any()
+    assert both.first["module"].weight.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_every_kind_of_number_in_any_order_of_memory_is_zeroed_whatever_it_holds(
+    dtype: torch.dtype, format: torch.memory_format
+) -> None:
+    layer = nn.Conv2d(3, 4, 2, bias=False, dtype=dtype).to(memory_format=format)
+    values = torch.tensor([1.5, -2.0, float("nan"), float("inf")]).repeat(12).view(4, 3, 2, 2).to(dtype)
+    layer.weight.data.copy_(values)
+    kept = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)) < 0.5
+    hold(layer, Mask({"weight": kept}), optim.SGD(layer.parameters(), lr=0.1))
+    assert torch.equal(layer.weight[~kept], torch.zeros_like(layer.weight[~kept]))
+    torch.testing.assert_close(layer.weight[kept], values[kept], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_model_that_changes_its_numbers_while_held_stays_held(model: nn.Module, mask: Mask) -> None:
+    optimizer = MAKERS["momentum"](model.parameters(), 0.0)
+    hold(model, mask, optimizer)
+    model.double()
+    optimizer.zero_grad()
+    model(torch.rand(8, 4).double()).square().sum().backward()
+    optimizer.step()
+    assert not pruned_entries(model, mask).any()
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam-fused", "adamw-foreach"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_steps_of_a_gradient_scaler_taken_or_skipped_leave_pruned_weights_at_zero(
+    model: nn.Module, mask: Mask, kind: str, enabled: bool
+) -> None:
+    optimizer, scaler = MAKERS[kind](model.parameters(), 5e-4), torch.amp.GradScaler("cpu", enabled=enabled)
+    hold(model, mask, optimizer)
+    for number in range(4):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (model(torch.rand(8, 4)) - 1).square().mean()
+        scaler.scale(loss).backward()
+        overflow = enabled and number == 2
+        if overflow:
+            model[0].weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+        assert not pruned_entries(model, mask).any()
+        moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+        assert any(moved) != overflow

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from gebt.prune import select
+from gebt.prune import magnitude, prunable_weights, select
 from gebt.prune.selection import pruned_count
+from gebt.prune.slimming import masked_channels, slim
 from gebt.prune.ties import TieOrder
 
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.75, 0.999]
@@ -175,7 +176,7 @@ def test_a_nan_score_is_refused_by_name() -> None:
 
 
 def test_an_unknown_scope_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"scope \(got 'layer'\), expected 'global' or 'tensor'"):
+    with pytest.raises(ValueError, match=r"scope \(got 'layer'\), expected 'global', 'tensor' or 'channel'"):
         select({"w": torch.ones(2)}, ratio=0.5, scope="layer")  # type: ignore[arg-type]
 
 
@@ -187,6 +188,98 @@ def test_an_order_of_another_size_is_refused() -> None:
 def test_no_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="got no tensor"):
         select({}, ratio=0.5)
+
+
+def channels_kept(kept: Tensor) -> list[bool]:
+    """Which channels are kept; fails when one is kept in part."""
+    rows = kept.reshape(kept.shape[0], -1)
+    assert torch.equal(rows.all(1), rows.any(1))
+    return rows.all(1).tolist()
+
+
+def test_scope_channel_ranks_the_means_of_channels_of_all_tensors_together() -> None:
+    scores = {
+        "wide": torch.tensor([[3.0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1], [9, 9, 9, 9, 9, 9]]),  # means 2/3, 1, 9
+        "narrow": torch.tensor([[[0.9, 0.9]], [[0.5, 0.1]]]),  # means 0.9, 0.3; sums are under those of "wide"
+        "scale": torch.tensor([0.8, 0.2]),
+    }
+    expected = {
+        0.0: ([True, True, True], [True, True], [True, True]),
+        0.3: ([True, True, True], [True, False], [True, False]),
+        0.5: ([False, True, True], [True, False], [True, False]),
+        0.6: ([False, True, True], [True, False], [False, False]),
+        0.8: ([False, True, True], [False, False], [False, False]),
+    }
+    for ratio, kept in expected.items():
+        mask = select(scores, ratio=ratio, scope="channel", allow_empty=True)
+        assert {name: own.shape for name, own in mask.items()} == {name: own.shape for name, own in scores.items()}
+        assert tuple(channels_kept(own) for own in mask.values()) == kept
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=3),
+    levels=st.integers(1, 4),
+    ratio=st.sampled_from(RATIOS),
+    seed=st.integers(0, 50),
+)
+def test_scope_channel_keeps_what_a_stable_sort_of_the_means_keeps(
+    shapes: list[list[int]], levels: int, ratio: float, seed: int
+) -> None:
+    scores = {str(i): scores_with_ties(math.prod(s), levels, seed + i).view(s) for i, s in enumerate(shapes)}
+    means = torch.cat([score.reshape(score.shape[0], -1).mean(1) for score in scores.values()])
+    order = torch.randperm(len(means), generator=seeded(seed))
+    mask = select(scores, ratio=ratio, scope="channel", order=order, allow_empty=True)
+    kept = [own for tensor in mask.values() for own in channels_kept(tensor)]
+    assert kept == kept_by_stable_sort(means, order, pruned_count(len(means), ratio))
+
+
+def test_equal_channels_favour_no_position() -> None:
+    draws, score = 500, torch.ones(20, 3)
+    drawn = [select({"w": score}, ratio=0.25, scope="channel", generator=seeded(s))["w"][:, 0] for s in range(draws)]
+    assert float((torch.stack(drawn).float().mean(0) - 0.75).abs().max()) < 4.5 * math.sqrt(0.25 * 0.75 / draws)
+
+
+def test_channels_of_half_precision_and_of_numbers_without_fraction_are_ranked_exactly() -> None:
+    score = torch.ones(2, 256)
+    score[0, 0] = 1.0078125  # means 1 + 2^-15 and 1: one and the same bfloat16
+    for kind, factor in ((torch.bfloat16, 1), (torch.float16, 1), (torch.float64, 1), (torch.int64, 128)):
+        for rows in (score, score.flip(0)):
+            kept = select({"w": (rows * factor).to(kind)}, ratio=0.5, scope="channel")["w"]
+            assert channels_kept(kept) == (rows.sum(1) > 256).tolist()
+
+
+def test_scope_channel_takes_numbers_and_tensors_without_entries() -> None:
+    scores = {"number": torch.tensor(5.0), "none": torch.ones(3, 0), "w": torch.tensor([[1.0, 1.0], [9.0, 9.0]])}
+    mask = select(scores, ratio=0.4, scope="channel")
+    assert {name: own.shape for name, own in mask.items()} == {name: own.shape for name, own in scores.items()}
+    assert bool(mask["number"])
+    assert channels_kept(mask["w"]) == [False, True]
+
+
+def test_scope_channel_refuses_an_empty_layer_and_nan_by_name() -> None:
+    scores = {"large": torch.ones(6, 2), "small": torch.full((2, 2), 0.1)}
+    with pytest.raises(ValueError, match=r"would remove all 4 entries of 'small'.*; use a lower ratio, or allow_empty"):
+        select(scores, ratio=0.5, scope="channel")
+    assert not select(scores, ratio=0.5, scope="channel", allow_empty=True)["small"].any()
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"scores of 'b' \(got NaN\), expected numbers"):
+            select({"b": torch.tensor([[bad, -bad], [1.0, 1.0]])}, ratio=0.5, scope="channel")
+
+
+def test_a_mask_of_channels_is_what_slim_takes_out() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 3)
+    network = nn.Sequential(*layers)
+    scores = magnitude(prunable_weights(network))
+    del scores["5.weight"]
+    mask = select(scores, ratio=0.3, scope="channel")
+    x = torch.randn(2, 3, 8, 8, generator=seeded())
+    small = slim(network, mask, example=x)
+    convolutions = [layer for layer in small.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [sum(channels_kept(own)) for own in mask.values()]
+    assert convolutions[0].out_channels + convolutions[1].out_channels == 24 - 7
+    torch.testing.assert_close(small(x), masked_channels(network, mask)(x))
 
 
 @pytest.mark.parametrize(
