@@ -35,7 +35,16 @@ def test_the_python_twin_has_at_most_eight_lines():
 
 def test_every_command_and_option_it_names_exists():
     commands = re.findall(r"^(?:\$ )?gebt ([a-z-]+)(.*)$", README, re.MULTILINE)
-    assert {name for name, _ in commands} >= {"run", "search", "retrain", "inspect", "data", "early-bird", "lottery", "init-prune"}
+    assert {name for name, _ in commands} >= {
+        "run",
+        "search",
+        "retrain",
+        "inspect",
+        "data",
+        "early-bird",
+        "lottery",
+        "init-prune",
+    }
     for name, rest in commands:
         arguments = () if name == "data" else app[name].assemble_argument_collection()
         known = {flag for argument in arguments for flag in argument.names}
