@@ -35,7 +35,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale, random
 from gebt.prune.selection import select
 from gebt.prune.ties import TieOrder
-from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings, retrain
+from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings, channel_mask, retrain
 from gebt.train.images import ImageTrainer, accuracy
 
 TEST = 10_000
@@ -118,8 +118,7 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
     for epoch in range(epochs + 1):
         if epoch:
             seconds.append(timed(lambda epoch=epoch: trainer.epoch(epoch)))
-        scores = bn_scale(model)
-        masks.append({ratio: select(scores, ratio=ratio, order=ties, allow_empty=True) for ratio in arguments.ratios})
+        masks.append({ratio: channel_mask(model, ratio, settings, ties) for ratio in arguments.ratios})
         states.append(copy.deepcopy(model.state_dict()))
         for (ratio, rule), bird in birds.items():
             if bird.update(masks[-1][ratio]):

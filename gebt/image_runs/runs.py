@@ -48,6 +48,8 @@ class Watch:
         newest: to all masks of the window, as EB-Train's code; consecutive: masks one after the other, as its paper.
     scale_l1
         L1 penalty on batch-norm scales.
+    least
+        Share of every layer's channels that stays, whatever their scales.
     start
         inherit: go on with the weights of the draw; reinit: with fresh ones.
     low_precision
@@ -59,6 +61,7 @@ class Watch:
     window: int = 4
     rule: Rule = "newest"
     scale_l1: float = 1e-4
+    least: float = 0.1
     start: early_bird_cnn.Start = "inherit"
     low_precision: Literal["no", "LF", "LL"] = "no"
 
@@ -71,7 +74,7 @@ class Watch:
     def settings(self, options: ImageOptions) -> CnnSettings:
         """Those of the recipe."""
         bits, after = (None if self.low_precision == "no" else 8), (8 if self.low_precision == "LL" else None)
-        own = {name: getattr(self, name) for name in ("threshold", "window", "rule", "scale_l1")}
+        own = {name: getattr(self, name) for name in ("threshold", "window", "rule", "scale_l1", "least")}
         return CnnSettings(**options.training(), **own, bits=bits, bits_after=after)
 
 
@@ -89,7 +92,7 @@ def early_bird(options: ImageOptions, watch: Watch, seed: int, folder: Path, tic
 
     def watched(epoch: int, history: Any) -> None:
         tick(f"seed {seed} search")
-        draws.append(select(bn_scale(model), ratio=middle, order=order, allow_empty=True).flat())
+        draws.append(early_bird_cnn.channel_mask(model, middle, settings, order).flat())
 
     start = time.perf_counter()
     found, _ = early_bird_cnn.search(model, train, ratios=watch.ratios, settings=settings, seed=seed, on_epoch=watched)

@@ -17,7 +17,7 @@ EntryScope = Literal["global", "tensor"]
 Scope = Literal[EntryScope, "channel"]
 
 RADIX_FROM = 8192
-WAY_OUT = "use a lower ratio or scope='tensor'"
+WAY_OUT = "use a lower ratio, least, or scope='tensor'"
 
 
 def pruned_count(size: int, ratio: float) -> int:
@@ -35,6 +35,7 @@ def select(
     *,
     ratio: float,
     scope: Scope = "global",
+    least: float = 0.0,
     generator: torch.Generator | None = None,
     order: Order | None = None,
     allow_empty: bool = False,
@@ -48,9 +49,12 @@ def select(
     batch-norm scales, every entry is one. Its score is the mean of its entries' scores: a sum would favour channels
     that read many others. Leave out the layer whose channels are the network's outputs, and score the scales of batch
     norms, not the weights before them, which leave their norm's shift behind.
+    `least`: where tensors are ranked together, the ceil(least * n) entries, or channels, of highest score of every
+    tensor of n stay all the same, so that none is emptied by scores that are smaller throughout.
     Equal scores are settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by one drawn from
     `generator`, else by `TieOrder(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score,
-    an unknown scope, or a tensor that would lose every entry (unless `allow_empty`).
+    an unknown scope, a `least` outside [0, 1] or one that leaves fewer to prune than `ratio` asks for, or a tensor that
+    would lose every entry (unless `allow_empty`).
 
     >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
     tensor([ True, False, False,  True])
@@ -60,12 +64,12 @@ def select(
     if scope == "channel":
         channels = {name: _channel_scores(score.detach()) for name, score in scores.items()}
         refuse_nan(channels)
-        kept = _selected(channels, ratio, together=True, generator=generator, order=order)
+        kept = _selected(channels, ratio, least, together=True, generator=generator, order=order)
         kept = {name: _spread(own, scores[name].shape) for name, own in kept.items()}
         way_out = "use a lower ratio, or allow_empty=True: gebt.slim keeps one channel of such a layer"
     else:
         refuse_nan(scores)
-        kept = _selected(scores, ratio, together=scope == "global", generator=generator, order=order)
+        kept = _selected(scores, ratio, least, together=scope == "global", generator=generator, order=order)
         way_out = WAY_OUT
     mask = Mask(kept)
     if not allow_empty:
@@ -76,6 +80,7 @@ def select(
 def _selected(
     scores: Mapping[str, Tensor],
     ratio: float,
+    least: float,
     *,
     together: bool,
     generator: torch.Generator | None,
@@ -84,13 +89,29 @@ def _selected(
     sizes = [tensor.numel() for tensor in scores.values()]
     flat = [tensor.detach().flatten() for tensor in scores.values()]
     ties = _Ties(sum(sizes), generator, order)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    if least and together:
+        flat = [_protected(score, least, ties, start) for score, start in zip(flat, starts, strict=True)]
+        free = sum(sizes) - sum(math.ceil(least * size) for size in sizes)
+        if pruned_count(sum(sizes), ratio) > free:
+            raise ValueError(
+                f"prune ratio, least (got {ratio}, {least}), expected at most {free} of {sum(sizes)} to go"
+            )
     if together and flat:
         one = flat[0] if len(flat) == 1 else torch.cat(flat)
         kept = _kept(one, ratio, ties).split(sizes)
     else:
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
         kept = tuple(_kept(score, ratio, ties, start) for score, start in zip(flat, starts, strict=True))
     return {name: k.view(score.shape) for (name, score), k in zip(scores.items(), kept, strict=True)}
+
+
+def _protected(score: Tensor, least: float, ties: _Ties, start: int) -> Tensor:
+    """The scores, infinite for the share of highest ones that stays in any case."""
+    if not 0 <= least <= 1:
+        raise ValueError(f"least (got {least}), expected 0 <= least <= 1")
+    free = score.numel() - math.ceil(least * score.numel())
+    stays = keep_highest(score, free, lambda tied: ties.of(tied + start))[0] if free else torch.ones_like(score).bool()
+    return score.masked_fill(stays, math.inf)
 
 
 def _channel_scores(score: Tensor) -> Tensor:

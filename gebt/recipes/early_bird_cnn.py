@@ -19,7 +19,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale
 from gebt.prune.selection import pruned_count, select
 from gebt.prune.slimming import slim
-from gebt.prune.ties import TieOrder
+from gebt.prune.ties import Order, TieOrder
 from gebt.train.images import ImageHistory, ImageSettings, ImageTrainer, OnEpoch, fit
 
 Start = Literal["inherit", "reinit"]
@@ -31,6 +31,8 @@ class CnnSettings(ImageSettings):
 
     The schedule counts from the first epoch of the search in the retraining, too, and so does the L1 on scales.
     `window` masks before the newest one are compared with it ("newest"), or one after the other ("consecutive").
+    `least`: the share of every layer's channels, those of largest scale, that stays: scales of a layer may all be small,
+    and without it a layer is emptied and the network dead.
     `bits` is of the search: LF; with `bits_after` the retraining has it too: LL.
     """
 
@@ -38,6 +40,7 @@ class CnnSettings(ImageSettings):
     threshold: float = 0.1
     window: int = 4
     rule: Rule = "newest"
+    least: float = 0.1
     bits_after: int | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +104,7 @@ def search(
         for ratio, bird in birds.items():
             if ratio in found:
                 continue
-            mask = select(bn_scale(model), ratio=ratio, order=order, allow_empty=True)
+            mask = channel_mask(model, ratio, settings, order)
             if bird.update(mask) or last:
                 distances = tuple(row["watched"] for row in bird.trajectory)
                 found[ratio] = ChannelTicket(ratio, mask, _copied(model), epoch, bird.fired, distances)
@@ -116,6 +119,11 @@ def search(
     else:
         draw(settings.epochs)
     return found, trainer.history
+
+
+def channel_mask(model: nn.Module, ratio: float, settings: CnnSettings, order: Order) -> Mask:
+    """The floor(ratio n) smallest |gamma| of all n batch-norm scales go, but for `settings.least` of every layer."""
+    return select(bn_scale(model), ratio=ratio, least=settings.least, order=order, allow_empty=True)
 
 
 def retrain(

@@ -303,3 +303,32 @@ def test_large_selections_equal_a_sort(score, ratio):
     expected = torch.ones(score.numel(), dtype=torch.bool)
     expected[ranked[: int(ratio * score.numel())]] = False
     assert torch.equal(select({"s": score}, ratio=ratio, order=order)["s"], expected)
+
+
+@pytest.mark.parametrize("scope", ["global", "channel"])
+def test_a_share_of_every_tensor_stays_where_that_is_asked(scope: Any) -> None:
+    scores = {"low": torch.arange(10.0), "high": 100 + torch.arange(30.0)}
+    assert int(select(scores, ratio=0.25, scope=scope, allow_empty=True)["low"].sum()) == 0
+    mask = select(scores, ratio=0.25, scope=scope, least=0.25)
+    assert mask.kept == 30
+    assert mask["low"].nonzero().squeeze(1).tolist() == [7, 8, 9]  # ceil(2.5), its highest
+    assert mask["high"].nonzero().squeeze(1).tolist() == list(range(3, 30))
+
+
+def test_a_share_that_stays_is_settled_by_the_same_order() -> None:
+    scores = {"a": torch.zeros(12), "b": torch.ones(12)}
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    kept = select(scores, ratio=0.5, least=0.5, order=order)["a"]
+    assert torch.equal(kept, order[:12] >= order[:12].sort().values[6])
+
+
+@pytest.mark.parametrize(
+    ("least", "message"),
+    [
+        (1.5, r"least \(got 1\.5\), expected 0 <= least <= 1"),
+        (0.8, r"\(got 0\.5, 0\.8\), expected at most 4 of 20 to go"),
+    ],
+)
+def test_shares_that_leave_too_few_to_prune_are_refused(least: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select({"a": torch.rand(10), "b": torch.rand(10)}, ratio=0.5, least=least)
