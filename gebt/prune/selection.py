@@ -92,11 +92,9 @@ def _selected(
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     if least and together:
         flat = [_protected(score, least, ties, start) for score, start in zip(flat, starts, strict=True)]
-        free = sum(sizes) - sum(math.ceil(least * size) for size in sizes)
-        if pruned_count(sum(sizes), ratio) > free:
-            raise ValueError(
-                f"prune ratio, least (got {ratio}, {least}), expected at most {free} of {sum(sizes)} to go"
-            )
+        free, size = sum(_unprotected(own, least) for own in sizes), sum(sizes)
+        if pruned_count(size, ratio) > free:
+            raise ValueError(f"prune ratio, least (got {ratio}, {least}), expected at most {free} of {size} to go")
     if together and flat:
         one = flat[0] if len(flat) == 1 else torch.cat(flat)
         kept = _kept(one, ratio, ties).split(sizes)
@@ -107,11 +105,15 @@ def _selected(
 
 def _protected(score: Tensor, least: float, ties: _Ties, start: int) -> Tensor:
     """The scores, infinite for the share of highest ones that stays in any case."""
-    if not 0 <= least <= 1:
-        raise ValueError(f"least (got {least}), expected 0 <= least <= 1")
-    free = score.numel() - math.ceil(least * score.numel())
+    free = _unprotected(score.numel(), least)
     stays = keep_highest(score, free, lambda tied: ties.of(tied + start))[0] if free else torch.ones_like(score).bool()
     return score.masked_fill(stays, math.inf)
+
+
+def _unprotected(size: int, least: float) -> int:
+    if not 0 <= least <= 1:
+        raise ValueError(f"least (got {least}), expected 0 <= least <= 1")
+    return size - math.ceil(Decimal(str(float(least))) * size)
 
 
 def _channel_scores(score: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class CnnSettings(ImageSettings):
 
     The schedule counts from the first epoch of the search in the retraining, too, and so does the L1 on scales.
     `window` masks before the newest one are compared with it ("newest"), or one after the other ("consecutive").
-    `least`: the share of every layer's channels, those of largest scale, that stays: scales of a layer may all be small,
-    and without it a layer is emptied and the network dead.
+    `least`: the share of every layer's channels, those of largest scale, that stays in any case: all scales of a layer
+    may be small, and a network with an emptied layer is dead.
     `bits` is of the search: LF; with `bits_after` the retraining has it too: LL.
     """
 

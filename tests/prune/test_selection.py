@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import torch
@@ -326,7 +327,7 @@ def test_a_share_that_stays_is_settled_by_the_same_order() -> None:
     ("least", "message"),
     [
         (1.5, r"least \(got 1\.5\), expected 0 <= least <= 1"),
-        (0.8, r"\(got 0\.5, 0\.8\), expected at most 4 of 20 to go"),
+        (0.8, r"\(got 0\.5, 0\.8\), expected at most 4 of 20"),
     ],
 )
 def test_shares_that_leave_too_few_to_prune_are_refused(least: float, message: str) -> None:
