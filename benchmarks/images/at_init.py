@@ -1,7 +1,7 @@
 """Tickets found before training at extreme sparsity: Gem-Miner beside SynFlow, SNIP, chance, and IMP with rewinding.
 
 python benchmarks/images/at_init.py [--data cifar10] [--pool 2] [--images 5000] [--model resnet18] [--width 0.125]
-    [--epochs 25] [--mining-epochs 25] [--densities 0.05 0.014 0.005] [--seeds 2] [--store FILE] [--quick] [--json OUT]
+    [--epochs 25] [--mining-epochs 75] [--densities 0.05 0.014 0.005] [--seeds 2] [--store FILE] [--quick] [--json OUT]
 
 Sreenivasan et al. 2022: every mask is finetuned from the weights it was found on, for the same epochs. Sanity checks of
 Gem-Miner's own ticket at the middle density: fresh weights ("reinit"), the mask shuffled in each layer, and its
@@ -16,18 +16,16 @@ import dataclasses
 import statistics
 import sys
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, finish, half_interval, options, spread
+from pooled import images
 
-from gebt.data.images import Images, load_images
 from gebt.models.by_name import image_network
 from gebt.prune.chance import shuffled
 from gebt.prune.holding import hold
@@ -49,7 +47,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--mining-epochs", type=int, default=25)
+    parser.add_argument("--mining-epochs", type=int, default=75)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.05, 0.014, 0.005])
     parser.add_argument("--seeds", type=int, default=2)
@@ -68,16 +66,6 @@ def main() -> None:
     rows = [summed([rows[number] for rows in found]) for number in range(len(found[0]))]
     title = f"{arguments.model} x {arguments.width:g}, {arguments.data}, {arguments.images} images, {len(found)} seeds"
     finish(title, rows, summary(rows), arguments.json)
-
-
-@lru_cache(maxsize=4)
-def images(name: str, part: Any, root: Path | None, pool: int) -> Images:
-    """A part of a data set, averaged over squares of `pool` pixels."""
-    loaded = load_images(name, part, root)
-    if pool == 1:
-        return loaded
-    parts = [F.avg_pool2d(pixels.float(), pool).round().to(torch.uint8) for pixels in loaded.pixels.split(4096)]
-    return dataclasses.replace(loaded, pixels=torch.cat(parts))
 
 
 class _Seed:

@@ -1,6 +1,6 @@
 """Do early-bird tickets of channels exist, and what does EB-Train save? Accuracy by draw epoch; seconds end to end.
 
-python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--width 0.5] [--images 5000]
+python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--width 0.5] [--pool 1] [--images 5000]
     [--epochs 30] [--ratios 0.3 0.5 0.7] [--draws 1 2 4 ...] [--seeds 3] [--store FILE] [--picture OUT.png]
     [--quick] [--json OUT] [--data-root FOLDER]
 
@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,8 +26,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, finish, half_interval, options, spread
+from pooled import images
 
-from gebt.data.images import Images, load_images
 from gebt.models.by_name import image_network
 from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.mask import Mask
@@ -66,6 +65,7 @@ def main() -> None:
     store = Store(arguments.store)
     names = (
         "data",
+        "pool",
         "model",
         "width",
         "images",
@@ -92,19 +92,13 @@ def main() -> None:
     finish(title, rows, told, arguments.json)
 
 
-@lru_cache(maxsize=2)
-def images(name: str, part: Any, root: Path | None) -> Images:
-    """A part of a data set, read once."""
-    return load_images(name, part, root)
-
-
 def one(arguments: Any, seed: int) -> dict[str, Any]:
     """All tickets of one seed: rows, and the pairwise distances of the middle ratio's draws."""
-    train, test = (images(arguments.data, part, arguments.data_root) for part in ("train", "test"))
+    train, test = (images(arguments.data, part, arguments.data_root, arguments.pool) for part in ("train", "test"))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     train, test = train.take(order[: arguments.images]), test.take(torch.arange(min(TEST, len(test))))
     epochs = arguments.epochs
-    crop, flip = (4, True) if arguments.data.startswith("cifar") else (1, False)
+    crop, flip = (4 // arguments.pool, True) if arguments.data.startswith("cifar") else (1, False)
     settings = CnnSettings(
         epochs=epochs, learning_rate=arguments.learning_rate, milestones=(epochs // 2, 3 * epochs // 4),
         batch=arguments.batch, crop=crop, flip=flip, scale_l1=arguments.scale_l1,
