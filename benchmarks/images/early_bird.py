@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--model", default="preresnet20")
     parser.add_argument("--width", type=float, default=0.5)
+    parser.add_argument("--pool", type=int, default=1, help="average images over squares of so many pixels")
     parser.add_argument("--images", type=int, default=5000, help="for training, drawn by seed")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128)
@@ -59,7 +60,16 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:
-        own = {"data": "digits", "width": 0.25, "images": 128, "epochs": 7, "ratios": [0.5], "draws": [2], "seeds": 2}
+        own = {
+            "data": "digits",
+            "pool": 1,
+            "width": 0.25,
+            "images": 128,
+            "epochs": 7,
+            "ratios": [0.5],
+            "draws": [2],
+            "seeds": 2,
+        }
         vars(arguments).update(own, batch=64)
     torch.set_num_threads(arguments.threads)
     store = Store(arguments.store)
