@@ -1,10 +1,11 @@
 """Which scores empty a layer before training, and at which density: SynFlow beside magnitude, SNIP, GraSP and chance.
 
 python benchmarks/images/collapse.py [--model vgg16] [--width 1] [--data cifar10] [--densities 0.1 0.01 0.001 0.0001]
-    [--rounds 100] [--seed 0] [--quick] [--json OUT] [--data-root FOLDER]
+    [--rounds 100] [--init kaiming|ours] [--seed 0] [--quick] [--json OUT] [--data-root FOLDER]
 
-Tanaka et al. 2020, section 4: a layer collapses when its weights are all gone while others' are left. `density` is as
-measured. `conserved`: how far the layers' sums of SynFlow's scores are apart, over the largest, on the network without
+Tanaka et al. 2020, section 4: a layer collapses when its weights are all gone while others' are left. "kaiming":
+weights normal with std sqrt(2 / fan in), as that paper starts; "ours": those of `gebt.models`. `density` is as measured.
+`conserved`: how far the layers' sums of SynFlow's scores are apart, over the largest, on the network without
 normalisation between, where theory says that they are equal.
 """
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.01, 0.001, 0.0001])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--init", choices=["kaiming", "ours"], default="kaiming")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -47,6 +49,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     images = few(load_images(arguments.data, "test", arguments.data_root), arguments.seed)
     model = image_network(arguments.model, images, width=arguments.width, seed=arguments.seed)
+    if arguments.init == "kaiming":
+        start_by_fan_in(model, arguments.seed)
     total = sum(weight.numel() for weight in prunable_weights(model).values())
     rows: list[dict[str, Any]] = []
     scores = one_shot(model, images, arguments.seed)
@@ -62,7 +66,20 @@ def main() -> None:
     for name in ("synflow", *scores):
         whole = [own["density"] for own in rows if own["score"] == name and not own["emptied_layers"]]
         summary[f"{name}: smallest density with all layers alive"] = min(whole, default=1.0)
-    finish(f"{arguments.model} x {arguments.width:g} at its start, {arguments.data}", rows, summary, arguments.json)
+    finish(
+        f"{arguments.model} x {arguments.width:g}, {arguments.init} start, {arguments.data}",
+        rows,
+        summary,
+        arguments.json,
+    )
+
+
+def start_by_fan_in(model: nn.Module, seed: int) -> None:
+    """Draws all weights anew. He et al. 2015, mode "fan in"."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in prunable_weights(model).values():
+            nn.init.kaiming_normal_(weight, generator=generator)
 
 
 def one_shot(model: nn.Module, images: Images, seed: int) -> dict[str, tuple[dict[str, torch.Tensor], float]]:
