@@ -4,7 +4,7 @@ python benchmarks/images/collapse.py [--model vgg16] [--width 1] [--data cifar10
     [--rounds 100] [--init kaiming|ours] [--seed 0] [--quick] [--json OUT] [--data-root FOLDER]
 
 Tanaka et al. 2020, section 4: a layer collapses when its weights are all gone while others' are left. "kaiming":
-weights normal with std sqrt(2 / fan in), as that paper starts; "ours": those of `gebt.models`. `density` is as measured.
+weights normal with std sqrt(2 / fan in), as in that paper; "ours": those of `gebt.models`. `density` is as measured.
 `conserved`: how far the layers' sums of SynFlow's scores are apart, over the largest, on the network without
 normalisation between, where theory says that they are equal.
 """
