@@ -180,6 +180,8 @@ def test_arms_start_from_what_they_say(task: Classify, tokenizer: Any, arm: Arm)
     kept = Mask({name: start[name] != 0 for name in mask})
     assert (kept == mask) == (arm in ("ticket", "random init", "shuffled layers"))
     assert kept.kept == mask.kept
+    counts = [[int(own.sum()) for own in of.values()] for of in (kept, mask)]
+    assert (counts[0] == counts[1]) == (arm in ("ticket", "random init", "shuffled layers"))
     expected = copy.deepcopy(model)
     reset_head(expected, 3)
     if arm == "random init":
