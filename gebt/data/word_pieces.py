@@ -102,26 +102,6 @@ def unlabelled(sentences: Iterable[str], tokenizer: Any, length: int) -> Pieces:
     return _in_pieces(tokenizer, length, alone, None, torch.zeros(len(alone), dtype=torch.long))
 
 
-def halves(sentences: Iterable[str], tokenizer: Any, length: int, *, seed: int = 0) -> Pieces:
-    """Sentences of 4 words or more cut in two at a random word: label 0 for the two halves of one, 1 for those of two.
-
-    Half of the second halves are exchanged at random: the second task of BERT's pretraining (Devlin et al. 2019), which
-    gives its pooler something to learn, for text without an order of sentences.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    long = [words for sentence in sentences if len(words := sentence.split()) > 3]
-    places = [int(torch.randint(1, len(words), (), generator=generator)) for words in long]
-    first = tuple(" ".join(words[:place]) for words, place in zip(long, places, strict=True))
-    second = [" ".join(words[place:]) for words, place in zip(long, places, strict=True)]
-    moved = torch.randperm(len(long), generator=generator)[: len(long) // 2].tolist()
-    labels = torch.zeros(len(long), dtype=torch.long)
-    labels[moved] = 1
-    given = list(second)
-    for place, source in zip(moved, moved[1:] + moved[:1], strict=True):
-        given[place] = second[source]
-    return _in_pieces(tokenizer, length, first, tuple(given), labels)
-
-
 def _in_pieces(
     tokenizer: Any, length: int, first: tuple[str, ...], second: tuple[str, ...] | None, labels: Tensor
 ) -> Pieces:

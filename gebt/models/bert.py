@@ -23,12 +23,8 @@ PRUNED = (
     "intermediate.dense", "output.dense",
 )  # fmt: skip
 POOLER = "pooler.dense.weight"
-Head = Literal["classes", "words", "words and pairs"]
-_AUTO = {
-    "classes": "AutoModelForSequenceClassification",
-    "words": "AutoModelForMaskedLM",
-    "words and pairs": "AutoModelForPreTraining",
-}
+Head = Literal["classes", "words"]
+_AUTO = {"classes": "AutoModelForSequenceClassification", "words": "AutoModelForMaskedLM"}
 _INSIDE = re.compile(r"^.*?(?=encoder\.layer\.|pooler\.)")  # what stands before the names inside an encoder
 
 
@@ -91,7 +87,7 @@ def fitted(mask: Mask, model: nn.Module) -> Mask:
 
 
 def fresh(config: Any, head: Head = "classes", *, classes: int = 2, seed: int = 0) -> Any:
-    """A model of random weights: for classification, masked language modelling, or that and telling pairs of texts."""
+    """A model of random weights: for classification of texts, or with the head of masked language modelling."""
     config = copy.deepcopy(config)
     config.num_labels = classes
     kind = getattr(library("transformers"), _AUTO[head])
@@ -141,9 +137,9 @@ def pretrained(source: str | Path, head: Head = "classes", *, classes: int = 2, 
         log.set_verbosity(before)
     prefix, _ = encoder_of(model)
     mismatched = sorted(name if isinstance(name, str) else name[0] for name in told["mismatched_keys"])
-    if wrong := [name for name in mismatched if name.startswith(prefix) or head != "classes"]:
+    if wrong := [name for name in mismatched if name.startswith(prefix) or head == "words"]:
         raise ValueError(f"checkpoint {source} (got {wrong[0]!r} of another shape), expected the shapes of its config")
-    needed = [name for name in sorted(told["missing_keys"]) if name.startswith(prefix) or head != "classes"]
+    needed = [name for name in sorted(told["missing_keys"]) if name.startswith(prefix) or head == "words"]
     if lacking := [name for name in needed if not name.startswith(f"{prefix}pooler.")]:
         raise ValueError(
             f"checkpoint {source} (got no {lacking[0]!r}), expected all weights of a {type(model).__name__}"

@@ -66,7 +66,7 @@ def pretrain(
     config: Any, task: FillIn, settings: TextSettings | None = None, *, seed: int = 0
 ) -> tuple[nn.Module, TextHistory]:
     """An encoder of this config, trained from nothing as a masked language model; `.save_pretrained` keeps it."""
-    model = fresh(config, "words and pairs" if task.pairs else "words", seed=seed)
+    model = fresh(config, "words", seed=seed)
     return model, fit(model, task, settings, seed=seed)
 
 

@@ -117,48 +117,37 @@ class FillIn:
     """Masked language modelling (Devlin et al. 2019): what stood at a share of the places, drawn anew for every batch.
 
     `tokenizer` tells the mask's number and which pieces are special, and never drawn. Scored on `dev` with one drawing.
-    `pairs`: texts are pairs that belong together (label 0) or not (1), and the loss of telling which is added; the
-    model is then one of "words and pairs".
     """
 
     texts: Pieces
     dev: Pieces
     tokenizer: Any
     share: float = 0.15
-    pairs: bool = False
 
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """See `TextTask.loss`; that of words is 0 for a batch in which nothing was drawn."""
-        batch = self.texts.take(chosen)
-        logits, wanted, told = self._filled(model, batch, generator)
-        loss = F.cross_entropy(logits, wanted, reduction="sum") / max(1, wanted.numel())
-        return loss if told is None else loss + F.cross_entropy(told, batch.labels.to(told.device))
+        """See `TextTask.loss`; 0 for a batch in which nothing was drawn."""
+        logits, wanted = self._filled(model, self.texts.take(chosen), generator)
+        return F.cross_entropy(logits, wanted, reduction="sum") / max(1, wanted.numel())
 
     def score(self, model: nn.Module) -> dict[str, float]:
-        """word_loss and word_accuracy, of the places drawn; pair_accuracy where texts are `pairs`."""
-        generator, loss, hits, count, right = torch.Generator().manual_seed(0), 0.0, 0, 0, 0
+        """word_loss and word_accuracy, of the places drawn."""
+        generator, loss, hits, count = torch.Generator().manual_seed(0), 0.0, 0, 0
         with _evaluating(model):
             for chosen in self.dev.batches(128):
-                batch = self.dev.take(chosen)
-                logits, wanted, told = self._filled(model, batch, generator)
+                logits, wanted = self._filled(model, self.dev.take(chosen), generator)
                 loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
                 hits, count = hits + int((logits.argmax(1) == wanted).sum()), count + wanted.numel()
-                right += 0 if told is None else int((told.argmax(1).cpu() == batch.labels).sum())
-        found = {"word_loss": loss / max(1, count), "word_accuracy": hits / max(1, count)}
-        return {**found, "pair_accuracy": right / len(self.dev)} if self.pairs else found
+        return {"word_loss": loss / max(1, count), "word_accuracy": hits / max(1, count)}
 
-    def _filled(
-        self, model: nn.Module, batch: Pieces, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores of all pieces at the drawn places [M, V], what stood there [M], and scores of the pairs [B, 2]."""
+    def _filled(self, model: nn.Module, batch: Pieces, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Scores of all pieces at the drawn places [M, V], and what stood there [M]."""
         given = batch.inputs(_device(model))
         shown, drawn = masked(batch.ids, self.tokenizer, generator, self.share)
         given["input_ids"] = shown.to(_device(model))
-        found = encoder_of(model)[1](**given)
-        words, pairs = _heads(model, self.pairs)
-        # The head of words is the greater part of the work: it reads the drawn places alone.
-        logits = words(found[0][drawn.to(found[0].device)])
-        return logits, batch.ids[drawn].to(logits.device), None if pairs is None else pairs(found[1])
+        hidden = encoder_of(model)[1](**given)[0]
+        # The head is the greater part of the work: it reads the drawn places alone.
+        logits = _word_head(model)(hidden[drawn.to(hidden.device)])
+        return logits, batch.ids[drawn].to(logits.device)
 
 
 def masked(ids: Tensor, tokenizer: Any, generator: torch.Generator, share: float = 0.15) -> tuple[Tensor, Tensor]:
@@ -253,15 +242,12 @@ def _logits(model: nn.Module, batch: Pieces) -> Tensor:
     return model(**batch.inputs(_device(model))).logits
 
 
-def _heads(model: Any, pairs: bool) -> tuple[Any, Any]:
-    """What turns hidden states into scores of all pieces (`cls` in BERT, `lm_head` in RoBERTa), and of pairs."""
-    own = getattr(model, "cls", None)
-    words = getattr(own, "predictions", getattr(model, "lm_head", None))
-    told = getattr(own, "seq_relationship", None) if pairs else None
-    if words is None or (pairs and told is None):
-        expected = "BertForPreTraining" if pairs else "BertForMaskedLM"
-        raise ValueError(f"model {type(model).__name__} (got no head of language modelling), expected {expected}")
-    return words, told
+def _word_head(model: nn.Module) -> nn.Module:
+    """What turns hidden states into scores of all pieces: named `cls` in BERT, `lm_head` in RoBERTa."""
+    for name in ("cls", "lm_head"):
+        if isinstance(head := getattr(model, name, None), nn.Module):
+            return head
+    raise ValueError(f"model {type(model).__name__} (got no head of language modelling), expected BertForMaskedLM")
 
 
 def _device(model: nn.Module) -> torch.device:
