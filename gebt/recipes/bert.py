@@ -102,11 +102,13 @@ def evaluate(
     mask: Mask | None,
     *,
     arm: Arm = "ticket",
+    fresh_head: bool = True,
     settings: TextSettings | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, TextHistory]:
-    """Fine-tunes a copy of the pretrained `model` with a fresh head under the mask; None: the dense network.
+    """Fine-tunes a copy of the pretrained `model` under the mask, its head drawn anew; None: the dense network.
 
+    `fresh_head`: False for a head that was pretrained, too, that of a language model.
     The mask may be of a model with another head. Arms, all of as many kept weights: the "ticket" itself; a "random
     mask" over all prunable weights; its mask on an encoder of "random init"; its mask on the pretrained encoder with
     "shuffled layers", in one random order; "one shot" prunes pretrained magnitudes. Raises `ValueError` for another
@@ -115,7 +117,8 @@ def evaluate(
     if arm not in get_args(Arm):
         raise ValueError(f"arm (got {arm!r}), expected one of {get_args(Arm)}")
     network = copy.deepcopy(model)
-    reset_head(network, seed)
+    if fresh_head:
+        reset_head(network, seed)
     if mask is None:
         return network, fit(network, task, settings, seed=seed)
     own = fitted(mask, network)
