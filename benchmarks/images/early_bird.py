@@ -1,6 +1,6 @@
 """Do early-bird tickets of channels exist, and what does EB-Train save? Accuracy by draw epoch; seconds end to end.
 
-python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--width 0.5] [--pool 1] [--images 5000]
+python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--width 0.5] [--pool 1] [--pad 0] [--images 5000]
     [--epochs 30] [--ratios 0.3 0.5 0.7] [--draws 1 2 4 ...] [--seeds 3] [--store FILE] [--picture OUT.png]
     [--quick] [--json OUT] [--data-root FOLDER]
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--model", default="preresnet20")
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--pool", type=int, default=1, help="average images over squares of so many pixels")
+    parser.add_argument("--pad", type=int, default=0, help="zeros on all sides of an image")
     parser.add_argument("--images", type=int, default=5000, help="for training, drawn by seed")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128)
@@ -76,6 +77,7 @@ def main() -> None:
     names = (
         "data",
         "pool",
+        "pad",
         "model",
         "width",
         "images",
@@ -104,7 +106,9 @@ def main() -> None:
 
 def one(arguments: Any, seed: int) -> dict[str, Any]:
     """All tickets of one seed: rows, and the pairwise distances of the middle ratio's draws."""
-    train, test = (images(arguments.data, part, arguments.data_root, arguments.pool) for part in ("train", "test"))
+    train, test = (
+        images(arguments.data, part, arguments.data_root, arguments.pool, arguments.pad) for part in ("train", "test")
+    )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     train, test = train.take(order[: arguments.images]), test.take(torch.arange(min(TEST, len(test))))
     epochs = arguments.epochs

@@ -1,4 +1,4 @@
-"""Images of a size that fits a CPU: averaged over squares of pixels."""
+"""Images of a size that fits: averaged over squares of pixels, zeros around them for a network that wants more."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gebt.data.images import Images, load_images
 
 
 @lru_cache(maxsize=4)
-def images(name: str, part: Any, root: Path | None, pool: int) -> Images:
-    """A part of a data set, averaged over squares of `pool` pixels; read once."""
+def images(name: str, part: Any, root: Path | None, pool: int = 1, pad: int = 0) -> Images:
+    """A part of a data set, averaged over squares of `pool` pixels, then `pad` zeros on all sides; read once."""
     loaded = load_images(name, part, root)
-    if pool == 1:
+    if (pool, pad) == (1, 0):
         return loaded
     parts = [F.avg_pool2d(pixels.float(), pool).round().to(torch.uint8) for pixels in loaded.pixels.split(4096)]
-    return dataclasses.replace(loaded, pixels=torch.cat(parts))
+    return dataclasses.replace(loaded, pixels=F.pad(torch.cat(parts), [pad] * 4))
