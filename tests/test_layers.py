@@ -14,8 +14,10 @@ import gebt
 ROOT = Path(gebt.__file__).parent
 LEVELS = (
     ("__main__",),
-    ("cli", "report"),
-    ("bench", "comparison"),
+    ("cli",),
+    ("image_runs",),
+    ("report",),
+    ("bench", "comparison", "callbacks"),
     ("experiment", "rivals", "anymodel"),
     ("config", "record"),
     ("recipes",),
@@ -24,7 +26,7 @@ LEVELS = (
     ("sparse",),
     ("scores",),
     ("prune",),
-    ("files", "compiled"),
+    ("files", "compiled", "voice"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -1,8 +1,8 @@
 """Do early-bird tickets of channels exist, and what does EB-Train save? Accuracy by draw epoch; seconds end to end.
 
-python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--width 0.5] [--pool 1] [--pad 0] [--images 5000]
-    [--epochs 30] [--ratios 0.3 0.5 0.7] [--draws 1 2 4 ...] [--seeds 3] [--store FILE] [--picture OUT.png]
-    [--quick] [--json OUT] [--data-root FOLDER]
+python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--width 0.5] [--pool 1] [--pad 0]
+    [--images 5000] [--epochs 30] [--ratios 0.3 0.5 0.7] [--draws 1 2 4 ...] [--seeds 3] [--store FILE]
+    [--picture OUT.png] [--quick] [--json OUT] [--data-root FOLDER]
 
 You et al. 2020: SGD with momentum, rate cut at half and three quarters of the epochs, L1 on batch-norm scales. A draw
 takes the channels of smallest scale out; "whole schedule" trains the smaller network for all epochs again, with the
