@@ -36,8 +36,9 @@ setup: .venv/.run
 demo: .venv/.run
 	@$(BIN)/gebt run --dataset digits
 
+# One worker a core, one thread each: small tensors gain nothing from more.
 test: .venv/.test
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/.dev test
 	@$(BIN)/ruff check .
