@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.graph.canonical import GraphError
+from gebt.sparse.memory import OutOfRoomError
 from gebt.sparse.pattern import INT32_LIMIT, Pattern, SparseMatrix
 
 Array = NDArray[np.generic]
@@ -46,7 +48,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     """Turns whatever goes wrong inside into a `GraphError` that names the file and the way out."""
     try:
         yield
-    except GraphError:
+    except (GraphError, OutOfRoomError):
         raise
     except _PARSE_ERRORS as error:
         reason = str(error) or type(error).__name__
@@ -84,6 +86,31 @@ def sparse_features(row: Tensor, col: Tensor, values: Array, shape: tuple[int, i
     kept = stored != 0
     pattern, order = Pattern.from_entries(row[kept], col[kept], shape)
     return SparseMatrix(pattern, stored[kept][order])
+
+
+def indices_mask(part: str, indices: NDArray[Any], nodes: int) -> Tensor:
+    """[N] bool from the numbers of nodes [n], integers that are in the graph and different."""
+    if indices.ndim != 1 or indices.dtype.kind not in "iu" or not indices.size:
+        raise ValueError(f"{part} split {indices.dtype} {indices.shape}, expected the numbers of nodes")
+    outside = np.flatnonzero((indices < 0) | (indices >= nodes))
+    if outside.size:
+        row = int(outside[0])
+        raise ValueError(f"{part} split with node {indices[row]} in row {row + 1}, expected 0 to {nodes - 1}")
+    mask = np.zeros(nodes, bool)
+    mask[indices] = True
+    if mask.sum() != indices.size:
+        raise ValueError(f"{part} split with {mask.sum()} different nodes in {indices.size} rows, expected each once")
+    return torch.from_numpy(mask)
+
+
+def known_labels(labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Labels [N] with 0 where they are negative, which is unknown; only nodes outside the split may be."""
+    unknown = labels < 0
+    asked = (unknown & (masks[0] | masks[1] | masks[2])).nonzero()
+    if len(asked):
+        node = int(asked[0])
+        raise ValueError(f"label {int(labels[node])} of node {node}, which is in the split, expected a class from 0 on")
+    return labels.masked_fill(unknown, 0)
 
 
 def row_scaled(features: SparseMatrix) -> SparseMatrix:
