@@ -88,14 +88,20 @@ def sparse_features(row: Tensor, col: Tensor, values: Array, shape: tuple[int, i
     return SparseMatrix(pattern, stored[kept][order])
 
 
+def check_nodes(what: str, numbers: NDArray[Any], nodes: int) -> None:
+    """Raises for the first row of `numbers` [n, ...] with anything but nodes 0 to nodes - 1."""
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"{what} of {numbers.dtype}, expected the numbers of nodes")
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < nodes:
+        row = int(np.argwhere((numbers < 0) | (numbers >= nodes))[0, 0])
+        raise ValueError(f"{what} with {numbers[row].tolist()} in row {row + 1}, expected nodes 0 to {nodes - 1}")
+
+
 def indices_mask(part: str, indices: NDArray[Any], nodes: int) -> Tensor:
-    """[N] bool from the numbers of nodes [n], integers that are in the graph and different."""
-    if indices.ndim != 1 or indices.dtype.kind not in "iu" or not indices.size:
-        raise ValueError(f"{part} split {indices.dtype} {indices.shape}, expected the numbers of nodes")
-    outside = np.flatnonzero((indices < 0) | (indices >= nodes))
-    if outside.size:
-        row = int(outside[0])
-        raise ValueError(f"{part} split with node {indices[row]} in row {row + 1}, expected 0 to {nodes - 1}")
+    """[N] bool from the numbers of nodes [n], which are in the graph and different."""
+    if indices.ndim != 1 or not indices.size:
+        raise ValueError(f"{part} split of shape {indices.shape}, expected the numbers of nodes")
+    check_nodes(f"{part} split", indices, nodes)
     mask = np.zeros(nodes, bool)
     mask[indices] = True
     if mask.sum() != indices.size:

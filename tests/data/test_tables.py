@@ -80,7 +80,7 @@ def test_integers_have_up_to_18_digits(tmp_path: Path, digits: int) -> None:
     if digits == 18:
         assert read_table(path, np.int64, rows=1, most=0).item() == -(10**18 - 1)
         return
-    with pytest.raises(GraphError, match="line 1 of .* expected 1 integers"):
+    with pytest.raises(GraphError, match=r"line 1 of .* expected 1 integers"):
         read_table(path, np.int64, rows=1, most=0)
 
 
