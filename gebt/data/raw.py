@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import tokenize
 import zipfile
 import zlib
@@ -22,10 +23,10 @@ from gebt.sparse.pattern import INT32_LIMIT, Pattern, SparseMatrix
 
 Array = NDArray[np.generic]
 
-# All that parsing hostile bytes with numpy, zipfile and plain Python raises; anything else is our own fault.
+# All that parsing hostile bytes with numpy, zipfile, tarfile and plain Python raises; anything else is our own fault.
 _PARSE_ERRORS = (
     ValueError, TypeError, LookupError, OSError, EOFError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
 )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def check_nodes(what: str, numbers: NDArray[Any], nodes: int) -> None:
         raise ValueError(f"{what} of {numbers.dtype}, expected the numbers of nodes")
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < nodes:
         row = int(np.argwhere((numbers < 0) | (numbers >= nodes))[0, 0])
-        raise ValueError(f"{what} with {numbers[row].tolist()} in row {row + 1}, expected nodes 0 to {nodes - 1}")
+        raise ValueError(f"{what} with {numbers[row].tolist()} in row {row + 1}, expected 0 to {nodes - 1}")
 
 
 def indices_mask(part: str, indices: NDArray[Any], nodes: int) -> Tensor:

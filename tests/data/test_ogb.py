@@ -184,7 +184,7 @@ def test_counts_other_than_the_published_ones_are_refused(arxiv: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("raw/num-node-list.csv.gz", lambda text: b"11\n", r"with \[\d+, \d+\] in row \d+, expected nodes 0 to 10"),
+        ("raw/num-node-list.csv.gz", lambda text: b"11\n", r"with \[\d+, \d+\] in row \d+, expected 0 to 10"),
         ("raw/num-node-list.csv.gz", lambda text: b"13\n", r"node_year\.csv\.gz \(got 12 lines\), expected 13"),
         ("raw/num-node-list.csv.gz", lambda text: b"-1\n", r"number of nodes in .* \(got \[-1\]\)"),
         ("raw/num-node-list.csv.gz", lambda text: b"12\n12\n", "got more than 1 lines"),
@@ -203,7 +203,7 @@ def test_counts_other_than_the_published_ones_are_refused(arxiv: Path) -> None:
         (
             "split/time/train.csv.gz",
             lambda text: text + b"12\n",
-            r"train split with 12 in row 7, expected nodes 0 to 11",
+            r"train split with 12 in row 7, expected 0 to 11",
         ),
         ("split/time/valid.csv.gz", lambda text: text + text, "3 different nodes in 6 rows"),
         ("split/time/test.csv.gz", lambda text: b"", r"test\.csv\.gz \(got 0 lines\)"),
@@ -242,7 +242,7 @@ def test_half_downloaded_files_are_named(arxiv: Path, name: str, cut: float) -> 
     ("changed", "message"),
     [
         ({"edge_index": np.zeros((2, 29), int)}, r"edge_index of shape \(2, 29\), expected \(2, 30\)"),
-        ({"edge_index": np.full((2, 30), 12)}, r"\[12, 12\] in row 1, expected nodes 0 to 11"),
+        ({"edge_index": np.full((2, 30), 12)}, r"\[12, 12\] in row 1, expected 0 to 11"),
         ({"num_nodes_list": np.array([6, 6])}, r"number of nodes in .* \(got \[6, 6\]\)"),
         (
             {"node_feat": np.diag(np.arange(12) / 1e-39)[:, [3] * 128]},
@@ -316,7 +316,7 @@ def test_a_call_in_a_link_split_is_refused_and_not_executed(tmp_path: Path, monk
         ([torch.ones(3)], "got: a list"),
         ({"edge": torch.ones(3, 2)}, r"edge of float32, expected the numbers of nodes"),
         ({"edge": torch.ones(3, 3, dtype=torch.long)}, r"edge of shape \(3, 3\), expected \(3, 2\)"),
-        ({"edge": torch.tensor([[0, 1], [0, 12]])}, r"edge with \[0, 12\] in row 2, expected nodes 0 to 11"),
+        ({"edge": torch.tensor([[0, 1], [0, 12]])}, r"edge with \[0, 12\] in row 2, expected 0 to 11"),
         ({"edge": torch.ones(1, 2, dtype=torch.long), "year": torch.ones(2)}, r"year of shape \(2,\)"),
         ({"edge": torch.ones(1, 2, dtype=torch.long), "weight": torch.tensor([torch.nan])}, "expected a finite number"),
     ],
