@@ -54,18 +54,30 @@ def arrays_of(archive: zipfile.ZipFile, needed: Iterable[str], largest: int | No
     return {name: _array(archive, member) for name, member in members.items()}
 
 
+def read_npy(path: Path) -> Array:
+    """The numbers or booleans that `numpy.save` wrote; their declared size is checked before they are read."""
+    with reading(path, "an array of numbers as numpy.save writes it"), path.open("rb") as stream:
+        size = path.stat().st_size
+        check_room(f"array of {path}", size, torch.device("cpu"))
+        return _values(stream, size, path.name)
+
+
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as stream:
-        shape, by_column, dtype = _header(stream)
-        declared = stream.tell() + math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "iufb" or declared != member.file_size:
-            raise ValueError(f"{member.filename} ({dtype} {shape} in {member.file_size} bytes), expected numbers")
-        values = np.empty(math.prod(shape), dtype)
-        room = values.view(np.uint8)
-        for start in range(0, room.size, BLOCK):
-            part = room[start : start + BLOCK]
-            part[:] = np.frombuffer(stream.read(part.size), np.uint8, count=part.size)
-        return values.reshape(shape, order="F" if by_column else "C")
+        return _values(stream, member.file_size, member.filename)
+
+
+def _values(stream: IO[bytes], size: int, name: str) -> Array:
+    shape, by_column, dtype = _header(stream)
+    declared = stream.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.kind not in "iufb" or declared != size:
+        raise ValueError(f"{name} ({dtype} {shape} in {size} bytes), expected numbers")
+    values = np.empty(math.prod(shape), dtype)
+    room = values.view(np.uint8)
+    for start in range(0, room.size, BLOCK):
+        part = room[start : start + BLOCK]
+        part[:] = np.frombuffer(stream.read(part.size), np.uint8, count=part.size)
+    return values.reshape(shape, order="F" if by_column else "C")
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
