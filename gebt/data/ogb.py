@@ -315,12 +315,13 @@ def _links(path: Path, nodes: int) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(_ARRAYS), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of protocols that it then refuses
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+        except Exception as error:  # torch's unpickler lets through whatever broken bytes make Python raise
             # Of what went wrong inside, the first sentence: the rest advises to load without this protection.
-            reason = str(error.__context__ or "a pickle that torch cannot read").split(". ")[0].splitlines()[0]
+            cause = error.__context__ if isinstance(error, pickle.UnpicklingError) else error
+            reason = f"{cause or 'a pickle that torch cannot read'}".split(". ")[0].partition("\n")[0]
             raise UnsafeFileError(
-                f"file {path} (got: {reason}), expected only tensors and numpy arrays in pickle "
-                "protocol 2; nothing else was built: delete it, or save its arrays anew as tensors with torch.save"
+                f"file {path} (got: {reason}), expected only tensors and numpy arrays in pickle protocol 2; nothing "
+                "else was built: delete it, or save its arrays anew as tensors with torch.save"
             ) from error
         if not isinstance(loaded, dict) or "edge" not in loaded or not all(map(_is_numbers, loaded.values())):
             raise ValueError(f"a {type(loaded).__name__}")

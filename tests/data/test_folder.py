@@ -177,7 +177,6 @@ def test_missing_and_double_files_are_named(mine: Path, name: str, message: str)
         ("labels", np.zeros((5, 2), int), r"got int64 \(5, 2\)"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 def test_unsound_arrays_are_refused(mine: Path, name: str, values: np.ndarray, message: str) -> None:
     np.save(mine / f"{name}.npy", values)
     with pytest.raises(GraphError, match=message):
