@@ -1,17 +1,26 @@
-"""The data room: graphs by name or from PyTorch Geometric, checked and in canonical form."""
+"""The data room: graphs by name, from folders, OGB or PyTorch Geometric, checked and in canonical form."""
 
+from gebt.data.folder import save_graph_folder
 from gebt.data.graphs import check_dataset, data_root, load_graph
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
+from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_graph, read_ogb
+from gebt.data.ogb_write import as_ogb, write_ogb
 from gebt.data.pyg import from_pyg
 from gebt.data.raw import UnsafeFileError
 from gebt.data.surrogate import SurrogateSpec, generate
+from gebt.data.tu import GraphSet, read_graph_set
 
 __all__ = [
+    "OGB",
     "DatasetInfo",
     "FileInfo",
+    "GraphSet",
+    "OgbGraph",
+    "OgbSet",
     "RecordedSettings",
     "SurrogateSpec",
     "UnsafeFileError",
+    "as_ogb",
     "check_dataset",
     "data_root",
     "dataset_info",
@@ -19,4 +28,9 @@ __all__ = [
     "from_pyg",
     "generate",
     "load_graph",
+    "ogb_graph",
+    "read_graph_set",
+    "read_ogb",
+    "save_graph_folder",
+    "write_ogb",
 ]

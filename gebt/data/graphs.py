@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
+from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, DatasetInfo, FileInfo, dataset_info
 from gebt.data.npz import read_npz
@@ -29,8 +30,9 @@ def load_graph(
     download: bool = True,
     symmetrise: bool = False,
 ) -> Graph:
-    """The data set `name` in canonical form, from the files under `root` (default: `data_root()`).
+    """The data set `name`, or the graph in the folder of that path, in canonical form.
 
+    Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.folder` says.
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
     0. Missing files are downloaded and verified unless `download` is False. `symmetrise` accepts one-way edges also
     where the manifest expects none. A surrogate has no files: it is generated at every call. Raises `GraphError` for an
@@ -47,8 +49,9 @@ def load_graph(
     if info.features_scaling == "row" and isinstance(features, SparseMatrix):
         features = row_scaled(features)
     one_way = symmetrise or info.one_way_edges
-    graph = canonical_graph(name, raw.edge_index, features, raw.labels, masks, info.classes, one_way)
-    _check_counts(graph, raw, info)
+    graph = canonical_graph(info.name, raw.edge_index, features, raw.labels, masks, info.classes or None, one_way)
+    if info.format != "folder":
+        _check_counts(graph, raw, info)
     return replace(graph, metric=info.metric)
 
 
@@ -83,6 +86,8 @@ def _status(file: FileInfo, path: Path) -> str:
 def _read(info: DatasetInfo, root: Path, download: bool, split: int) -> RawGraph:
     if info.format == "digits":
         return read_digits()
+    if info.format == "folder":
+        return read_folder(Path(info.folder))
     folder = root / info.folder
     _complete(info, folder, download)
     if info.format == "planetoid":

@@ -46,7 +46,8 @@ class RecordedSettings:
 class DatasetInfo:
     """One data set: what its canonical graph must count, how it is split and scaled, where its files lie.
 
-    `folder` is relative to the data root. `pairs` are undirected edges without self-loops. `train_per_class`
+    `folder` is relative to the data root, or where `format` is "folder" a graph of the user's own, of which nothing is
+    known before: counts of 0. `pairs` are undirected edges without self-loops. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
     direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
     measured. `surrogate`: what to generate with `seed` where `format` is "surrogate".
@@ -54,7 +55,7 @@ class DatasetInfo:
 
     name: str
     title: str
-    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate"]
+    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate", "folder"]
     folder: str
     nodes: int
     pairs: int
@@ -75,18 +76,39 @@ class DatasetInfo:
     metric: Metric = "accuracy"
 
 
+_OWN: dict[str, Any] = {
+    "title": "a graph of your own",
+    "format": "folder",
+    **dict.fromkeys(("nodes", "pairs", "features", "classes"), 0),
+    "split": "public",
+    "features_scaling": "none",
+    "licence": "your own",
+    "source": "the folder",
+    "training": RecordedSettings(hidden=64, depth=2, dropout=0.5, learning_rate=0.01, weight_decay=5e-4, epochs=200),
+    "one_way_edges": True,
+}
+
+
 def dataset_names() -> tuple[str, ...]:
     """The names `load_graph` knows, in the manifest's order."""
     return tuple(_manifest())
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The manifest's entry of one data set. Raises `GraphError` for an unknown name, with the nearest ones."""
+    """The manifest's entry of one data set, else that of the folder at the path `name` (`gebt.data.folder`).
+
+    Raises `GraphError` for an unknown name, with the nearest ones.
+    """
     known = _manifest()
     if name not in known:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return DatasetInfo(name=folder.resolve().name, folder=str(folder), **_OWN)
         near = difflib.get_close_matches(name.lower(), known, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise GraphError(f"data set (got {name!r}), expected one of {', '.join(known)}; {hint}see 'gebt data list'")
+        raise GraphError(
+            f"data set (got {name!r}), expected one of {', '.join(known)}, or a folder; {hint}see 'gebt data list'"
+        )
     return known[name]
 
 

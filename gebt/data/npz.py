@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 
 from gebt.data.raw import Array, RawGraph, csr_entries, reading, single, sparse_features
+from gebt.sparse.memory import check_room
 
 LARGEST_ARRAYS = 4 * 2**30
+BLOCK = 1 << 22
 NEEDED = (
     "adj_indptr", "adj_indices", "adj_shape", "attr_data", "attr_indices", "attr_indptr", "attr_shape", "labels",
 )  # fmt: skip
@@ -37,22 +40,44 @@ def read_npz(path: Path) -> RawGraph:
         return RawGraph(torch.stack((source, target)), features, torch.from_numpy(labels.astype(np.int64)))
 
 
-def arrays_of(archive: zipfile.ZipFile, needed: tuple[str, ...]) -> dict[str, Array]:
-    """The members of these names, numbers or booleans all; raises what a broken or hostile file makes it raise."""
+def arrays_of(archive: zipfile.ZipFile, needed: Iterable[str], largest: int | None = None) -> dict[str, Array]:
+    """The members of these names, numbers or booleans all, of at most `largest` bytes (LARGEST_ARRAYS) together.
+
+    Raises what a broken or hostile file makes it raise, and `OutOfRoomError` before it fills the memory.
+    """
     members = {name: archive.getinfo(f"{name}.npy") for name in needed}
     total = sum(member.file_size for member in members.values())
-    if total > LARGEST_ARRAYS:
-        raise ValueError(f"{total} bytes once unpacked, more than {LARGEST_ARRAYS}")
+    largest = LARGEST_ARRAYS if largest is None else largest
+    if total > largest:
+        raise ValueError(f"{total} bytes once unpacked, more than {largest}")
+    check_room(f"arrays of {archive.filename}", total, torch.device("cpu"))
     return {name: _array(archive, member) for name, member in members.items()}
+
+
+def read_npy(path: Path) -> Array:
+    """The numbers or booleans that `numpy.save` wrote; their declared size is checked before they are read."""
+    with reading(path, "an array of numbers as numpy.save writes it"), path.open("rb") as stream:
+        size = path.stat().st_size
+        check_room(f"array of {path}", size, torch.device("cpu"))
+        return _values(stream, size, path.name)
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as stream:
-        shape, by_column, dtype = _header(stream)
-        declared = stream.tell() + math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "iufb" or declared != member.file_size:
-            raise ValueError(f"{member.filename} ({dtype} {shape} in {member.file_size} bytes), expected numbers")
-        return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if by_column else "C")
+        return _values(stream, member.file_size, member.filename)
+
+
+def _values(stream: IO[bytes], size: int, name: str) -> Array:
+    shape, by_column, dtype = _header(stream)
+    declared = stream.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.kind not in "iufb" or declared != size:
+        raise ValueError(f"{name} ({dtype} {shape} in {size} bytes), expected numbers")
+    values = np.empty(math.prod(shape), dtype)
+    room = values.view(np.uint8)
+    for start in range(0, room.size, BLOCK):
+        part = room[start : start + BLOCK]
+        part[:] = np.frombuffer(stream.read(part.size), np.uint8, count=part.size)
+    return values.reshape(shape, order="F" if by_column else "C")
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:

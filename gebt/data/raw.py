@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import tokenize
 import zipfile
 import zlib
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.graph.canonical import GraphError
+from gebt.sparse.memory import OutOfRoomError
 from gebt.sparse.pattern import INT32_LIMIT, Pattern, SparseMatrix
 
 Array = NDArray[np.generic]
 
-# All that parsing hostile bytes with numpy, zipfile and plain Python raises; anything else is our own fault.
+# All that parsing hostile bytes with numpy, zipfile, tarfile and plain Python raises; anything else is our own fault.
 _PARSE_ERRORS = (
     ValueError, TypeError, LookupError, OSError, EOFError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
 )  # fmt: skip
 
 
@@ -46,7 +49,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     """Turns whatever goes wrong inside into a `GraphError` that names the file and the way out."""
     try:
         yield
-    except GraphError:
+    except (GraphError, OutOfRoomError):
         raise
     except _PARSE_ERRORS as error:
         reason = str(error) or type(error).__name__
@@ -84,6 +87,37 @@ def sparse_features(row: Tensor, col: Tensor, values: Array, shape: tuple[int, i
     kept = stored != 0
     pattern, order = Pattern.from_entries(row[kept], col[kept], shape)
     return SparseMatrix(pattern, stored[kept][order])
+
+
+def check_nodes(what: str, numbers: NDArray[Any], nodes: int) -> None:
+    """Raises for the first row of `numbers` [n, ...] with anything but nodes 0 to nodes - 1."""
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"{what} of {numbers.dtype}, expected the numbers of nodes")
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < nodes:
+        row = int(np.argwhere((numbers < 0) | (numbers >= nodes))[0, 0])
+        raise ValueError(f"{what} with {numbers[row].tolist()} in row {row + 1}, expected 0 to {nodes - 1}")
+
+
+def indices_mask(part: str, indices: NDArray[Any], nodes: int) -> Tensor:
+    """[N] bool from the numbers of nodes [n], which are in the graph and different."""
+    if indices.ndim != 1 or not indices.size:
+        raise ValueError(f"{part} split of shape {indices.shape}, expected the numbers of nodes")
+    check_nodes(f"{part} split", indices, nodes)
+    mask = np.zeros(nodes, bool)
+    mask[indices] = True
+    if mask.sum() != indices.size:
+        raise ValueError(f"{part} split with {mask.sum()} different nodes in {indices.size} rows, expected each once")
+    return torch.from_numpy(mask)
+
+
+def known_labels(labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Labels [N] with 0 where they are negative, which is unknown; only nodes outside the split may be."""
+    unknown = labels < 0
+    asked = (unknown & (masks[0] | masks[1] | masks[2])).nonzero()
+    if len(asked):
+        node = int(asked[0])
+        raise ValueError(f"label {int(labels[node])} of node {node}, which is in the split, expected a class from 0 on")
+    return labels.masked_fill(unknown, 0)
 
 
 def row_scaled(features: SparseMatrix) -> SparseMatrix:

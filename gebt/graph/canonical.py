@@ -112,7 +112,7 @@ def canonical_graph(
     if nodes == 0:
         raise GraphError(f"graph {name!r} (got 0 nodes), expected at least one")
     pairs, notes = _undirected_pairs(name, edge_index, nodes, symmetrise)
-    stored = _checked_features(name, features, nodes)
+    stored = checked_features(name, features, nodes)
     classes = _checked_labels(name, labels, num_classes)
     _check_masks(name, masks, nodes)
     return Graph(name, pairs, stored, labels.long(), *masks, num_classes=classes, notes=tuple(notes))
@@ -147,7 +147,8 @@ def _undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: boo
     return torch.stack((key // nodes, key % nodes)), notes
 
 
-def _checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> Tensor | SparseMatrix:
+def checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> Tensor | SparseMatrix:
+    """Features [nodes, F] as float32, sparse up to `SPARSE_FEATURE_DENSITY`. Raises `GraphError` for NaN, infinity."""
     if len(features.shape) != 2 or features.shape[0] != nodes or features.shape[1] == 0:
         raise GraphError(f"features of {name!r} (got shape {tuple(features.shape)}), expected ({nodes}, F >= 1)")
     # After the cast: a double beyond float32 becomes infinite.

@@ -36,3 +36,45 @@ def roc_auc(scores: Tensor, positive: Tensor) -> Tensor:
     ranks = (last - (counts.double() - 1) / 2)[tied]
     p = positive.sum().double()
     return ((ranks[positive].sum() - p * (p + 1) / 2) / (p * (positive.numel() - p))).float()
+
+
+def mean_roc_auc(scores: Tensor, labels: Tensor) -> Tensor:
+    """The mean of `roc_auc` over the tasks that have both classes; `scores`, `labels` [n, T], negative where unknown.
+
+    Raises `ValueError` where no task has both. As the ogbn-proteins evaluator of OGB (Hu et al. 2020).
+    """
+    tasks = []
+    for score, label in zip(scores.t(), labels.t(), strict=True):
+        known = label >= 0
+        positive = label[known] == 1
+        if 0 < int(positive.sum()) < positive.numel():
+            tasks.append(roc_auc(score[known], positive))
+    if not tasks:
+        raise ValueError(f"labels (got {labels.shape[1]} tasks with one class each), expected one with both")
+    return torch.stack(tasks).double().mean().float()
+
+
+def micro_f1(predicted: Tensor, labels: Tensor) -> Tensor:
+    """2 TP / (2 TP + FP + FN) over all entries of `predicted` and `labels`, both [n, T] bool; 0 where all are False."""
+    hits = 2 * (predicted & labels).sum()
+    return hits / (predicted.sum() + labels.sum()).clamp(min=1)
+
+
+def hits_at(k: int, positive: Tensor, negative: Tensor) -> Tensor:
+    """The share of `positive` [p] above the k-th largest of `negative` [m]; 1 where m < k. A tie is no hit.
+
+    As the ogbl-collab evaluator of OGB (Hu et al. 2020), with k = 50.
+    """
+    if negative.numel() < k:
+        return torch.ones((), device=positive.device)
+    return (positive > negative.topk(k).values[-1]).float().mean()
+
+
+def mean_reciprocal_rank(positive: Tensor, negative: Tensor) -> Tensor:
+    """The mean of 1 / rank of each `positive` [p] among its `negative` [p, m]; of ties it takes the middle.
+
+    rank = 1 + (number above + number not below) / 2. As the ogbl-citation2 evaluator of OGB (Hu et al. 2020).
+    """
+    mine = positive[:, None]
+    rank = 1 + ((negative > mine).sum(1) + (negative >= mine).sum(1)) / 2
+    return (1 / rank).mean()

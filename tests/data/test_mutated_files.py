@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gebt.data.folder import read_folder
 from gebt.data.npz import read_npz
+from gebt.data.ogb import OGB, PARTS, OgbGraph, ogb_graph, read_ogb
+from gebt.data.ogb_write import write_ogb
 from gebt.data.planetoid import read_planetoid
 from gebt.data.raw import RawGraph
+from gebt.data.tu import read_graph_set
 from gebt.graph.canonical import Graph, GraphError, canonical_graph
 
 pytestmark = pytest.mark.filterwarnings(
@@ -21,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
 )
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BRIEF = settings(QUICK, max_examples=60)
 # Where, as a share of the file; what to do there; with which bytes.
 MUTATIONS = st.lists(
     st.tuples(
@@ -53,6 +60,13 @@ def accepted(read) -> Graph | None:
         nodes = torch.arange(raw.labels.numel())
         masks = raw.masks or (nodes == 0, nodes == 1, nodes > 1)
         return canonical_graph("mutated", raw.edge_index, raw.features, raw.labels, masks, symmetrise=True)
+    except GraphError:
+        return None
+
+
+def accepted_of(read):
+    try:
+        return read()
     except GraphError:
         return None
 
@@ -100,3 +114,88 @@ def test_npy_inside_a_sound_npz(tmp_path: Path, npz_arrays: dict[str, np.ndarray
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"{member}.npy", mutated(body.getvalue(), mutations))
     assert_sound(accepted(lambda: read_npz(path)))
+
+
+@pytest.fixture(scope="module")
+def ogb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny node sets, "csv" and "binary", and a tiny link set in OGB's layout."""
+    root = tmp_path_factory.mktemp("ogb")
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    for name, info in OGB_INFOS.items():
+        split = {part: torch.tensor([number]) for number, part in enumerate(PARTS)}
+        links = {part: {"edge": edges.t().contiguous(), "weight": torch.ones(4)} for part in PARTS}
+        kept = {"links": links} if info.links else {"split": split}
+        labels = None if info.links else torch.tensor([[0], [1], [0], [1], [0]])
+        write_ogb(root / name, OgbGraph(info, edges, 5, torch.eye(5)[:, :2], labels, **kept))
+    return root
+
+
+OGB_INFOS = {
+    name: replace(OGB[of], nodes=0, edges=0, features=2, node_more=(), edge_more=())
+    for name, of in (("csv", "ogbn-arxiv"), ("binary", "ogbn-papers100M"), ("links", "ogbl-collab"))
+}
+
+
+@BRIEF
+@given(name=st.sampled_from(["raw/edge", "raw/num-node-list", "raw/node-label", "raw/node-feat", "split/time/test"]),
+       inside=st.booleans(), mutations=MUTATIONS)  # fmt: skip
+def test_ogb_tables(ogb_folder: Path, name, inside, mutations):
+    """`inside`: the text is mutated and packed anew, as gzip's checksum would hide most from the code behind it."""
+    path = ogb_folder / "csv" / f"{name}.csv.gz"
+    sound = path.read_bytes()
+    try:
+        text = mutated(gzip.decompress(sound), mutations)
+        path.write_bytes(gzip.compress(text, mtime=0) if inside else mutated(sound, mutations))
+        assert_sound(accepted_of(lambda: ogb_graph(read_ogb(ogb_folder / "csv", OGB_INFOS["csv"]))))
+    finally:
+        path.write_bytes(sound)
+
+
+@BRIEF
+@given(name=st.sampled_from(["binary/raw/data.npz", "binary/raw/node-label.npz", "links/split/time/train.pt"]),
+       mutations=MUTATIONS)  # fmt: skip
+def test_ogb_arrays_and_links(ogb_folder: Path, name, mutations):
+    path = ogb_folder / name
+    sound = path.read_bytes()
+    kind = name.partition("/")[0]
+    try:
+        path.write_bytes(mutated(sound, mutations))
+        found = accepted_of(lambda: read_ogb(ogb_folder / kind, OGB_INFOS[kind]))
+        if found is not None and kind == "links":
+            assert all(0 <= part["edge"].min() <= part["edge"].max() < 5 for part in found.links.values())
+    finally:
+        path.write_bytes(sound)
+
+
+@BRIEF
+@given(mutations=MUTATIONS)
+def test_links_that_numpy_pickled_the_old_way(ogb_folder: Path, mutations):
+    path = ogb_folder / "links" / "split" / "time" / "valid.pt"
+    sound = path.read_bytes()
+    try:
+        torch.save({"edge": np.arange(4).reshape(2, 2)}, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(mutated(path.read_bytes(), mutations))
+        accepted_of(lambda: read_ogb(ogb_folder / "links", OGB_INFOS["links"]))
+    finally:
+        path.write_bytes(sound)
+
+
+@BRIEF
+@given(name=st.sampled_from(["edges.npy", "features.npy", "labels.csv", "splits.npz"]), mutations=MUTATIONS)
+def test_folder(tmp_path: Path, name, mutations):
+    np.save(tmp_path / "edges.npy", np.array([[0, 1], [1, 2]]))
+    np.save(tmp_path / "features.npy", np.eye(3))
+    (tmp_path / "labels.csv").write_text("0\n1\n0\n", encoding="ascii")
+    np.savez(tmp_path / "splits.npz", train=[0], val=[1], test=[2])
+    (tmp_path / name).write_bytes(mutated((tmp_path / name).read_bytes(), mutations))
+    assert_sound(accepted(lambda: read_folder(tmp_path)))
+
+
+@BRIEF
+@given(mutations=MUTATIONS, archive=st.booleans())
+def test_graph_set(real_root: Path, tmp_path: Path, mutations, archive):
+    text = b"".join((real_root / "graph_classification/MUTAG/MUTAG.txt").read_bytes().splitlines(True)[:120])
+    folds = (real_root / "graph_classification/MUTAG/10fold_idx.tar.gz").read_bytes()
+    (tmp_path / f"{tmp_path.name}.txt").write_bytes(text if archive else mutated(text, mutations))
+    (tmp_path / "10fold_idx.tar.gz").write_bytes(mutated(folds, mutations) if archive else folds)
+    accepted_of(lambda: read_graph_set(tmp_path))

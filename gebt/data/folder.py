@@ -1,0 +1,201 @@
+"""A graph of one's own as a folder of plain files, and the writer of such folders.
+
+    edges.npy | edges.csv | edges.parquet    two columns of integers, a link a row; direction and repeats do not count
+    features.npy | features.npz              numbers [N, F]; .npz: a CSR matrix as scipy.sparse.save_npz writes it
+    labels.npy | labels.csv                  a class 0..C-1 for each node; -1, which is unknown, only outside the split
+    splits.npz                               arrays train, val, test: numbers of nodes, or a boolean for each node
+    splits/{train,val,test}.npy|csv|txt      the same as three files, numbers of nodes in a text
+
+Nodes are numbered from 0. Texts have no header. `load_graph("path/to/folder")` reads it.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gebt.data.npz import arrays_of, read_npy
+from gebt.data.raw import (
+    RawGraph,
+    check_nodes,
+    csr_entries,
+    indices_mask,
+    known_labels,
+    reading,
+    single,
+    sparse_features,
+)
+from gebt.data.tables import read_table
+from gebt.graph.canonical import Graph, GraphError
+from gebt.sparse.memory import check_room
+from gebt.sparse.pattern import INT32_LIMIT, SparseMatrix
+
+PARTS = ("train", "val", "test")
+INSTALL = "pip install 'gebt[parquet]'"
+
+
+def read_folder(folder: Path) -> RawGraph:
+    """The graph in `folder`, laid out as this module says.
+
+    No pickle is opened. Raises `GraphError` naming the file, and the row where there is one, for a file that is missing
+    or there in two forms, arrays that do not fit each other, nodes outside the graph, and parts that overlap.
+    """
+    labels_at = _the(folder, "labels", ".npy", ".csv")
+    found = _column(labels_at)
+    nodes = len(found)
+    if not 0 < nodes <= INT32_LIMIT or found.ndim != 1 or found.dtype.kind not in "iu":
+        raise GraphError(f"file {labels_at} (got {found.dtype} {found.shape}), expected an integer for each node")
+    edges = _edges(folder, nodes)
+    features = _features(folder, nodes)
+    masks = _masks(folder, nodes)
+    with reading(labels_at, "a class for each node of the split"):
+        labels = known_labels(torch.from_numpy(found.astype(np.int64)), masks)
+    return RawGraph(edges, features, labels, masks)
+
+
+def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
+    """Writes `graph` into the new `folder`, from which `load_graph` reads a graph of the same fingerprint."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise GraphError(f"folder {folder} (got one with files in it), expected a new or an empty one")
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = graph.to("cpu")
+    np.save(folder / "edges.npy", graph.pairs.t().numpy())
+    if isinstance(graph.features, SparseMatrix):
+        pattern = graph.features.pattern
+        np.savez_compressed(
+            folder / "features.npz",
+            data=graph.features.values.numpy(),
+            indices=pattern.col.numpy(),
+            indptr=pattern.crow.numpy(),
+            shape=np.array(pattern.shape),
+            format=np.array(b"csr"),
+        )
+    else:
+        np.save(folder / "features.npy", graph.features.numpy())
+    np.save(folder / "labels.npy", graph.labels.numpy())
+    masks = zip(PARTS, (graph.train_mask, graph.val_mask, graph.test_mask), strict=True)
+    np.savez_compressed(folder / "splits.npz", **{part: mask.numpy() for part, mask in masks})  # type: ignore[arg-type]
+    return folder
+
+
+def _the(folder: Path, stem: str, *endings: str) -> Path:
+    """The one file of that name, whatever its ending."""
+    there = [folder / f"{stem}{ending}" for ending in endings if (folder / f"{stem}{ending}").is_file()]
+    if len(there) != 1:
+        got = " and ".join(path.name for path in there) or "none"
+        names = " or ".join(f"{stem}{ending}" for ending in endings)
+        raise GraphError(
+            f"folder {folder} (got {got}), expected one of {names}; docs of gebt.data.folder tell the layout"
+        )
+    return there[0]
+
+
+def _text(path: Path, cols: int) -> NDArray[Any]:
+    # A row takes two bytes at least.
+    return read_table(path, np.int64, cols=cols, most=path.stat().st_size)
+
+
+def _column(path: Path) -> NDArray[Any]:
+    values = read_npy(path) if path.suffix == ".npy" else _text(path, 1)
+    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def _edges(folder: Path, nodes: int) -> Tensor:
+    path = _the(folder, "edges", ".npy", ".csv", ".parquet")
+    read = {".npy": read_npy, ".csv": lambda path: _text(path, 2), ".parquet": _parquet}[path.suffix]
+    edges = read(path)
+    with reading(path, "two columns with the numbers of nodes"):
+        if edges.ndim != 2 or edges.shape[1] != 2:
+            raise ValueError(f"an array of shape {edges.shape}")
+        check_nodes("edges", edges, nodes)
+        return torch.from_numpy(edges.astype(np.int64, copy=False)).t()
+
+
+def _parquet(path: Path) -> NDArray[Any]:
+    try:
+        from pyarrow import ArrowException, parquet, types
+    except ImportError as error:
+        raise GraphError(f"file {path} (got no pyarrow), expected it installed to read parquet; {INSTALL}") from error
+    with reading(path, "two columns of integers in parquet"):
+        try:
+            with parquet.ParquetFile(path) as stream:
+                columns = list(stream.schema_arrow)
+                if len(columns) != 2 or not all(types.is_integer(column.type) for column in columns):
+                    raise ValueError(f"columns {', '.join(f'{column.name} {column.type}' for column in columns)}")
+                # The table, its columns as int64, and both side by side.
+                check_room(f"edges of {path}", 48 * stream.metadata.num_rows, torch.device("cpu"))
+                table = stream.read()
+                if any(column.null_count for column in table.columns):
+                    raise ValueError("empty fields")
+                return np.stack([column.to_numpy().astype(np.int64) for column in table.columns], 1)
+        except ArrowException as error:
+            raise ValueError(str(error)) from error
+
+
+def _features(folder: Path, nodes: int) -> Tensor | SparseMatrix:
+    path = _the(folder, "features", ".npy", ".npz")
+    if path.suffix == ".npy":
+        values = read_npy(path)
+        with reading(path, f"numbers, one row for each of {nodes} nodes"):
+            if values.ndim != 2 or len(values) != nodes or not values.size:
+                raise ValueError(f"an array of shape {values.shape}")
+            stored = single(values)
+            sound = np.isfinite(stored).all(1)
+            if not sound.all():
+                raise ValueError(f"NaN or infinite numbers in row {int(np.argmin(sound)) + 1}")
+            return torch.from_numpy(stored)
+    with reading(path, f"a CSR matrix of {nodes} rows"), zipfile.ZipFile(path) as archive:
+        _check_form(archive)
+        arrays = arrays_of(archive, ("data", "indices", "indptr", "shape"))
+        rows, cols = (int(size) for size in arrays["shape"].tolist())
+        if rows != nodes:
+            raise ValueError(f"a matrix of {rows} rows")
+        row, col = csr_entries(arrays["indptr"], arrays["indices"], (rows, cols))
+        values = arrays["data"]
+        sound = np.isfinite(single(values))
+        if values.shape == tuple(row.shape) and not sound.all():
+            raise ValueError(f"NaN or infinite numbers in row {int(row[int(np.argmin(sound))]) + 1}")
+        return sparse_features(row, col, values, (rows, cols))
+
+
+def _check_form(archive: zipfile.ZipFile) -> None:
+    """A square matrix by columns would otherwise be read as its transpose."""
+    if "format.npy" not in archive.namelist():
+        return
+    with archive.open("format.npy") as stream:
+        form = stream.read(1024)[-3:]
+    if form != b"csr":
+        raise ValueError(f"a matrix in the form {form.decode('ascii', 'replace')}")
+
+
+def _masks(folder: Path, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    path = folder / "splits.npz"
+    if path.is_file() == (folder / "splits").is_dir():
+        raise GraphError(f"folder {folder} (got both or none), expected splits.npz or splits/ with {', '.join(PARTS)}")
+    if path.is_file():
+        with reading(path, f"the arrays {', '.join(PARTS)}"), zipfile.ZipFile(path) as archive:
+            parts = arrays_of(archive, PARTS)
+    else:
+        path = folder / "splits"
+        parts = {part: _column(_the(path, part, ".npy", ".csv", ".txt")) for part in PARTS}
+    with reading(path, "three parts of the nodes"):
+        train, val, test = (_mask(part, parts[part], nodes) for part in PARTS)
+        twice = ((train & val) | (train & test) | (val & test)).nonzero()
+        if len(twice):
+            raise ValueError(f"{len(twice)} nodes in two parts, the first of them {int(twice[0])}")
+        return train, val, test
+
+
+def _mask(part: str, values: NDArray[Any], nodes: int) -> Tensor:
+    if values.dtype == bool:
+        if values.shape != (nodes,):
+            raise ValueError(f"{part} split of shape {values.shape}, expected ({nodes},)")
+        return torch.from_numpy(values)
+    return indices_mask(part, values, nodes)

@@ -1,0 +1,148 @@
+"""Tables of numbers as text, one row a line, plain or gzipped: read in blocks, never more than was declared."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gebt.data.raw import Array, reading
+from gebt.graph.canonical import GraphError
+from gebt.sparse.memory import check_room
+
+BLOCK = 1 << 22
+FIRST_ROWS = 1 << 16
+COMMA, NEWLINE = b",\n"
+# 18 digits are always below 2^63.
+INTEGER = re.compile(rb"-?[0-9]{1,18}")
+DECIMAL = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+LONGEST = {"i": 18, "f": 48}
+_ALLOWED = {
+    kind: np.isin(np.arange(256), list(characters))
+    for kind, characters in {"i": b"0123456789-,\n", "f": b"0123456789+-.eE,\n"}.items()
+}
+
+
+def read_table(
+    path: Path, kind: type[np.int64 | np.float32], *, cols: int | None = None, rows: int | None = None, most: int
+) -> Array:
+    """The numbers [rows, cols] in a text of commas and lines without a header; `.gz` is unpacked on the way.
+
+    `rows`: exactly so many lines; else 1 to `most`. `cols`: None takes those of line 1. Never holds more than one block
+    beside the result, whose room is asked for first. Raises `GraphError` that names the line of a field that is
+    missing, no finite number, or (integers) beyond 18 digits, and for more or fewer lines than declared.
+    """
+    with reading(path, "lines of numbers"), _opened(path) as stream:
+        most = most if rows is None else rows
+        table: Array = np.empty((0, 0), kind)
+        found = 0
+        for block in _blocks(stream):
+            values = _numbers(block, kind, cols, path, found)
+            cols = values.shape[1]
+            end = found + len(values)
+            if end > most:
+                raise GraphError(
+                    f"file {path} (got more than {most} lines), expected {most}; it is not what it should be"
+                )
+            if end > len(table):
+                table = _grown(table[:found], max(end, rows or min(2 * end + FIRST_ROWS, most)), cols, path)
+            table[found:end] = values
+            found = end
+        if found == 0 or rows not in (None, found):
+            raise GraphError(f"file {path} (got {found} lines), expected {rows or 'at least 1'}; it is cut short")
+        return table[:found]
+
+
+def read_numbers(path: Path, *, cols: int | None = None, rows: int | None = None, most: int) -> Array:
+    """`read_table` of integers where every field is one, else of decimals, as OGB decides it."""
+    try:
+        return read_table(path, np.int64, cols=cols, rows=rows, most=most)
+    except BadLineError:
+        return read_table(path, np.float32, cols=cols, rows=rows, most=most)
+
+
+class BadLineError(GraphError):
+    """A line that holds something else than the numbers it should."""
+
+
+def _opened(path: Path) -> BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _blocks(stream: BufferedIOBase) -> Iterator[bytes]:
+    """The text in pieces of whole lines, read to the end, where gzip proves its checksum."""
+    rest = b""
+    while piece := stream.read(BLOCK):
+        whole, newline, after = piece.rpartition(b"\n")
+        if not newline and len(rest) + len(piece) > BLOCK:
+            raise ValueError(f"a line of more than {BLOCK} bytes")
+        if newline:
+            yield (rest + whole + newline).replace(b"\r\n", b"\n")
+            rest = after
+        else:
+            rest += piece
+    if rest:
+        yield rest + b"\n"
+
+
+def _numbers(block: bytes, kind: type[np.int64 | np.float32], cols: int | None, path: Path, before: int) -> Array:
+    """The numbers [n, cols] of whole lines; `before` lines came earlier."""
+    letter = np.dtype(kind).kind
+    width = cols or block[: block.index(b"\n")].count(b",") + 1
+    text = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero((text == COMMA) | (text == NEWLINE))
+    sizes = np.diff(ends, prepend=-1) - 1
+    # fromstring alone would take an integer too large for its type for the largest, and "nan" for a number.
+    if (
+        sizes.min() > 0
+        and sizes.max() <= LONGEST[letter]
+        and _ALLOWED[letter][text].all()
+        and _in_rows(text[ends], width)
+    ):
+        try:
+            values = np.fromstring(block[:-1].replace(b"\n", b","), kind, sep=",")
+        except ValueError:
+            values = np.empty(0, kind)
+        if values.size == ends.size and np.isfinite(values).all():
+            return values.reshape(-1, width)
+    return _line_by_line(block, kind, width, path, before)
+
+
+def _in_rows(separators: Array, width: int) -> bool:
+    if separators.size % width:
+        return False
+    last = (separators == NEWLINE).reshape(-1, width)
+    return bool(last[:, -1].all() and not last[:, :-1].any())
+
+
+def _line_by_line(block: bytes, kind: type[np.int64 | np.float32], width: int, path: Path, before: int) -> Array:
+    """The slow way, which knows what is wrong with which line."""
+    field = INTEGER if kind is np.int64 else DECIMAL
+    rows = []
+    for number, line in enumerate(block[:-1].split(b"\n"), before + 1):
+        parts = line.split(b",")
+        # The length first: a long field would keep the expression busy.
+        sound = len(parts) == width and all(len(part) <= 48 and field.fullmatch(part) for part in parts)
+        row = np.array([(int if kind is np.int64 else float)(part) for part in parts] if sound else [np.nan])
+        with np.errstate(over="ignore"):
+            if not np.isfinite(row.astype(np.float32)).all():
+                named = "integers" if kind is np.int64 else "finite numbers"
+                raise BadLineError(
+                    f"line {number} of {path} (got {line[:60].decode('ascii', 'replace')!r}), expected {width} {named} "
+                    "with commas between"
+                )
+        rows.append(row.astype(kind))
+    return np.stack(rows)
+
+
+def _grown(table: Array, rows: int, cols: int, path: Path) -> Array:
+    check_room(f"table of {path}", rows * cols * table.itemsize, torch.device("cpu"))
+    grown = np.empty((rows, cols), table.dtype)
+    if len(table):
+        grown[: len(table)] = table
+    return grown
