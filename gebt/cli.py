@@ -316,7 +316,9 @@ def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: st
         torch.set_num_threads(resolved.threads)
     backends.use(resolved.backend)
     graph_for(resolved, 0)  # data that cannot be had is said before a folder is made
-    stem = f"{resolved.dataset}-g{100 * resolved.edge_ratio:g}-w{100 * resolved.weight_ratio:g}{kind}"
+    stem = (
+        f"{dataset_info(resolved.dataset).name}-g{100 * resolved.edge_ratio:g}-w{100 * resolved.weight_ratio:g}{kind}"
+    )
     return resolved, RunFolder(out or RunFolder.named(stem), force=force)
 
 

@@ -1,0 +1,214 @@
+"""Parts of a graph to train on, one at a time: every pair in them knows which pair of the whole graph it is.
+
+Edge values and their scores stay global: a batch reads the values of its own pairs, and their gradients are added up
+where they belong. Nothing here is larger than the batch, but for one number a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gebt.graph.edges import Edges
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some nodes of a graph and pairs among them.
+
+    `nodes` [n]: their numbers in the whole graph, rising. `pairs` [2, p]: places in `nodes`, the smaller first.
+    `pair_ids` [p]: numbers of the pairs in the whole graph. `targets` [t]: places of the nodes whose loss counts.
+    """
+
+    nodes: Tensor
+    pairs: Tensor
+    pair_ids: Tensor
+    targets: Tensor
+
+    @cached_property
+    def edges(self) -> Edges:
+        """The adjacency of the batch alone, pair values in the order of `pair_ids`."""
+        return Edges.from_pairs(self.pairs, self.nodes.numel())
+
+    def values(self, whole: Tensor) -> Tensor:
+        """The batch's part [p] of values [P] of all pairs; gradients go back to their places."""
+        return whole.index_select(0, self.pair_ids)
+
+
+class Sampler:
+    """Draws batches of one graph.
+
+    `edges`: the whole graph. One table of N numbers is kept for renumbering. All that is drawn comes from the
+    generators given; equal generators give equal batches.
+    """
+
+    def __init__(self, edges: Edges) -> None:
+        self.edges = edges
+        self._place = torch.full((edges.num_nodes,), -1, dtype=torch.long, device=edges.pattern.col.device)
+
+    def induced(self, nodes: Tensor, targets: Tensor | None = None) -> Batch:
+        """These nodes and all pairs among them; `targets`: those of them whose loss counts (default: all).
+
+        Raises `ValueError` for a target that is not among the nodes.
+        """
+        nodes = torch.unique(nodes)
+        rows = self.edges.rows(nodes)
+        self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
+        low, high = rows.pattern.row.long(), self._place[rows.pattern.col]
+        once = high > low  # each pair once; not its loops, nor what leads out of the batch (-1)
+        ids = self.edges.source[rows.entries[once]].long()
+        places = self._targets(nodes, targets)
+        self._place[nodes] = -1
+        return Batch(nodes, torch.stack((low[once], high[once])), ids, places)
+
+    def partition(self, parts: Tensor, *, together: int = 1, generator: torch.Generator) -> Iterator[Batch]:
+        """The batches of an epoch: `together` parts each, in random order; `parts` [N] says which part a node is in.
+
+        Every node is in one batch, and a pair in one at most: those between batches are left out this time. More
+        parts than batches, put together anew each epoch, let all pairs in sooner or later (Chiang et al. 2019).
+        """
+        count = int(parts.max()) + 1
+        order = torch.randperm(count, generator=generator)
+        by_part = parts.argsort(stable=True)
+        sizes = torch.bincount(parts, minlength=count)
+        starts = sizes.cumsum(0) - sizes
+        for chosen in order.split(together):
+            members = [by_part[starts[part] : starts[part] + sizes[part]] for part in chosen.tolist()]
+            yield self.induced(torch.cat(members))
+
+    def neighbours(self, targets: Tensor, fanouts: Sequence[int], generator: torch.Generator) -> Batch:
+        """The targets, up to `fanouts[0]` neighbours of each, up to `fanouts[1]` of those that are new, and so on.
+
+        Neighbours are drawn without replacement, all alike; pairs are those that were drawn. Hamilton et al. 2017.
+        Raises `ValueError` for a fanout below 1.
+        """
+        if min(fanouts, default=1) < 1:
+            raise ValueError(f"fanouts (got {tuple(fanouts)}), expected at least 1")
+        seen, frontier, drawn = torch.unique(targets), torch.unique(targets), list[Tensor]()
+        for fanout in fanouts:
+            pattern, entries = self._without_loops(frontier)
+            stays = _first_of_rows(pattern, fanout, generator)
+            drawn.append(self.edges.source[entries[stays]].long())
+            reached = torch.unique(pattern[1][stays])
+            frontier = reached[~torch.isin(reached, seen, assume_unique=True)]
+            seen = torch.cat((seen, frontier)).sort().values
+        return self._of_pairs(seen, torch.unique(torch.cat(drawn)), targets)
+
+    def walks(self, roots: Tensor, length: int, generator: torch.Generator) -> Batch:
+        """All nodes that a random walk of `length` steps from each root comes through, and all pairs among them.
+
+        Zeng et al. 2020 (GraphSAINT). Raises `ValueError` for a length below 0.
+        """
+        if length < 0:
+            raise ValueError(f"length of a walk (got {length}), expected at least 0")
+        crow, visited = self.edges.pattern.crow.long(), [roots]
+        loops = self.edges.places[2 * self.edges.num_pairs :].long()
+        for _ in range(length):
+            here = visited[-1]
+            # One entry of a row is its loop, which is no way out; a node without neighbours stays where it is.
+            ways = crow[here + 1] - crow[here] - 1
+            step = (torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device) * ways).long()
+            entry = crow[here] + step
+            entry += (entry >= loops[here]) & (ways > 0)
+            visited.append(self.edges.pattern.col[entry].long())
+        return self.induced(torch.cat(visited))
+
+    def _targets(self, nodes: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            return torch.arange(nodes.numel(), device=nodes.device)
+        places = self._place[targets]
+        if bool((places < 0).any()):
+            self._place[nodes] = -1
+            missing = int(targets[places < 0][0])
+            raise ValueError(f"targets (got node {missing}, which is not in the batch), expected nodes of it")
+        return places
+
+    def _without_loops(self, nodes: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Row and column of the entries of these nodes, and where they stand in the whole, loops left out."""
+        rows = self.edges.rows(nodes)
+        row, col = rows.pattern.row.long(), rows.pattern.col.long()
+        others = nodes[row] != col
+        return (row[others], col[others]), rows.entries[others]
+
+    def _of_pairs(self, nodes: Tensor, ids: Tensor, targets: Tensor) -> Batch:
+        self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
+        pairs, places = self._place[self.edges.pairs[:, ids]], self._targets(nodes, targets)
+        self._place[nodes] = -1
+        return Batch(nodes, pairs, ids, places)
+
+
+def random_parts(num_nodes: int, count: int, generator: torch.Generator) -> Tensor:
+    """A part 0..count-1 for every node [N], drawn; sizes differ by one at most.
+
+    Raises `ValueError` for a count below 1 or above the nodes.
+    """
+    _check_count(num_nodes, count)
+    parts = torch.empty(num_nodes, dtype=torch.long)
+    parts[torch.randperm(num_nodes, generator=generator)] = torch.arange(num_nodes) % count
+    return parts
+
+
+def clusters(edges: Edges, count: int) -> Tensor:
+    """A part 0..count-1 for every node [N], neighbours mostly together: by METIS where `pymetis` is installed.
+
+    Without it nodes are put in reverse Cuthill-McKee order, in which neighbours stand close, and cut into runs of equal
+    size. Both are deterministic. Raises `ValueError` as `random_parts`.
+    """
+    _check_count(edges.num_nodes, count)
+    try:
+        import pymetis
+    except ImportError:
+        return _cuthill_mckee_runs(edges, count)
+    crow, col = _without_own(edges)
+    _, parts = pymetis.part_graph(count, pymetis.CSRAdjacency(crow.numpy(), col.numpy()))
+    return torch.as_tensor(parts, dtype=torch.long)
+
+
+def cut_share(edges: Edges, parts: Tensor) -> float:
+    """Share of the pairs whose ends are in two parts."""
+    u, v = parts[edges.pairs.to(parts.device)]
+    return float((u != v).float().mean()) if edges.num_pairs else 0.0
+
+
+def _cuthill_mckee_runs(edges: Edges, count: int) -> Tensor:
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    crow, col = _without_own(edges)
+    adjacency = csr_array((torch.ones(col.numel()).numpy(), col.numpy(), crow.numpy()), shape=edges.pattern.shape)
+    order = torch.from_numpy(reverse_cuthill_mckee(adjacency, symmetric_mode=True).copy()).long()
+    parts = torch.empty(edges.num_nodes, dtype=torch.long)
+    parts[order] = torch.arange(edges.num_nodes) * count // edges.num_nodes
+    return parts
+
+
+def _without_own(edges: Edges) -> tuple[Tensor, Tensor]:
+    """CSR of the pairs alone, int32, on the CPU."""
+    pattern = edges.pattern.to("cpu")
+    others = pattern.row != pattern.col
+    kept = pattern.keep(others)
+    return kept.crow.int(), kept.col.int()
+
+
+def _first_of_rows(pattern: tuple[Tensor, Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """Which entries are among the first `count` of their row in a random order; `pattern`: rows in rising order."""
+    row = pattern[0]
+    if not row.numel():
+        return torch.zeros_like(row, dtype=torch.bool)
+    shuffled = torch.randperm(row.numel(), generator=generator).to(row.device)
+    by_row = shuffled[row[shuffled].argsort(stable=True)]
+    sizes = torch.bincount(row)
+    first = (sizes.cumsum(0) - sizes)[row[by_row]]
+    rank = torch.arange(row.numel(), device=row.device) - first
+    stays = torch.zeros_like(row, dtype=torch.bool)
+    stays[by_row[rank < count]] = True
+    return stays
+
+
+def _check_count(num_nodes: int, count: int) -> None:
+    if not 1 <= count <= num_nodes:
+        raise ValueError(f"parts (got {count} of {num_nodes} nodes), expected 1 to {num_nodes}")
