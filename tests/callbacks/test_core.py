@@ -35,7 +35,7 @@ def step(model: nn.Module, optimizers: list[optim.Optimizer]) -> None:
 
 @pytest.mark.parametrize(
     ("room", "library", "extra"),
-    [("lightning", "lightning.pytorch", "lightning"), ("hugging_face", "transformers", "accelerate")],
+    [("lightning", "lightning.pytorch", "lightning"), ("hugging_face", "transformers", "transformers")],
 )
 def test_a_library_that_is_missing_is_named_with_the_way_to_get_it(
     room: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
