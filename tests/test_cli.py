@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from safetensors.torch import load_file
@@ -247,7 +248,9 @@ def test_an_interrupt_keeps_the_finished_seeds(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "gebt", "run", "--seeds", "500", *FEW, "--out", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    # What a shell starts in the background ignores interrupts, and so would this process.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeds) as process:
         deadline = time.monotonic() + 60
         while not (folder / "record.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
