@@ -51,7 +51,7 @@ def test_early_bird_writes_tickets_that_load_again(tmp_path: Path, capsys: pytes
     assert not bool(pairwise.diagonal().any())
 
 
-def test_a_lottery_goes_on_after_its_last_level(tmp_path: Path) -> None:
+def test_a_lottery_goes_on_after_its_last_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*SMALL, "--ratio", "0.75", "--levels", "2", "--rewind", "1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     main(["lottery", *options, "--out", str(whole)])
@@ -67,6 +67,9 @@ def test_a_lottery_goes_on_after_its_last_level(tmp_path: Path) -> None:
     without = [{name: own for name, own in row.items() if name != "seconds"} for row in rows]
     assert [{name: own for name, own in row.items() if name != "seconds"} for row in again] == without
     assert (broken / "seed-0" / "level-1.safetensors").stat().st_mtime_ns == first
+    with pytest.raises(SystemExit):
+        main(["lottery", *options, "--learning-rate", "0.1", "--out", str(broken), "--resume"])
+    assert f"got a run with learning_rate 0.0012 in {broken}" in capsys.readouterr().err
 
 
 def test_init_prune_prunes_exactly_and_shows_chance_beside(tmp_path: Path) -> None:
