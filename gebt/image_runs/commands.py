@@ -54,7 +54,7 @@ def early_bird(
     own = watch or runs.Watch()
     resolved = (options or ImageOptions()).resolved("preresnet20")
     most = 1 + 1 + 2 * len(own.ratios)
-    _run("early-bird", resolved, own, runs.early_bird, most, out, as_json, RunMode(force))
+    _run("early-bird", resolved, own, runs.early_bird, most, out, as_json, force)
 
 
 def lottery(
@@ -82,7 +82,7 @@ def lottery(
     own = levels or runs.Levels()
     resolved = (options or ImageOptions()).resolved("lenet")
     most = 1 + own.levels * (1 + len(own.controls))
-    _run("lottery", resolved, own, runs.lottery_levels, most, out, as_json, RunMode(force, resume))
+    _run("lottery", resolved, own, runs.lottery_levels, most, out, as_json, force, resume)
 
 
 def init_prune(
@@ -107,30 +107,20 @@ def init_prune(
     own = at_init or runs.AtInit()
     resolved = (options or ImageOptions()).resolved("preresnet20")
     most = 1 + len(own.ratios) * sum(1 + (score == "gem-miner") for score in own.arms())
-    _run("init-prune", resolved, own, runs.init_prune, most, out, as_json, RunMode(force))
-
-
-@dataclasses.dataclass(frozen=True)
-class RunMode:
-    """What to do with a folder that is in use."""
-
-    force: bool = False
-    resume: bool = False
+    _run("init-prune", resolved, own, runs.init_prune, most, out, as_json, force)
 
 
 def _run(
     command: str, options: ImageOptions, own: Any, rows_of: Rows, most: int, out: Path | None, as_json: bool,
-    mode: RunMode,
+    force: bool, resume: bool = False,
 ) -> None:  # fmt: skip
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     # What cannot be had is said before a folder is made.
     own.check(options, options.network(options.parts(0)[0], 0))
-    folder = RunFolder(
-        out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=mode.force, resume=mode.resume
-    )
+    folder = RunFolder(out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=force, resume=resume)
     config = json.loads(json.dumps({**json.loads(options.to_json()), **dataclasses.asdict(own)}))
-    if mode.resume:
+    if resume:
         _refuse_another(folder.path / CONFIG, config)
     folder.write_config(json.dumps(config, indent=1) + "\n")
     record: dict[str, Any] = {"command": command, "complete": False, "config": config, "machine": machine()}

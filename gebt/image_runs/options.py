@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,10 @@ _LENET: dict[str, Any] = {"epochs": 20, "batch": 60, "learning_rate": 1.2e-3, "c
 _DIGITS: dict[str, Any] = {"epochs": 30, "batch": 64, "learning_rate": 0.05, "crop": 1, "flip": False}
 _MNIST: dict[str, Any] = {"epochs": 30, "batch": 128, "learning_rate": 0.1, "crop": 2, "flip": False}
 _OTHERS: dict[str, Any] = {"epochs": 160, "batch": 128, "learning_rate": 0.1, "crop": 4, "flip": True}
+
+
+# Decoding CIFAR's files takes as long as some trainings; all seeds share what was read.
+_loaded = lru_cache(maxsize=2)(load_images)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class ImageOptions:
 
     def parts(self, seed: int) -> tuple[Images, Images]:
         """Images for training and for testing."""
-        train, test = (load_images(self.data, part, self.data_root) for part in get_args(Part))
+        train, test = (_loaded(self.data, part, self.data_root) for part in get_args(Part))
         if (train.classes, train.pixels.shape[1:]) != (test.classes, test.pixels.shape[1:]):
             sizes = " and ".join(
                 f"{len(own.classes)} classes of {tuple(own.pixels.shape[1:])}" for own in (train, test)

@@ -204,6 +204,8 @@ class AtInit:
         """Raises `ValueError` for another score, and for a ratio outside [0, 1) or none."""
         if unknown := [name for name in self.score if name not in get_args(Score)]:
             raise ValueError(f"--score (got {unknown[0]!r}), expected some of {get_args(Score)}")
+        if "gem-miner" in self.score and (options.epochs or 0) < 2:
+            raise ValueError(f"--epochs (got {options.epochs}), expected at least 2 for gem-miner")
         _check_ratios(self.ratios)
 
     def arms(self) -> list[Score]:

@@ -119,3 +119,10 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(
     lines: Any = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
     assert not out.exists()
+
+
+def test_mining_needs_an_epoch_before_its_freezing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["init-prune", "--score", "gem-miner", "--images", "96", "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert "--epochs (got 1), expected at least 2 for gem-miner" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
