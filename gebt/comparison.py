@@ -25,6 +25,7 @@ from gebt.record import RunFolder
 from gebt.rivals import run_rival
 from gebt.ticket import Ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, seeded
+from gebt.train.tasks import task_for
 from gebt.train.trained import Phase
 
 ARMS = ("dense", "random", "random_edges", "ticket")
@@ -206,7 +207,7 @@ class Comparison:
 
     def _row(self, trained: _Arm, ticket: Ticket | None, found: Ticket | None, search_flops: float) -> dict[str, Any]:
         """The measures of one arm of one seed; `found`: the ticket whose search it owes its mask to."""
-        history, task = trained.history, NodeTask(trained.graph, trained.edges)
+        history, task = trained.history, task_for(trained.graph, trained.edges)
         whole, kept = (macs_for(self.options, trained.graph, own) for own in (None, ticket))
         epochs = len(history.losses)
         searched = self._search_epochs(found) if found else 0
@@ -254,14 +255,14 @@ class Comparison:
         # What a product runs depends on how many pairs there are, not on which.
         edges = Edges.from_pairs(graph.pairs[:, : phase.pairs], graph.num_nodes)
         gates = torch.ones(phase.pairs, device=graph.pairs.device, requires_grad=True) if phase.gated else None
-        return _step_flops(model, NodeTask(graph, edges), gates)
+        return _step_flops(model, task_for(graph, edges), gates)
 
     def _search_epochs(self, ticket: Ticket) -> int:
         pretrained = self.options.epochs if self.options.algorithm == "graph" else 0
         return ticket.epochs_searched + pretrained  # type: ignore[operator]
 
     def _search_flops(self, model: nn.Module, graph: Graph, ticket: Ticket) -> float:
-        task, algorithm = NodeTask(graph), self.options.algorithm
+        task, algorithm = task_for(graph), self.options.algorithm
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
         gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
         drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")

@@ -29,7 +29,7 @@ from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, retrain
 from gebt.rivals import RIVALS, run_rival
 from gebt.ticket import Ticket
-from gebt.train import NodeTask
+from gebt.train.tasks import task_for
 
 PRESETS = ("paper", "default", "fast", "best")
 CONTROL = "-random-edges"
@@ -167,7 +167,7 @@ def _rival(settings: RunOptions, graph: Graph, name: Any, seed: int) -> Outcome:
     model, start = model_for(settings, graph, seed), time.perf_counter()
     found = run_rival(name, settings, graph, model, seed)
     seconds = time.perf_counter() - start
-    full, val = NodeTask(graph).evaluate(model)[2], found.history.val_accuracy[found.history.best_epoch - 1]
+    full, val = task_for(graph).evaluate(model)[2], found.history.val_accuracy[found.history.best_epoch - 1]
     macs = 3 * sum(phase.epochs * macs_with(settings, graph, phase.pairs, phase.weights) for phase in found.phases)
     ticket = found.ticket
     given = (found.test_accuracy, full, val, ticket.edge_sparsity, ticket.weight_sparsity, seconds, macs)
@@ -178,7 +178,7 @@ def _retrained(settings: RunOptions, graph: Graph, ticket: Ticket, seed: int, st
     model = model_for(settings, graph, seed)
     trained = retrain.run(ticket, model, graph, settings.retraining(), seed=seed)
     seconds = time.perf_counter() - start
-    full, val = NodeTask(graph).evaluate(model)[2], trained.history.val_accuracy[trained.best_epoch - 1]
+    full, val = task_for(graph).evaluate(model)[2], trained.history.val_accuracy[trained.best_epoch - 1]
     whole, kept = (macs_for(settings, graph, own) for own in (None, ticket))
     macs = 3 * (ticket.epochs_searched * whole + len(trained.history.losses) * kept)
     sparsities = ticket.edge_sparsity, ticket.weight_sparsity

@@ -20,7 +20,8 @@ from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket
-from gebt.train.loop import NodeTask, TrainingSettings, adam
+from gebt.train.loop import TrainingSettings, adam
+from gebt.train.tasks import task_for
 
 ARMS = ("dense", "masked", "compacted", "pyg")
 PARTS = ("inference", "epoch", "run")
@@ -45,8 +46,8 @@ class Ours:
         self, model: nn.Module, graph: Graph, edges: Edges, settings: TrainingSettings, mask: Mask | None = None
     ) -> None:
         self.model = model
-        self.task = NodeTask(graph, edges)
-        self._bare = NodeTask(graph, edges, keep_aggregated=False)
+        self.task = task_for(graph, edges)
+        self._bare = task_for(graph, edges, keep_aggregated=False)
         self._optimizer = adam(model, settings)
         if mask is not None:
             hold(model, mask, self._optimizer)
@@ -145,7 +146,7 @@ class Workbench:
 
     def search_step_flops(self) -> int:
         """Flops of one step of the search."""
-        model, task = self.model().requires_grad_(self.options.algorithm != "graph"), NodeTask(self.graph, self.edges)
+        model, task = self.model().requires_grad_(self.options.algorithm != "graph"), task_for(self.graph, self.edges)
         gates = None
         if self.options.algorithm != "weights" and self.search_options.search().trains_edges:
             gates = torch.ones(self.graph.num_pairs, device=self.graph.pairs.device, requires_grad=True)

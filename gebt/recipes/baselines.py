@@ -16,8 +16,9 @@ from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
 from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
-from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.tasks import task_for
 
 
 def dense(
@@ -30,7 +31,7 @@ def dense(
 ) -> History:
     """Trains the whole network on the whole graph; `model` ends in the state of its best validation epoch."""
     settings = settings or TrainingSettings()
-    return fit(model, NodeTask(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
+    return fit(model, task_for(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
 
 
 def drop_edge(
@@ -58,7 +59,7 @@ def drop_edge(
         return on_epoch is not None and on_epoch(epoch, history)
 
     draw()
-    task, optimizers = NodeTask(graph), [adam(model, settings)]
+    task, optimizers = task_for(graph), [adam(model, settings)]
     return fit(model, task, optimizers, settings.epochs, seed=seed, gates=gates, on_epoch=after_epoch)
 
 

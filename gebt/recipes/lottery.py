@@ -17,7 +17,8 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
 from gebt.prune.ties import TieOrder
 from gebt.ticket import EDGES, make_ticket
-from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
+from gebt.train.tasks import task_for
 from gebt.train.trained import Phase, Trained
 
 
@@ -101,7 +102,7 @@ class _Levels:
         if epochs := self.settings.rewind_epoch:
             self._note(epochs)
             # Not evaluated, so that the network is left as the last of these epochs leaves it.
-            fit(self.model, NodeTask(self.graph), [self._adam()], epochs, seed=self.seed, evaluate=False)
+            fit(self.model, task_for(self.graph), [self._adam()], epochs, seed=self.seed, evaluate=False)
         return copy_state(self.model)
 
     def _level(self, level: int, rewound: dict[str, Tensor]) -> Trained:
@@ -117,7 +118,7 @@ class _Levels:
         epochs = self.settings.training.epochs - self.settings.rewind_epoch
         self._note(epochs, gated=gates is not None)
         handle = hold(self.model, self.kept, optimizers[0])
-        task, seed, told = NodeTask(self.graph, edges), self.seed + level, self.on_epoch
+        task, seed, told = task_for(self.graph, edges), self.seed + level, self.on_epoch
         try:
             history = fit(self.model, task, optimizers, epochs, seed=seed, gates=gates, on_epoch=told)
         finally:

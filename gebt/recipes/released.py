@@ -20,6 +20,7 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.tasks import task_for
 from gebt.train.trained import Phase, Trained
 
 EPOCHS, RETRAIN_EPOCHS, EDGE_RATE, WINDOW, FIRST_STOP = 100, 99, 1e-3, 3, 5
@@ -48,7 +49,7 @@ def run(
     for ratio in (edge_ratio, weight_ratio):
         pruned_count(1, ratio)
     search = _Search(model, graph, edge_ratio, weight_ratio, threshold)
-    initial, task = copy_state(model), NodeTask(graph)
+    initial, task = copy_state(model), task_for(graph)
 
     def after_epoch(epoch: int, history: History) -> bool:
         stop = search.update(epoch)
@@ -62,7 +63,7 @@ def run(
     kept, values = search.kept, search.values.detach()
     edges = Edges.from_pairs(graph.pairs[:, kept], graph.num_nodes, values[kept].clamp(min=0))
     _fresh(model, seed)
-    history = _retrain(model, NodeTask(graph, edges), training, seed, on_epoch)
+    history = _retrain(model, task_for(graph, edges), training, seed, on_epoch)
     whole = Mask.ones(prunable_weights(model))
     provenance = {
         "method": "released",

@@ -18,6 +18,7 @@ from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.tasks import task_for
 
 # "reinit" must not meet the seed that the model was built from: it would be "rewind".
 REINIT_SEED = 1_000_003
@@ -84,10 +85,10 @@ def run(
     edges = ticket.edges(graph)
     soft, small = _soft_labels(ticket, model, settings), None
     if not (settings.compaction and isinstance(model, Network)):
-        history = _train(model, ticket.weight_mask, NodeTask(graph, edges, soft=soft), settings, seed, on_epoch)
+        history = _train(model, ticket.weight_mask, task_for(graph, edges, soft=soft), settings, seed, on_epoch)
     else:
         small = compact(model, ticket.weight_mask, graph)
-        history = _train(small.model, small.mask, NodeTask(small.graph, edges, soft=soft), settings, seed, on_epoch)
+        history = _train(small.model, small.mask, task_for(small.graph, edges, soft=soft), settings, seed, on_epoch)
         small.restore(model)
     _check_held(model, ticket)
     return Retrained(history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity)

@@ -34,6 +34,7 @@ from gebt.train.loop import History, NodeTask, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
 from gebt.train.search_settings import SearchSettings as SearchSettings
 from gebt.train.search_settings import search_preset as search_preset
+from gebt.train.tasks import task_for
 
 DrawObserver = Callable[[int, Mask, Mask], None]
 # A probability that has underflowed, before its logarithm.
@@ -181,7 +182,7 @@ class _Search:
         self.train_weights, self.train_edges = train_weights, train_edges and settings.trains_edges
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None
-        self.weights, self.task = prunable_weights(model), NodeTask(graph)
+        self.weights, self.task = prunable_weights(model), task_for(graph)
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
@@ -211,7 +212,7 @@ class _Search:
         if kind == "agreement":
             return agreement(opinions)
         none = Edges.from_pairs(self.graph.pairs[:, :0], self.graph.num_nodes)
-        need = need_of_neighbours(opinions, self.logits(NodeTask(self.graph, none)).softmax(1))
+        need = need_of_neighbours(opinions, self.logits(task_for(self.graph, none)).softmax(1))
         return agreement(opinions, need, self.values if kind == "mixed" else None)
 
     def logits(self, task: NodeTask | None = None) -> Tensor:

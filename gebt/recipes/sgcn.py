@@ -17,6 +17,7 @@ from gebt.prune.selection import select
 from gebt.prune.ties import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.tasks import task_for
 from gebt.train.trained import Phase, Trained
 
 
@@ -91,7 +92,7 @@ def run(
     blank = {EDGES: torch.zeros(graph.num_pairs)}
     select(blank, ratio=edge_ratio, order=edge_order, allow_empty=True)  # a bad ratio is said before any training
     select(magnitude(weights), ratio=weight_ratio, order=weight_order)
-    whole, epochs = NodeTask(graph), settings.training.epochs
+    whole, epochs = task_for(graph), settings.training.epochs
     fit(model, whole, [adam(model, settings.training)], epochs, seed=seed, on_epoch=on_epoch)
     admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_order)
     edge_mask = Mask({EDGES: admm.mask(_edge_values(model, whole, admm, settings, seed, on_epoch))})
@@ -101,7 +102,7 @@ def run(
     optimizer = adam(model, settings.training)
     handle = hold(model, weight_mask, optimizer)
     try:
-        history = fit(model, NodeTask(graph, edges), [optimizer], epochs, seed=seed, on_epoch=on_epoch)
+        history = fit(model, task_for(graph, edges), [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     finally:
         handle.remove()
     searched = settings.outer * settings.inner

@@ -18,7 +18,8 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import keep_highest, pruned_count, select
 from gebt.prune.ties import TieOrder
 from gebt.ticket import EDGES, make_ticket
-from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, copy_state, fit
+from gebt.train.loop import History, SoftLabels, TrainingSettings, adam, copy_state, fit
+from gebt.train.tasks import task_for
 from gebt.train.trained import Phase, Trained
 
 
@@ -66,14 +67,14 @@ def run(
     scores = {EDGES: degree_score(graph.pairs, graph.num_nodes)}
     edge_mask = select(scores, ratio=edge_ratio, order=order, allow_empty=True)
     initial = copy_state(model)
-    teacher, whole = copy.deepcopy(model), NodeTask(graph)
+    teacher, whole = copy.deepcopy(model), task_for(graph)
     optimizer, epochs = adam(teacher, settings.training), settings.training.epochs
     fit(teacher, whole, [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     teacher.eval()
     with torch.no_grad():
         said = whole.logits(teacher).log_softmax(1)
     edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)
-    task = NodeTask(graph, edges, soft=SoftLabels(said, settings.distill))
+    task = task_for(graph, edges, soft=SoftLabels(said, settings.distill))
     optimizer = adam(model, settings.training)
     handle = optimizer.register_step_post_hook(_Projection(model, weight_ratio, order))
     try:

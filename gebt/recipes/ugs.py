@@ -22,7 +22,8 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, thinned
 from gebt.prune.ties import TieOrder
 from gebt.ticket import EDGES, make_ticket
-from gebt.train.loop import History, NodeTask, TrainingSettings, copy_state, fit
+from gebt.train.loop import History, TrainingSettings, copy_state, fit
+from gebt.train.tasks import task_for
 from gebt.train.trained import Phase, Trained
 from gebt.train.wasserstein import Separation
 
@@ -142,7 +143,7 @@ class _Work:
         optimizer = self._adam(self.model, self.settings.fixed)
         handle = hold(self.model, self.kept, optimizer)
         try:
-            task, epochs = NodeTask(self.graph, edges), self.settings.fixed.epochs
+            task, epochs = task_for(self.graph, edges), self.settings.fixed.epochs
             history = fit(self.model, task, [optimizer], epochs, seed=self.seed, on_epoch=self.on_epoch)
         finally:
             handle.remove()
@@ -205,7 +206,7 @@ class _Work:
         try:
             history = fit(
                 masked,
-                NodeTask(self.graph, edges, also=more),
+                task_for(self.graph, edges, also=more),
                 [optimizer],
                 settings.masked.epochs,
                 seed=self.seed,

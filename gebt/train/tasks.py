@@ -1,0 +1,23 @@
+"""Which task a graph poses: what is learnt on it, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.train.loop import NodeTask, SoftLabels
+
+
+def task_for(
+    graph: Graph,
+    edges: Edges | None = None,
+    *,
+    keep_aggregated: bool = True,
+    soft: SoftLabels | None = None,
+    also: Callable[[Tensor], Tensor] | None = None,
+) -> NodeTask:
+    """The task of this kind of graph, seen through the given edges (the graph's own, or a ticket's); see `NodeTask`."""
+    return NodeTask(graph, edges, keep_aggregated=keep_aggregated, soft=soft, also=also)
