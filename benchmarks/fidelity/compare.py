@@ -1,7 +1,7 @@
 """Every method by one protocol: accuracy at equal measured sparsity, paired with dense and with `best`, and the cost.
 
 python benchmarks/fidelity/compare.py [--dataset cora ...] [--model gcn ...] [--ratios 0.2,0.9 ...] [--methods ...]
-    [--seeds 10] [--store FILE] [--imbalance 10] [--quick] [--json OUT] [--picture OUT.png]
+    [--seeds 10] [--set name=value ...] [--store FILE] [--imbalance 10] [--quick] [--json OUT] [--picture OUT.png]
 
 `dense` and `random` are always there. Differences are paired by seed, with a 95 % confidence interval (Student's t).
 `of_dense`, `macs_of_dense`: seconds and multiply-adds of a ticket's whole way as a share of dense training;
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
-from protocol import CONTROL, PRESETS, Protocol, Ratios, against, pairs_of, row
+from protocol import CONTROL, PRESETS, Protocol, Ratios, against, pairs_of, parsed, row
 
 from gebt.rivals import RIVALS
 from gebt.sparse import backends
@@ -100,6 +100,7 @@ def main() -> None:
         help=f"presets (also preset:name=value,...), preset{CONTROL}, rivals",
     )
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--set", nargs="+", default=[], help="options of a run for every method: epochs=50")
     parser.add_argument("--store", type=Path, help="JSON lines: outcomes that are known, and those found")
     parser.add_argument("--picture", type=Path, help="write accuracy against cost to this PNG")
     parser.add_argument("--imbalance", type=int, default=1, help="half of the classes have so many times fewer labels")
@@ -108,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     backends.use(arguments.backend)
     seeds = range(2 if arguments.quick else arguments.seeds)
-    given = {"data_root": arguments.data_root}
+    given = {"data_root": arguments.data_root, **dict(map(parsed, arguments.set))}
     if arguments.backend != backends.DEFAULT:
         given["backend"] = arguments.backend
     protocol = Protocol(arguments.quick, arguments.store, arguments.imbalance, **given)
