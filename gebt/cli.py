@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from cyclopts.config import Json
 from cyclopts.exceptions import CycloptsError
 from safetensors.torch import save
 
-from gebt import __version__, report
+from gebt import __version__, batched_run, report
 from gebt.comparison import run
 from gebt.config import RunOptions
 from gebt.data import check_dataset, data_root, dataset_info, dataset_names
@@ -26,6 +28,7 @@ from gebt.record import MODEL, RECORD, RunFolder, read_record
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
 from gebt.ticket import EDGES, Ticket
+from gebt.train.processes import processes
 from gebt.voice import advance, answer, bar, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
@@ -49,7 +52,12 @@ app.command(data)
 
 @app.command(name="run")
 def run_command(
-    options: Options | None = None, *, out: Out = None, as_json: AsJson = False, force: Force = False
+    options: Options | None = None,
+    *,
+    out: Out = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    resume: Force = False,
 ) -> None:
     """Finds, retrains and measures tickets beside dense and random ones, seed by seed.
 
@@ -61,10 +69,44 @@ def run_command(
         Print one JSON object on standard output, everything else on standard error.
     force
         Replace the run that the folder holds.
+    resume
+        Go on with the run in batches that the folder holds, after its last checkpoint.
     """
-    resolved, folder = _prepare(options, out, force, "")
+    given = (options or RunOptions()).resolved()
+    if batched_run.wanted(given):
+        _run_in_batches(given, out, as_json, force, batched_run.goes_on(resume))
+        return
+    if resume:
+        raise ValueError("--resume (got it without --batches), expected --batches: other runs have no checkpoints")
+    resolved, folder = _prepare(given, out, force, "")
     with bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as shown:
         record = run(resolved, folder, lambda arm, seed: advance(shown, f"seed {seed} {arm}"))
+    _tell_run(resolved, record, folder, as_json)
+
+
+def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force: bool, resume: bool) -> None:
+    """A run batch by batch, by this process and those that torchrun has started beside it; the first one speaks."""
+    if options.batches is None:
+        options = dataclasses.replace(options, batches="clusters").resolved()
+    _set_up(options)
+    with processes(options.device, options.timeout) as own:
+        if out is None and own.count > 1:
+            raise ValueError("--out (got none under torchrun), expected a folder, which a restart finds again")
+        path = out or RunFolder.named(_stem(options, ""))
+        folder = batched_run.open_folder(options, path, own, force, resume)
+        what = f"{options.dataset}, {options.seeds} seed(s), {own.count} process(es)"
+        with bar(epochs_of(options), what) if own.first else nullcontext() as shown:
+            told = (
+                (lambda arm, seed: advance(shown, f"seed {seed} {arm}"))
+                if shown is not None
+                else lambda arm, seed: None
+            )
+            record = batched_run.run(options, folder, own, told)
+        if own.first:
+            _tell_run(options, record, folder, as_json)
+
+
+def _tell_run(resolved: RunOptions, record: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     drawn = report.pictures(record, folder.path)
     tell = say if as_json else answer
     tell(report.table(record))
@@ -312,14 +354,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: str) -> tuple[RunOptions, RunFolder]:
     resolved = (options or RunOptions()).resolved()
-    if resolved.threads is not None:
-        torch.set_num_threads(resolved.threads)
-    backends.use(resolved.backend)
+    _set_up(resolved)
     graph_for(resolved, 0)  # data that cannot be had is said before a folder is made
-    stem = (
-        f"{dataset_info(resolved.dataset).name}-g{100 * resolved.edge_ratio:g}-w{100 * resolved.weight_ratio:g}{kind}"
-    )
-    return resolved, RunFolder(out or RunFolder.named(stem), force=force)
+    return resolved, RunFolder(out or RunFolder.named(_stem(resolved, kind)), force=force)
+
+
+def _set_up(options: RunOptions) -> None:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    backends.use(options.backend)
+
+
+def _stem(options: RunOptions, kind: str) -> str:
+    name = dataset_info(options.dataset).name
+    return f"{name}-g{100 * options.edge_ratio:g}-w{100 * options.weight_ratio:g}{kind}"
 
 
 def _answer(options: RunOptions, record: dict[str, Any]) -> dict[str, Any]:

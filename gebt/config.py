@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from gebt.data.manifest import dataset_info
+from gebt.graph.plans import BatchSettings, Cut
 from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.models import kinds
 from gebt.models.kinds import ModelName
@@ -22,6 +23,7 @@ from gebt.sparse.backends import AUTO, DEFAULT, find
 from gebt.sparse.structure import UnitScore, WeightStructure
 from gebt.ticket import StartWeights
 from gebt.train.loop import TrainingSettings
+from gebt.train.processes import TIMEOUT
 from gebt.train.search_settings import Draw, SearchSettings, search_preset
 
 Preset = Literal["paper", "default", "fast", "best"]
@@ -146,6 +148,29 @@ class RunOptions:
         CPU threads; default: torch's own choice.
     device
         "cpu" or "cuda".
+    graph
+        Folder of a graph of your own (`gebt.data.folder`), or one that `gebt convert` has made; instead of a data set.
+    batches
+        Train batch by batch: parts of the nodes, "random" or "clusters" of neighbours, sampled "neighbours", or random
+        "walks". Under torchrun the processes share the batches. A converted graph is read from disk batch by batch.
+    parts
+        Parts of the nodes.
+    parts_together
+        Parts of a batch, put together anew each epoch.
+    batch_size
+        Training nodes of a batch of neighbours or walks.
+    fanouts
+        Neighbours drawn of a node, at distance 1, 2, ...
+    walk_length
+        Steps of a random walk.
+    per_step
+        Batches of one step of the weights; default: one for each process.
+    evaluate_every
+        Epochs from one evaluation to the next.
+    checkpoint_every
+        Epochs from one checkpoint to the next.
+    timeout
+        Seconds after which processes stop waiting for one that is gone.
     """
 
     dataset: str = "digits"
@@ -196,9 +221,26 @@ class RunOptions:
     backend: str = DEFAULT
     threads: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    graph: Path | None = None
+    batches: Cut | None = None
+    parts: int = 10
+    parts_together: int = 1
+    batch_size: int = 512
+    fanouts: tuple[int, ...] = (10, 10)
+    walk_length: int = 3
+    per_step: int | None = None
+    evaluate_every: int = 1
+    checkpoint_every: int = 5
+    timeout: float = TIMEOUT
 
     def resolved(self) -> RunOptions:
         """The same options with every open one filled in, checked; raises `ValueError` naming what is wrong."""
+        if self.graph is not None:
+            if not self.graph.expanduser().is_dir():
+                raise ValueError(
+                    f"--graph (got {self.graph}, which is no folder), expected one with edges and features"
+                )
+            return dataclasses.replace(self, dataset=str(self.graph), graph=None).resolved()
         recorded = dataset_info(self.dataset).training
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
@@ -220,7 +262,7 @@ class RunOptions:
             "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(self.model, search.scope),
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
-        full = dataclasses.replace(full, method=tuple(full.method))  # JSON has lists
+        full = dataclasses.replace(full, method=tuple(full.method), fanouts=tuple(full.fanouts))  # JSON has lists
         full._check()
         return full
 
@@ -242,6 +284,12 @@ class RunOptions:
         """Settings of the retraining (of resolved options)."""
         training = TrainingSettings(self.retrain_epochs, self.retrain_learning_rate, self.weight_decay)  # type: ignore[arg-type]
         return RetrainSettings(training, self.start, self.compaction, self.distill)  # type: ignore[arg-type]
+
+    def batching(self, processes: int = 1) -> BatchSettings:
+        """How epochs are cut into batches, for so many processes (of options with `batches`)."""
+        assert self.batches is not None
+        sizes = (self.parts, self.parts_together, self.batch_size, self.fanouts, self.walk_length)
+        return BatchSettings(self.batches, *sizes, self.per_step or processes)
 
     def to_json(self) -> str:
         """These options as a configuration file that `--config` reads."""
@@ -271,7 +319,17 @@ class RunOptions:
         methods = ("gebt", "random", "dense", *get_args(Rival))
         if unknown := [name for name in self.method if name not in methods]:
             raise ValueError(f"--method (got {', '.join(map(repr, unknown))}), expected some of {methods}")
+        for flag, count in {
+            "--evaluate-every": self.evaluate_every,
+            "--checkpoint-every": self.checkpoint_every,
+        }.items():
+            if count < 1:
+                raise ValueError(f"{flag} (got {count}), expected at least 1")
+        if self.timeout <= 0:
+            raise ValueError(f"--timeout (got {self.timeout}), expected more than 0 seconds")
         self.training(), self.search(), self.retraining()
+        if self.batches is not None:
+            self.batching()
 
 
 # Options of the search that come from its preset; the two that it shares with dense training come from the data set.

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gebt import __version__
 from gebt.files import write_atomically
 
 SCHEMA = 1
+CHECKPOINTS = "checkpoints"
 RECORD, CONFIG, TICKET, MODEL = "record.json", "config.json", "ticket.safetensors", "model.safetensors"
 PICTURES = ("trajectory.png", "distances.png", "savings.png", "training.png")
 DENSITY_PICTURE = "density.png"
@@ -61,6 +63,19 @@ class RunFolder:
         return write_atomically(self.path / CONFIG, text)
 
 
+def refuse_another(path: Path, config: dict[str, Any], free: Collection[str] = ()) -> None:
+    """Raises `ValueError` when the configuration in the file `path` is not this one; options `free` may differ."""
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differs = sorted(
+        key for key in config.keys() | before.keys() if key not in free and config.get(key) != before.get(key)
+    )
+    if differs:
+        told = ", ".join(f"{key} {before.get(key)}" for key in differs)
+        raise ValueError(f"--resume (got a run with {told} in {path.parent}), expected the same options")
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a run folder; raises `ValueError` when it is missing, broken or of another schema."""
     path = folder / RECORD
@@ -100,6 +115,8 @@ def _processor() -> str:
 def _remove_run(path: Path) -> None:
     for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES, BENCH_PICTURE, DENSITY_PICTURE):
         (path / name).unlink(missing_ok=True)
+    if (path / CHECKPOINTS).is_dir():
+        shutil.rmtree(path / CHECKPOINTS)
     for found in path.glob("seed-*"):
         if found.is_dir() and all(_ours(file.name) for file in found.iterdir()):
             shutil.rmtree(found)

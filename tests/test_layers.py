@@ -17,6 +17,7 @@ LEVELS = (
     ("cli",),
     ("image_runs",),
     ("report",),
+    ("batched_run",),
     ("bench", "comparison", "callbacks"),
     ("experiment", "rivals", "anymodel"),
     ("config", "record"),

@@ -76,6 +76,10 @@ class Graph:
         """`structure_digest` of its pairs."""
         return structure_digest(self.pairs, self.num_nodes)
 
+    def features_of(self, nodes: Tensor) -> Tensor | SparseMatrix:
+        """The features [n, F] of these nodes."""
+        return self.features.rows(nodes) if isinstance(self.features, SparseMatrix) else self.features[nodes]
+
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device."""
         moved = {

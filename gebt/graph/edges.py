@@ -121,13 +121,7 @@ class Edges:
 
     def rows(self, nodes: Tensor) -> Rows:
         """The rows of these nodes ([T], each at most once) alone, for products of which nobody reads the others."""
-        starts = self.pattern.crow[nodes]
-        counts = self.pattern.crow[nodes + 1] - starts
-        ends = torch.cumsum(counts, 0, dtype=counts.dtype)
-        crow = torch.cat((ends.new_zeros(1), ends))
-        entries = torch.arange(int(crow[-1]), dtype=crow.dtype, device=nodes.device)
-        entries += (starts - crow[:-1]).repeat_interleave(counts)
-        return Rows(Pattern(crow, self.pattern.col[entries], (nodes.numel(), self.num_nodes)), entries)
+        return Rows(*self.pattern.rows(nodes))
 
     def reach(self, nodes: Tensor, layers: int) -> tuple[list[Rows], Tensor]:
         """What the outputs of a network of so many layers depend on at these nodes ([T], each at most once).

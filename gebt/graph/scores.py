@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -30,15 +31,50 @@ class NeighbourhoodShare:
     """
 
     def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
-        u, v = pairs
-        inverse = torch.bincount(pairs.flatten(), minlength=num_nodes).clamp(min=1).float().reciprocal()
-        share = torch.maximum(inverse[u], inverse[v])
-        share[_first_choices(share, order, pairs, num_nodes)] *= FIRST_CHOICE
-        self.weight = share
+        entries = torch.arange(pairs.shape[1], device=pairs.device)
+        degrees = torch.bincount(pairs.flatten(), minlength=num_nodes)
+        self.weight = ShareInParts(lambda: [(entries, pairs)], degrees, order).of(entries, pairs)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Scores [P] of the pair values [P]."""
         return values.detach().abs().mul_(self.weight)
+
+
+class ShareInParts:
+    """w of `NeighbourhoodShare` for pairs that are seen part by part: two passes over them, and two numbers a node.
+
+    `parts()` goes through (numbers [c], pairs [2, c]) of all pairs; `degrees` [N] are those of the whole graph.
+    """
+
+    def __init__(self, parts: Callable[[], Iterable[tuple[Tensor, Tensor]]], degrees: Tensor, order: Order) -> None:
+        self.order, self.inverse = order, degrees.clamp(min=1).float().reciprocal()
+        self.highest = torch.zeros_like(self.inverse)
+        for _, pairs in parts():
+            for nodes in pairs:
+                self.highest.scatter_reduce_(0, nodes, self._share(pairs), "amax")
+        self.last = torch.full_like(degrees, torch.iinfo(torch.int64).min, dtype=torch.int64)
+        for numbers, pairs in parts():
+            for nodes, standing, rank in self._standing(numbers, pairs):
+                self.last.scatter_reduce_(0, nodes[standing], rank, "amax")
+
+    def of(self, numbers: Tensor, pairs: Tensor) -> Tensor:
+        """w [c] of the pairs [2, c] of these numbers."""
+        share = self._share(pairs)
+        chosen = torch.zeros_like(share, dtype=torch.bool)
+        for nodes, standing, rank in self._standing(numbers, pairs):
+            chosen[standing[rank == self.last[nodes[standing]]]] = True
+        share[chosen] *= FIRST_CHOICE
+        return share
+
+    def _share(self, pairs: Tensor) -> Tensor:
+        return torch.maximum(self.inverse[pairs[0]], self.inverse[pairs[1]])
+
+    def _standing(self, numbers: Tensor, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For either end: the nodes, which pairs have the highest share there, and the ranks of those."""
+        share = self._share(pairs)
+        for nodes in pairs:
+            standing = (share == self.highest[nodes]).nonzero().squeeze(1)
+            yield nodes, standing, ranks(self.order, numbers[standing])
 
 
 class Agreement:
@@ -107,18 +143,3 @@ def degree_correction(pairs: Tensor, kept: Tensor, num_nodes: int) -> Tensor:
     )
     factor = (before / after).sqrt()
     return factor[pairs[0]] * factor[pairs[1]]
-
-
-def _first_choices(score: Tensor, order: Order, pairs: Tensor, num_nodes: int) -> Tensor:
-    """[P] boolean: the pair of highest (score, rank) of either of its nodes."""
-    chosen = torch.zeros_like(score, dtype=torch.bool)
-    highest = score.new_zeros(num_nodes)
-    for nodes in pairs:
-        highest.scatter_reduce_(0, nodes, score, "amax")
-    last = torch.full((num_nodes,), torch.iinfo(torch.int64).min, device=pairs.device)
-    standing = [(score == highest[nodes]).nonzero().squeeze(1) for nodes in pairs]
-    for nodes, entries in zip(pairs, standing, strict=True):
-        last.scatter_reduce_(0, nodes[entries], ranks(order, entries), "amax")
-    for nodes, entries in zip(pairs, standing, strict=True):
-        chosen[entries[ranks(order, entries) == last[nodes[entries]]]] = True
-    return chosen

@@ -95,6 +95,16 @@ class Pattern:
         self.__dict__["transposed"] = self
         return self
 
+    def rows(self, chosen: Tensor) -> tuple[Pattern, Tensor]:
+        """The pattern of these rows alone, in this order, and which entries of this pattern are its entries."""
+        starts = self.crow[chosen]
+        counts = self.crow[chosen + 1] - starts
+        ends = torch.cumsum(counts, 0, dtype=counts.dtype)
+        crow = torch.cat((ends.new_zeros(1), ends))
+        entries = torch.arange(int(crow[-1]), dtype=crow.dtype, device=crow.device)
+        entries += (starts - crow[:-1]).repeat_interleave(counts)
+        return Pattern(crow, self.col[entries], (chosen.numel(), self.shape[1])), entries
+
     def keep(self, kept: Tensor) -> Pattern:
         """The pattern with only the entries where `kept` [E] is True; the order is preserved."""
         ends = torch.zeros(self.nnz + 1, dtype=torch.long, device=self.col.device)
@@ -159,6 +169,11 @@ class SparseMatrix:
     def transposed_values(self) -> Tensor:
         """The values in the order of `pattern.transposed`, gathered once."""
         return self.values.index_select(0, self.pattern.permutation)
+
+    def rows(self, chosen: Tensor) -> SparseMatrix:
+        """The matrix of these rows alone, in this order."""
+        pattern, entries = self.pattern.rows(chosen)
+        return SparseMatrix(pattern, self.values[entries])
 
     def columns(self, kept: Tensor) -> SparseMatrix:
         """The matrix of the columns `kept` (ascending indices) alone."""

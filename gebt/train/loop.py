@@ -131,10 +131,13 @@ class NodeTask:
         with torch.no_grad():
             logits = self.logits(model)
             (val, val_labels), (test, test_labels) = self._val, self._test
-            val_logits = logits[val]
-            metric = self.graph.metric
-            val_score, test_score = measure(metric, val_logits, val_labels), measure(metric, logits[test], test_labels)
-            return torch.stack((val_score, F.cross_entropy(val_logits, val_labels), test_score))
+            return self.scored(logits[val], val_labels, logits[test], test_labels)
+
+    def scored(self, val_logits: Tensor, val_labels: Tensor, test_logits: Tensor, test_labels: Tensor) -> Tensor:
+        """The `measures` [3] of logits of validation and test nodes."""
+        metric = self.graph.metric
+        val_score, test_score = measure(metric, val_logits, val_labels), measure(metric, test_logits, test_labels)
+        return torch.stack((val_score, F.cross_entropy(val_logits, val_labels), test_score))
 
     def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
         """The `measures` as numbers."""

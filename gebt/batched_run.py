@@ -1,0 +1,251 @@
+"""One run batch by batch, in one process or many: dense, random and ticket, each from its last checkpoint on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import gebt
+from gebt.comparison import summarise
+from gebt.config import RunOptions
+from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
+from gebt.experiment import DrawLog, graph_for, macs_for, model_for, opening
+from gebt.files import write_atomically
+from gebt.graph.batches import Sampler
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.graph.plans import Plan
+from gebt.recipes import baselines, batched
+from gebt.record import CHECKPOINTS, CONFIG, RunFolder, refuse_another
+from gebt.ticket import Ticket
+from gebt.train.agreement import fingerprint, same_everywhere
+from gebt.train.batched import Batched
+from gebt.train.checkpoints import Checkpoints
+from gebt.train.loop import History, seeded
+from gebt.train.processes import Processes
+from gebt.train.tasks import task_for
+
+Progress = Callable[[str, int], object]
+# Options that say how a run is done and not what it finds: those of a run that goes on may differ.
+FREE = ("checkpoint_every", "data_root", "threads", "timeout")
+
+
+def wanted(options: RunOptions) -> bool:
+    """Whether a run is to go batch by batch: it was asked for, or torchrun has started several processes."""
+    return options.batches is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def goes_on(resume: bool) -> bool:
+    """Whether a run is to go on from what its folder holds: it was asked for, or torchrun has started it again."""
+    return resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def open_folder(options: RunOptions, path: Path, own: Processes, force: bool, resume: bool) -> RunFolder:
+    """The folder of the run, made by the first process; raises `ValueError` as `RunFolder` and for another run's."""
+    config = json.loads(options.to_json())
+    if own.first:
+        folder = RunFolder(path, force=force, resume=resume)
+        refuse_another(path / CONFIG, config, FREE)
+        folder.write_config(options.to_json())
+    own.wait()
+    return RunFolder(path, resume=True)
+
+
+def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progress) -> dict[str, Any]:
+    """Runs every arm for every seed of resolved `options` and returns the record, which the first process writes.
+
+    An arm that is done is never trained again, one that was interrupted goes on from its last checkpoint.
+    `progress(arm, seed)` is called once a trained epoch. Raises `ValueError` before any training when the processes
+    differ in code, data or options, naming them.
+    """
+    same_everywhere("code", _code())
+    same_everywhere("options", options.to_json())
+    per_seed: list[dict[str, Any]] = []
+    record: dict[str, Any] = {}
+    draws = DrawLog()
+    for seed in range(options.seeds):
+        arms = _Arms(options, folder, own, seed, progress, draws)
+        per_seed.append(arms.row())
+        record = {
+            **opening(options, arms.source, complete=len(per_seed) == options.seeds),
+            "processes": own.count,
+            "summary": summarise(per_seed),
+            "per_seed": per_seed,
+            "pairwise": draws.pairwise(),
+        }
+        if own.first:
+            folder.write(record)
+    Checkpoints(folder.path / CHECKPOINTS, own).clear()
+    return record
+
+
+class _Arms:
+    """The arms of one seed."""
+
+    def __init__(
+        self, options: RunOptions, folder: RunFolder, own: Processes, seed: int, progress: Progress, draws: DrawLog
+    ) -> None:
+        self.options, self.folder, self.own, self.seed, self.draws = options, folder, own, seed, draws
+        self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
+        self.source: Any = graph_for(options, seed)
+        same_everywhere("data", self.source.fingerprint)
+        edges = Edges.from_pairs(self.source.pairs, self.source.num_nodes) if isinstance(self.source, Graph) else None
+        sampler, train = Sampler(edges or self.source), self.source.train_mask.nonzero().squeeze(1)
+        plan = Plan(sampler, train, options.batching(own.count), seed)
+        if plan.parts is not None:
+            same_everywhere("parts of the graph", fingerprint(plan.parts))
+        self.batched = Batched(self.source, plan, own, edges=edges)
+
+    def row(self) -> dict[str, Any]:
+        """Everything measured of this seed."""
+        row: dict[str, Any] = {"seed": self.seed, "fingerprint": self.source.fingerprint, "together": 1}
+        row["dense"] = self._done("dense", self._dense)
+        ticket, searched = self.ticket
+        tickets = {
+            "random": baselines.random_ticket(self._model(), self.source, seed=self.seed, **self._ratios),
+            "random_edges": baselines.random_edges(ticket, self.source, seed=self.seed),
+            "ticket": ticket,
+        }
+        for arm, own in tickets.items():
+            found = searched if arm != "random" else None
+            row[arm] = self._done(arm, partial(self._retrained, arm, own, found))
+        path = self.folder.ticket(self.seed, self.options.seeds)
+        row["ticket"] |= {"epoch_drawn": ticket.epoch_drawn, "fired": ticket.fired}
+        row["ticket"] |= {
+            "trajectory": ticket.provenance["trajectory"],
+            "file": str(path.relative_to(self.folder.path)),
+        }
+        for arm in tickets:
+            row[arm]["file_bytes"] = path.stat().st_size
+        return row
+
+    @cached_property
+    def ticket(self) -> tuple[Ticket, dict[str, float]]:
+        """The ticket, from its file if it has been found before, and what its search took."""
+        path = self.folder.ticket(self.seed, self.options.seeds)
+        searched = self._done("search", lambda: self._search(path))
+        return Ticket.load(path), searched
+
+    @property
+    def _ratios(self) -> dict[str, Any]:
+        return {"edge_ratio": self.options.edge_ratio, "weight_ratio": self.options.weight_ratio}
+
+    def _done(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `work` returned when it was done, now or before an interruption."""
+        path = self.at / f"{name}.json"
+        if not path.is_file():
+            found = work()
+            self.own.wait()
+            if self.own.first:
+                write_atomically(path, json.dumps(found))
+            self.own.wait()
+            Checkpoints(self.at / name, self.own).clear()
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _search(self, path: Path) -> dict[str, Any]:
+        model, clock = self._model(), _Clock(self, "search")
+        values_in = None if self.batched.edges is not None else self.at / "search" / f"values-{self.own.rank}"
+        ticket = batched.joint(
+            model, self.batched, **self._ratios, settings=self.options.search(), seed=self.seed, values_in=values_in,
+            checkpoints=Checkpoints(self.at / "search", self.own), every=self.options.checkpoint_every,
+            on_draw=self.draws if self.own.first and self.seed == 0 else None, on_epoch=clock,
+        )  # fmt: skip
+        if self.own.first:
+            ticket.save(path)
+        epochs = ticket.epochs_searched
+        flops = epochs * self._epoch_flops(model, self.batched, searches=True)
+        return {"epochs": epochs, "seconds": clock.seconds(epochs), "flops": flops}
+
+    def _dense(self) -> dict[str, Any]:
+        return self._measured("dense", self._model(), None, None, lambda model, **more: batched.train(
+            model, self.batched, self.options.training(), **more))  # fmt: skip
+
+    def _retrained(self, arm: str, ticket: Ticket, searched: dict[str, float] | None) -> dict[str, Any]:
+        settings = self.options.retraining()
+        return self._measured(arm, self._model(), ticket, searched, lambda model, **more: batched.retrain(
+            ticket, model, self.batched, settings.training, start=settings.start, **more))  # fmt: skip
+
+    def _measured(
+        self, arm: str, model: nn.Module, ticket: Ticket | None, searched: dict[str, float] | None,
+        work: Callable[..., History],
+    ) -> dict[str, Any]:  # fmt: skip
+        clock = _Clock(self, arm)
+        with peak_memory(self.options.device) as peak:
+            history = work(
+                model, seed=self.seed, evaluate_every=self.options.evaluate_every, on_epoch=clock,
+                checkpoints=Checkpoints(self.at / arm, self.own), every=self.options.checkpoint_every,
+            )  # fmt: skip
+        seen = self.batched.seen_by(ticket) if ticket else self.batched
+        whole, kept = (macs_for(self.options, self.source, own) for own in (None, ticket))
+        epochs, search_epochs = len(history.losses), searched["epochs"] if searched else 0
+        return {
+            "accuracy": history.accuracy,
+            "val_accuracy": history.val_accuracy[history.best_epoch - 1],
+            "best_epoch": history.best_epoch,
+            "seconds": {
+                "search": searched["seconds"] if searched else 0.0,
+                "retrain": clock.seconds(epochs),
+                "inference": measure_seconds(lambda: seen.infer(model), repeats=3, warmup=1).median,
+            },
+            "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
+            "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
+            "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + search_epochs * whole)},
+            "flops_executed": {
+                "inference": flops_executed(lambda: seen.infer(model)),
+                "training": epochs * self._epoch_flops(model, seen) + (searched["flops"] if searched else 0.0),
+            },
+            "peak_bytes": peak.bytes,
+            "file_bytes": state_bytes(model),
+        }
+
+    def _model(self) -> nn.Module:
+        return model_for(self.options, self.source, self.seed)
+
+    def _epoch_flops(self, model: nn.Module, seen: Batched, searches: bool = False) -> float:
+        """Flops of the products of an epoch: those of its first batch, times the batches."""
+        counted = copy.deepcopy(model).train()
+        batch = seen.thinned(seen.plan.batch(1, 0))
+        task = task_for(seen.graph_of(batch), batch.edges, keep_aggregated=False)
+        gates = torch.ones(batch.pair_ids.numel(), requires_grad=True) if searches else None
+
+        def step() -> None:
+            task.logits(counted, gates).sum().backward()
+
+        with seeded(0):
+            step()  # what is timed or built on the first call is no part of it
+            return float(flops_executed(step) * len(seen.plan))
+
+
+class _Clock:
+    """Told of every epoch: what it tells others, and the seconds of those that it saw."""
+
+    def __init__(self, arms: _Arms, arm: str) -> None:
+        self.arms, self.arm, self.epochs = arms, arm, 0
+        self.start = self.last = time.perf_counter()
+
+    def __call__(self, epoch: int, history: History) -> bool:
+        self.epochs, self.last = self.epochs + 1, time.perf_counter()
+        self.arms.progress(self.arm, self.arms.seed)
+        return False
+
+    def seconds(self, epochs: int) -> float:
+        """Of so many epochs: those before an interruption are taken to have been as long."""
+        return (self.last - self.start) / max(1, self.epochs) * epochs
+
+
+def _code() -> str:
+    """What must be the same in all processes for them to compute the same."""
+    digest = hashlib.sha256(f"{torch.__version__} {gebt.__version__}".encode())
+    for path in sorted(Path(gebt.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

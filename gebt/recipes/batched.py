@@ -1,0 +1,243 @@
+"""Dense training, search and retraining batch by batch (`train.batched`), each from its last checkpoint on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebt.graph.adjacency import adjacency_of
+from gebt.graph.scores import ShareInParts
+from gebt.prune.drawing import Drawing
+from gebt.prune.holding import hold
+from gebt.prune.mask import Mask
+from gebt.prune.scores import prunable_weights
+from gebt.prune.selection import check_no_layer_empty
+from gebt.prune.ties import TieOrder
+from gebt.ticket import StartWeights, Ticket, make_ticket
+from gebt.train.agreement import fingerprint, same_everywhere
+from gebt.train.batched import Batched, BatchedFit
+from gebt.train.checkpoints import Checkpoints
+from gebt.train.loop import History, TrainingSettings, adam, copy_state
+from gebt.train.pair_values import RUN, PairValues
+from gebt.train.search_settings import SearchSettings
+from gebt.train.shards import Shards
+
+OnEpoch = Callable[[int, History], bool]
+# Fresh weights must not be those that the ticket's mask was built from: it would be "rewind".
+REINIT_SEED = 1_000_003
+
+
+def train(
+    model: nn.Module,
+    batched: Batched,
+    settings: TrainingSettings,
+    *,
+    seed: int = 0,
+    mask: Mask | None = None,
+    evaluate_every: int = 1,
+    checkpoints: Checkpoints | None = None,
+    every: int = 5,
+    on_epoch: OnEpoch | None = None,
+) -> History:
+    """Trains a network, dense or with the pruned weights of `mask` held at zero, on the pairs that `batched` keeps."""
+    optimizer = adam(model, settings)
+    handle = hold(model, mask, optimizer) if mask is not None else None
+    fit = BatchedFit(model, batched, optimizer, seed=seed, evaluate_every=evaluate_every)
+    if checkpoints is not None and (found := checkpoints.load()) is not None:
+        fit.load_state_dict(found[1]["fit"])
+
+    def after_epoch(epoch: int, history: History) -> bool:
+        if checkpoints is not None and epoch % every == 0:
+            checkpoints.save(epoch, {"fit": fit.state_dict()})
+        return on_epoch is not None and on_epoch(epoch, history)
+
+    try:
+        return fit.run(settings.epochs, after_epoch)
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def retrain(
+    ticket: Ticket,
+    model: nn.Module,
+    batched: Batched,
+    settings: TrainingSettings,
+    *,
+    start: StartWeights = "inherit",
+    seed: int = 0,
+    **options: Any,
+) -> History:
+    """Trains a ticket: pruned pairs are in no batch, pruned weights held at zero. `options` as in `train`.
+
+    Raises `TicketError` when the ticket belongs to another graph or model.
+    """
+    ticket.check(model, batched.source)  # type: ignore[arg-type]
+    ticket.start(model, start, seed + REINIT_SEED)
+    return train(model, batched.seen_by(ticket), settings, seed=seed, mask=ticket.weight_mask, **options)
+
+
+def joint(
+    model: nn.Module,
+    batched: Batched,
+    *,
+    edge_ratio: float,
+    weight_ratio: float,
+    settings: SearchSettings,
+    seed: int = 0,
+    values_in: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    every: int = 5,
+    on_draw: Callable[[int, Mask, Mask], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Ticket:
+    """`recipes.search.joint` batch by batch, with each pair's value, gradient and moments in the process that owns it.
+
+    Every process draws the same masks, and has the same detector: after each epoch they compare what they drew.
+    `values_in`: a folder in which the pair values are mapped; None: they are in memory. Raises `ValueError` for
+    settings other than trained edge values, single weights and a draw by the detector, and as `search.joint`.
+    """
+    _check(settings)
+    search = _Search(model, batched, (edge_ratio, weight_ratio), settings, seed, values_in)
+    return search.run(checkpoints, every, on_draw, on_epoch)
+
+
+def _check(settings: SearchSettings) -> None:
+    plain = settings.edge_score in ("magnitude", "share") and settings.edge_values == "unit"
+    drawn = settings.draw == "detector" and settings.weight_structure == "entry"
+    if not plain or not drawn or settings.soft_labels:
+        edges, soft = (settings.edge_score, settings.edge_values), settings.soft_labels
+        got = (*edges, settings.draw, soft, settings.weight_structure)
+        raise ValueError(
+            f"edge score, edge values, draw, soft labels, weight structure (got {got}), expected 'share' or "
+            "'magnitude', 'unit', 'detector', False, 'entry' to search in batches; take preset 'default' or 'paper'"
+        )
+
+
+class _Search:
+    """One search: the draws and the detector around `BatchedFit`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batched: Batched,
+        ratios: tuple[float, float],
+        settings: SearchSettings,
+        seed: int,
+        values_in: Path | None,
+    ) -> None:
+        self.model, self.batched, self.settings, self.seed = model, batched, settings, seed
+        self.ratios = {"edge_ratio": ratios[0], "weight_ratio": ratios[1]}
+        self.initial, self.detector = copy_state(model), settings.detector()
+        ties = torch.Generator().manual_seed(seed)
+        self.graph = adjacency_of(batched.plan.sampler.edges)
+        self.edge_order, weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
+        self.weights = prunable_weights(model)
+        self.weight_drawing = Drawing(self.weights, ratio=ratios[1], scope=settings.scope, order=weight_order)
+        self.values = PairValues(
+            batched.source.num_pairs,
+            learning_rate=settings.edge_learning_rate,
+            l1=settings.edge_l1,
+            dtype=next(model.parameters()).dtype,
+            folder=values_in,
+            shards=self._shards(),
+        )
+        self.weight = self._share() if settings.edge_score == "share" else None
+        self.fit = BatchedFit(model, batched, adam(model, settings.training()), seed=seed, values=self.values,
+                              evaluate=False)  # fmt: skip
+        self.drawn: tuple[Mask, Mask] | None = None
+
+    def run(
+        self,
+        checkpoints: Checkpoints | None,
+        every: int,
+        on_draw: Callable[[int, Mask, Mask], None] | None,
+        on_epoch: OnEpoch | None,
+    ) -> Ticket:
+        if checkpoints is not None and (found := checkpoints.load()) is not None:
+            self._load(found[1])
+
+        def after_epoch(epoch: int, history: History) -> bool:
+            stop = self._draw(epoch, on_draw)
+            if checkpoints is not None and (epoch % every == 0 or stop):
+                checkpoints.save(epoch, self._state())
+            return (on_epoch is not None and on_epoch(epoch, history)) or stop
+
+        if not self.detector.fired:
+            self.fit.run(self.settings.max_epochs, after_epoch)
+        return self._ticket()
+
+    def _draw(self, epoch: int, on_draw: Callable[[int, Mask, Mask], None] | None) -> bool:
+        edge_mask = self.values.draw(self.ratios["edge_ratio"], self.edge_order, self.weight)
+        self.drawn = (self.weight_drawing.draw(self.weights), edge_mask)
+        stop = self.detector.update(*self.drawn)
+        drawn = fingerprint(*self.drawn, self.detector.trajectory)
+        same_everywhere(f"masks and detector of epoch {epoch}", drawn)
+        if on_draw is not None:
+            on_draw(epoch, *self.drawn)
+        return stop
+
+    def _shards(self) -> Shards | None:
+        """Pairs belong to whom the part of their smaller end belongs; parts are those of the batches, if any."""
+        own, source = self.batched.processes, self.batched.source
+        if own.count == 1:
+            return None
+        parts = self.batched.plan.parts
+        if parts is None:
+            parts = torch.arange(source.num_nodes) * own.count // max(1, source.num_nodes)
+        of_part = torch.arange(int(parts.max()) + 1) * own.count // (int(parts.max()) + 1)
+        owner = torch.empty(source.num_pairs, dtype=torch.int16)
+        for numbers, pairs in self._pairs():
+            owner[numbers] = of_part[parts[pairs[0]]].short()
+        return Shards(owner, rank=own.rank, world=own.count)
+
+    def _share(self) -> Callable[[Tensor], Tensor]:
+        """The weight of pairs by their numbers."""
+        degrees = self.graph.degrees(torch.arange(self.graph.num_nodes))
+        share = ShareInParts(self._pairs, degrees, self.edge_order)
+        return lambda numbers: share.of(numbers, self.graph.ends(numbers))
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers and ends of all pairs, run by run."""
+        for numbers in torch.arange(self.graph.num_pairs).split(RUN):
+            yield numbers, self.graph.ends(numbers)
+
+    def _state(self) -> dict[str, Any]:
+        assert self.drawn is not None
+        return {
+            "fit": self.fit.state_dict(),
+            "values": self.values.state_dict(),
+            "detector": self.detector.state_dict(),
+            "drawn": [mask.state() for mask in self.drawn],
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.fit.load_state_dict(state["fit"])
+        self.values.load_state_dict(state["values"])
+        self.detector.load_state_dict(state["detector"])
+        weights, edges = (Mask.of_state(own) for own in state["drawn"])
+        self.drawn = weights, edges
+
+    def _ticket(self) -> Ticket:
+        assert self.drawn is not None
+        weight_mask, edge_mask = self.drawn
+        check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
+        epochs = len(self.fit.history.losses)
+        provenance = {
+            "method": "gebt",
+            **self.ratios,
+            "seed": self.seed,
+            "epoch_drawn": epochs,
+            "epochs": epochs,
+            "fired": self.detector.fired,
+            "settings": dataclasses.asdict(self.settings),
+            "batches": dataclasses.asdict(self.batched.plan.settings),
+            "trajectory": [{kind: round(d, 6) for kind, d in row.items()} for row in self.detector.trajectory],
+        }
+        source: Any = self.batched.source
+        return make_ticket(self.model, source, edge_mask, weight_mask, self.initial, provenance)

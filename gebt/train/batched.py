@@ -1,0 +1,262 @@
+"""Training batch by batch, in one process or many, of graphs in memory or on disk.
+
+A step of the weights takes `per_step` batches, whose gradients are added up; processes share them. What is random comes
+from (seed, epoch, batch) alone, so any number of processes does what one does, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.parallel import DistributedDataParallel
+
+from gebt.graph.batches import Batch
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.graph.metrics import Metric
+from gebt.graph.plans import Plan, stream_of
+from gebt.prune.mask import Mask
+from gebt.sparse.pattern import SparseMatrix
+from gebt.ticket import Ticket
+from gebt.train.loop import History, NodeTask, copy_state, seeded
+from gebt.train.pair_values import PairValues
+from gebt.train.processes import ALONE, Processes
+from gebt.train.tasks import task_for
+
+_HISTORY = ("losses", "val_accuracy", "test_accuracy", "best_epoch", "best_state")
+
+
+class Source(Protocol):
+    """A graph of which batches are read: in memory (`Graph`), or mapped."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def num_pairs(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def metric(self) -> Metric: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def train_mask(self) -> Tensor: ...
+    @property
+    def val_mask(self) -> Tensor: ...
+    @property
+    def test_mask(self) -> Tensor: ...
+    def features_of(self, nodes: Tensor) -> Tensor | SparseMatrix:
+        """Their features [n, F]."""
+
+
+@dataclass(eq=False)
+class Batched:
+    """A training batch by batch: what is read, how it is cut, and by whom.
+
+    `edges`: the whole adjacency, or None where it is not in memory; then evaluation goes part by part. `kept`: the mask
+    of the pairs that are there, None: all.
+    """
+
+    source: Source
+    plan: Plan
+    processes: Processes = ALONE
+    kept: Mask | None = None
+    edges: Edges | None = None
+
+    def graph_of(self, batch: Batch) -> Graph:
+        """A batch as a graph of its own; only its targets are in a part of the split."""
+        own, nodes = self.source, batch.nodes
+        counts = torch.zeros(nodes.numel(), dtype=torch.bool)
+        counts[batch.targets] = True
+        train, val, test = (mask[nodes] & counts for mask in (own.train_mask, own.val_mask, own.test_mask))
+        given = (own.name, batch.pairs, own.features_of(nodes), own.labels[nodes])
+        return Graph(*given, train, val, test, own.num_classes, metric=own.metric)
+
+    def thinned(self, batch: Batch) -> Batch:
+        """The batch without pruned pairs."""
+        if self.kept is None:
+            return batch
+        stays = self.kept.at(batch.pair_ids)
+        return Batch(batch.nodes, batch.pairs[:, stays], batch.pair_ids[stays], batch.targets)
+
+    def seen_by(self, ticket: Ticket) -> Batched:
+        """The same without the pairs that the ticket prunes."""
+        edges = ticket.edges(self.source) if isinstance(self.source, Graph) and self.edges is not None else None
+        return replace(self, kept=ticket.edge_mask, edges=edges)
+
+    def infer(self, model: nn.Module) -> None:
+        """One inference of all nodes by this process: at once where the graph is in memory, else part by part."""
+        model.eval()
+        with torch.no_grad():
+            if isinstance(self.source, Graph) and self.edges is not None:
+                task_for(self.source, self.edges).logits(model)
+                return
+            for number in range(self.plan.num_parts):
+                graph = self.graph_of(self.thinned(self.plan.part(number)))
+                task_for(graph, keep_aggregated=False).logits(model)
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
+        """Validation score, validation loss and test score: of the whole graph at once where it is in memory.
+
+        Else part by part, shared by the processes: pairs between parts are then left out.
+        """
+        if isinstance(self.source, Graph) and self.edges is not None:
+            return task_for(self.source, self.edges).evaluate(model)
+        said: list[list[Tensor]] = [[], [], [], []]
+        model.eval()
+        for number in self.processes.share(range(self.plan.num_parts)):
+            graph = self.graph_of(self.thinned(self.plan.part(number)))
+            with torch.no_grad():
+                logits = NodeTask(graph, keep_aggregated=False).logits(model)
+            for place, mask in ((0, graph.val_mask), (2, graph.test_mask)):
+                said[place].append(logits[mask])
+                said[place + 1].append(graph.labels[mask])
+        val, val_labels, test, test_labels = (self.processes.rows(torch.cat(own)) for own in said)
+        val_score, val_loss, test_score = NodeTask(graph).scored(val, val_labels, test, test_labels).tolist()
+        return val_score, val_loss, test_score
+
+
+class BatchedFit:
+    """`train.loop.fit` batch by batch: one network, its optimizer, and pair values that train beside it, if given.
+
+    The loss of an epoch is the mean over the training nodes of its batches. Pair values take one step an epoch, from
+    the gradients of all its batches together. Raises `ValueError` when the loss is no longer a finite number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batched: Batched,
+        optimizer: optim.Optimizer,
+        *,
+        seed: int = 0,
+        values: PairValues | None = None,
+        evaluate: bool = True,
+        evaluate_every: int = 1,
+    ) -> None:
+        self.model, self.batched, self.optimizer, self.seed, self.values = model, batched, optimizer, seed, values
+        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.history, self.best = History(), (-1.0, 0.0)
+        self._several = batched.processes.count > 1
+        self._shared = DistributedDataParallel(model, broadcast_buffers=False) if self._several else model
+        # The means and variances of normalisation; whole numbers only count steps.
+        self._moving = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._train_nodes = int(batched.source.train_mask.sum())
+
+    def run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None = None) -> History:
+        """Trains up to epoch `epochs`; `on_epoch` as in `fit`. The model ends in the state of its best epoch."""
+        for epoch in range(len(self.history.losses) + 1, epochs + 1):
+            loss = self._epoch(epoch)
+            if not math.isfinite(loss):
+                raise ValueError(f"training loss (got {loss} in epoch {epoch}), expected a finite number; "
+                                 "use a lower learning rate")  # fmt: skip
+            self.history.losses.append(loss)
+            if self.evaluate and (epoch % self.evaluate_every == 0 or epoch == epochs):
+                self._judge(epoch)
+            if on_epoch is not None and on_epoch(epoch, self.history):
+                break
+        if self.evaluate:
+            self.model.load_state_dict(self.history.best_state)
+        return self.history
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs, but for the pair values."""
+        history = {name: getattr(self.history, name) for name in _HISTORY}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": history,
+            "best": list(self.best),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.best = History(**state["history"]), (state["best"][0], state["best"][1])
+
+    def _judge(self, epoch: int) -> None:
+        val, val_loss, test = self.batched.evaluate(self.model)
+        history = self.history
+        # Epochs that were not judged stand as the last one that was.
+        missing = epoch - len(history.val_accuracy) - 1
+        for scores, score in ((history.val_accuracy, val), (history.test_accuracy, test)):
+            scores.extend([scores[-1] if scores else 0.0] * missing)
+            scores.append(score)
+        if (val, -val_loss) > self.best:
+            self.best, history.best_epoch, history.best_state = (val, -val_loss), epoch, copy_state(self.model)
+
+    def _epoch(self, epoch: int) -> float:
+        plan, told = self.batched.plan, torch.zeros(2, dtype=torch.float64)
+        per_step = plan.settings.per_step
+        self.model.train()
+        for first in range(0, len(plan), per_step):
+            self._step(epoch, range(first, min(first + per_step, len(plan))), told)
+        if self.values is not None:
+            self.values.step()
+        total, nodes = self.batched.processes.sum_(told).tolist()
+        return total / max(1.0, nodes)
+
+    def _step(self, epoch: int, group: range, told: Tensor) -> None:
+        """One step of the weights from the batches of a group; every process takes as many turns."""
+        processes = self.batched.processes
+        mine = list(processes.share(group))
+        tasks = [self._task(epoch, number) for number in mine]
+        own = [int(task.graph.train_mask.sum()) for task, _ in tasks]
+        nodes = int(processes.sum_(torch.tensor(sum(own))))
+        if not nodes:
+            return
+        turns = -(-len(group) // processes.count)
+        before = [buffer.clone() for buffer in self._moving]
+        moved = [torch.zeros_like(buffer) for buffer in before]
+        self.optimizer.zero_grad()
+        for turn in range(turns):
+            # Whoever has no batch left repeats one at no weight: all must be there when gradients are added up.
+            idle = turn >= len(mine)
+            number = group[0] if idle else mine[turn]
+            task, ids = self._task(epoch, number) if idle else tasks[turn]
+            weight = 0 if idle else own[turn]
+            for buffer, start in zip(self._moving, before, strict=True):
+                buffer.copy_(start)
+            last = turn == turns - 1
+            sync = nullcontext() if last or not self._several else self._shared.no_sync()  # type: ignore[operator]
+            with seeded(stream_of(self.seed, epoch, number, 1)), sync:
+                loss = self._backward(task, ids[:0] if idle else ids, weight, nodes, idle)
+            told += torch.tensor([loss * weight, weight], dtype=torch.float64)
+            if not idle:
+                for total, buffer in zip(moved, self._moving, strict=True):
+                    total += buffer
+        for total, buffer in zip(moved, self._moving, strict=True):
+            buffer.copy_(processes.sum_(total) / len(group))
+        self.optimizer.step()
+
+    def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
+        batch = self.batched.thinned(self.batched.plan.batch(epoch, number))
+        # A_hat X would be computed for one product.
+        return task_for(self.batched.graph_of(batch), batch.edges, keep_aggregated=False), batch.pair_ids
+
+    def _backward(self, task: NodeTask, ids: Tensor, weight: int, nodes: int, idle: bool) -> float:
+        """Adds the gradients of one batch, of `weight` among the `nodes` of its group; returns its mean loss."""
+        leaf = None
+        if self.values is not None:
+            read = self.values.read(ids)
+            leaf = read if not idle else read.new_ones(task.graph.num_pairs)
+            leaf.requires_grad_(not idle)
+        logits = task.logits(self._shared, leaf)
+        loss = task.loss(logits) if weight else logits.sum() * 0
+        # DistributedDataParallel takes the mean over processes.
+        (loss * (weight / nodes * self.batched.processes.count)).backward()
+        if self.values is not None:
+            assert leaf is not None
+            gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(read)
+            # Of the mean over the whole epoch, and not over the processes.
+            self.values.add_gradient(ids, gradient * (nodes / self._train_nodes / self.batched.processes.count))
+        return float(loss.detach())
