@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gebt.graph.adjacency import Adjacency, adjacency_of
 from gebt.graph.edges import Edges
 
 
@@ -42,13 +43,15 @@ class Batch:
 class Sampler:
     """Draws batches of one graph.
 
-    `edges`: the whole graph. One table of N numbers is kept for renumbering. All that is drawn comes from the
-    generators given; equal generators give equal batches.
+    `edges`: the whole graph, in memory or anything else that gives its rows (`gebt.data.mapped`). One table of N numbers
+    is kept for renumbering. All that is drawn comes from the generators given; equal generators give equal batches,
+    wherever the graph is.
     """
 
-    def __init__(self, edges: Edges) -> None:
+    def __init__(self, edges: Edges | Adjacency) -> None:
         self.edges = edges
-        self._place = torch.full((edges.num_nodes,), -1, dtype=torch.long, device=edges.pattern.col.device)
+        self._graph = adjacency_of(edges)
+        self._place = torch.full((edges.num_nodes,), -1, dtype=torch.long, device=self._graph.device)
 
     def induced(self, nodes: Tensor, targets: Tensor | None = None) -> Batch:
         """These nodes and all pairs among them; `targets`: those of them whose loss counts (default: all).
@@ -56,14 +59,13 @@ class Sampler:
         Raises `ValueError` for a target that is not among the nodes.
         """
         nodes = torch.unique(nodes)
-        rows = self.edges.rows(nodes)
+        low, col, ids = self._graph.rows(nodes)
         self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
-        low, high = rows.pattern.row.long(), self._place[rows.pattern.col]
-        once = high > low  # each pair once; not its loops, nor what leads out of the batch (-1)
-        ids = self.edges.source[rows.entries[once]].long()
+        high = self._place[col]
+        once = high > low  # each pair once; not what leads out of the batch (-1)
         places = self._targets(nodes, targets)
         self._place[nodes] = -1
-        return Batch(nodes, torch.stack((low[once], high[once])), ids, places)
+        return Batch(nodes, torch.stack((low[once], high[once])), ids[once], places)
 
     def partition(self, parts: Tensor, *, together: int = 1, generator: torch.Generator) -> Iterator[Batch]:
         """The batches of an epoch: `together` parts each, in random order; `parts` [N] says which part a node is in.
@@ -90,10 +92,10 @@ class Sampler:
             raise ValueError(f"fanouts (got {tuple(fanouts)}), expected at least 1")
         seen, frontier, drawn = torch.unique(targets), torch.unique(targets), list[Tensor]()
         for fanout in fanouts:
-            pattern, entries = self._without_loops(frontier)
-            stays = _first_of_rows(pattern, fanout, generator)
-            drawn.append(self.edges.source[entries[stays]].long())
-            reached = torch.unique(pattern[1][stays])
+            row, col, ids = self._graph.rows(frontier)
+            stays = _first_of_rows(row, fanout, generator)
+            drawn.append(ids[stays])
+            reached = torch.unique(col[stays])
             frontier = reached[~torch.isin(reached, seen, assume_unique=True)]
             seen = torch.cat((seen, frontier)).sort().values
         return self._of_pairs(seen, torch.unique(torch.cat(drawn)), targets)
@@ -105,16 +107,11 @@ class Sampler:
         """
         if length < 0:
             raise ValueError(f"length of a walk (got {length}), expected at least 0")
-        crow, visited = self.edges.pattern.crow.long(), [roots]
-        loops = self.edges.places[2 * self.edges.num_pairs :].long()
+        visited = [roots]
         for _ in range(length):
             here = visited[-1]
-            # One entry of a row is its loop, which is no way out; a node without neighbours stays where it is.
-            ways = crow[here + 1] - crow[here] - 1
-            step = (torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device) * ways).long()
-            entry = crow[here] + step
-            entry += (entry >= loops[here]) & (ways > 0)
-            visited.append(self.edges.pattern.col[entry].long())
+            share = torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device)
+            visited.append(self._graph.neighbour(here, (share * self._graph.degrees(here)).long()))
         return self.induced(torch.cat(visited))
 
     def _targets(self, nodes: Tensor, targets: Tensor | None) -> Tensor:
@@ -127,16 +124,9 @@ class Sampler:
             raise ValueError(f"targets (got node {missing}, which is not in the batch), expected nodes of it")
         return places
 
-    def _without_loops(self, nodes: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Row and column of the entries of these nodes, and where they stand in the whole, loops left out."""
-        rows = self.edges.rows(nodes)
-        row, col = rows.pattern.row.long(), rows.pattern.col.long()
-        others = nodes[row] != col
-        return (row[others], col[others]), rows.entries[others]
-
     def _of_pairs(self, nodes: Tensor, ids: Tensor, targets: Tensor) -> Batch:
         self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
-        pairs, places = self._place[self.edges.pairs[:, ids]], self._targets(nodes, targets)
+        pairs, places = self._place[self._graph.ends(ids)], self._targets(nodes, targets)
         self._place[nodes] = -1
         return Batch(nodes, pairs, ids, places)
 
@@ -194,9 +184,8 @@ def _without_own(edges: Edges) -> tuple[Tensor, Tensor]:
     return kept.crow.int(), kept.col.int()
 
 
-def _first_of_rows(pattern: tuple[Tensor, Tensor], count: int, generator: torch.Generator) -> Tensor:
-    """Which entries are among the first `count` of their row in a random order; `pattern`: rows in rising order."""
-    row = pattern[0]
+def _first_of_rows(row: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Which entries are among the first `count` of their row in a random order; `row`: the row of each, rising."""
     if not row.numel():
         return torch.zeros_like(row, dtype=torch.bool)
     shuffled = torch.randperm(row.numel(), generator=generator).to(row.device)

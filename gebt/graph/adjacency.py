@@ -1,0 +1,95 @@
+"""What batches are drawn from: a graph that gives the rows of some nodes, wherever it keeps them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gebt.graph.edges import Edges
+
+
+class Adjacency(Protocol):
+    """An undirected graph of N nodes and P pairs, read a few rows at a time; self-loops are not told.
+
+    Nothing that it does takes work proportional to N or P.
+    """
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors that it gives are, and those that it takes must be."""
+
+    def rows(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The neighbours of `nodes` [T]: place in `nodes`, neighbour and number of the pair, each [K] int64.
+
+        Node by node as given, the neighbours of each rising.
+        """
+
+    def degrees(self, nodes: Tensor) -> Tensor:
+        """How many neighbours each of `nodes` [T] has, int64."""
+
+    def neighbour(self, nodes: Tensor, which: Tensor) -> Tensor:
+        """Neighbour number `which` [T] of each of `nodes` [T]; a node that has none stays."""
+
+    def ends(self, pair_ids: Tensor) -> Tensor:
+        """The nodes [2, p] of the pairs of these numbers, the smaller first."""
+
+
+class InMemory:
+    """The `Adjacency` of `Edges`."""
+
+    def __init__(self, edges: Edges) -> None:
+        self._edges = edges
+        self._loops = edges.places[2 * edges.num_pairs :]
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self._edges.num_nodes
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+        return self._edges.num_pairs
+
+    @property
+    def device(self) -> torch.device:
+        """That of the edges."""
+        return self._edges.pattern.col.device
+
+    def rows(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Adjacency.rows`."""
+        rows = self._edges.rows(nodes)
+        row, col = rows.pattern.row.long(), rows.pattern.col.long()
+        others = nodes[row] != col
+        return row[others], col[others], self._edges.source[rows.entries[others]].long()
+
+    def degrees(self, nodes: Tensor) -> Tensor:
+        """As `Adjacency.degrees`; one entry of a row is its loop."""
+        crow = self._edges.pattern.crow
+        return (crow[nodes + 1] - crow[nodes]).long() - 1
+
+    def neighbour(self, nodes: Tensor, which: Tensor) -> Tensor:
+        """As `Adjacency.neighbour`."""
+        entry = self._edges.pattern.crow[nodes].long() + which
+        # The entry of a node without neighbours is its loop, where it stays.
+        entry += (entry >= self._loops[nodes]) & (self.degrees(nodes) > 0)
+        return self._edges.pattern.col[entry].long()
+
+    def ends(self, pair_ids: Tensor) -> Tensor:
+        """As `Adjacency.ends`."""
+        return self._edges.pairs[:, pair_ids]
+
+
+def adjacency_of(graph: Edges | Adjacency) -> Adjacency:
+    """`graph` as an `Adjacency`."""
+    return InMemory(graph) if isinstance(graph, Edges) else graph
