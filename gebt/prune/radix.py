@@ -1,0 +1,151 @@
+"""Selection over scores that never are in one place: part by part, in one process or many, and as exact as `select`.
+
+Histograms of the scores' bits, 16 at a time from the top, say which score is the last that goes; should more entries
+stand there than may go, histograms of their 64-bit ranks say which of them are the last. Parts are gone through once
+for each histogram (2 of float32, 4 of float64, rarely more than 1 of ranks) and once for the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gebt.prune.ties import TieOrder
+
+# Scores of a part [c], and the numbers of its entries: [c], or the first of a run of them.
+Part = tuple[Tensor, Tensor | int]
+Parts = Callable[[], Iterable[Part]]
+
+DIGIT = 16
+BINS = 1 << DIGIT
+LOWEST = -1 << (DIGIT - 1)  # of all digits at the top, which have the sign
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where pruning ends: at a score and, among the entries of that score, at a rank.
+
+    `key`: the score, as the integer that `keys_of` makes of it. `rank`: entries of that score and a larger rank stay;
+    None when none of them does.
+    """
+
+    key: int
+    rank: int | None
+    order: TieOrder
+
+    def keeps(self, scores: Tensor, entries: Tensor | int) -> Tensor:
+        """Which entries of a part stay, [c] boolean; `entries` as in `Part`."""
+        keys = keys_of(scores)
+        kept = keys > self.key
+        if self.rank is not None:
+            tied = (keys == self.key).nonzero().squeeze(1)
+            kept[tied] = self.order.of(_numbers(tied, entries)) > self.rank
+        return kept
+
+
+def keep_highest_in_parts(
+    parts: Parts, prune: int, order: TieOrder, total: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Tensor]:
+    """Which entries stay when the `prune` lowest of all parts go, part by part: what `select` keeps.
+
+    Arguments and errors as of `find_cut`.
+
+    >>> parts = lambda: [(torch.tensor([3.0, 1.0]), 0), (torch.tensor([2.0, 4.0]), 2)]
+    >>> list(keep_highest_in_parts(parts, 2, TieOrder(0)))
+    [tensor([ True, False]), tensor([False,  True])]
+    """
+    cut = find_cut(parts, prune, order, total)
+    return (cut.keeps(scores, entries) for scores, entries in parts())
+
+
+def find_cut(parts: Parts, prune: int, order: TieOrder, total: Callable[[Tensor], Tensor] | None = None) -> Cut:
+    """The cut below which the `prune` lowest entries are, ties by `order` of their numbers.
+
+    `parts()` goes through the same parts each time: at least one, be it empty, all float32 or all float64, entries
+    numbered differently throughout. `total` adds a tensor of counts [n] int64 up over processes, each of which then
+    finds the same cut of all their parts; it is called equally often in each.
+    Raises `ValueError` for scores of another type, a NaN, and more to prune than there are entries.
+    """
+    total = total or _alone
+    kind = next(iter(parts()))[0].dtype
+    if kind not in (torch.float32, torch.float64):
+        raise ValueError(f"scores (got {kind}), expected torch.float32 or torch.float64")
+    bits = 8 * kind.itemsize
+
+    def keys() -> Iterator[Tensor]:
+        return (keys_of(scores) for scores, _ in parts())
+
+    counts = total(_histogram(keys(), LOWEST, bits - DIGIT))
+    size, nan = int(counts.sum()), int(counts[-1])
+    if nan:
+        raise ValueError(f"scores (got NaN for {nan} of {size} entries), expected numbers; did the training diverge?")
+    if not 0 <= prune <= size:
+        raise ValueError(f"entries to prune (got {prune}), expected 0 to {size}")
+    if not prune:
+        return Cut(-1 << (bits - 1), None, order)  # lower than the key of any number
+    key, prune, tied = _last(keys, counts, LOWEST, bits - DIGIT, prune, total)
+    if prune == tied:
+        return Cut(key, None, order)
+
+    def ranks() -> Iterator[Tensor]:
+        for scores, entries in parts():
+            yield order.of(_numbers((keys_of(scores) == key).nonzero().squeeze(1), entries))
+
+    counts = total(_histogram(ranks(), LOWEST, 64 - DIGIT))
+    return Cut(key, _last(ranks, counts, LOWEST, 64 - DIGIT, prune, total)[0], order)
+
+
+def keys_of(scores: Tensor) -> Tensor:
+    """Integers of the scores' own width [c] that are ordered as they are, NaN last of all: int32 or int64."""
+    scores = scores.detach()
+    # Adding 0 makes 0 of -0, which is equal to it but not in its bits.
+    bits = (scores + 0.0).view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
+    most = torch.iinfo(bits.dtype).max
+    # Bits of numbers below 0 run the other way.
+    keys = bits ^ ((bits >> (8 * scores.itemsize - 1)) & most)
+    # A NaN anywhere makes the sum NaN; opposite infinities would too, and then nothing is filled in.
+    return keys.masked_fill_(scores.isnan(), most) if bool(scores.sum().isnan()) else keys
+
+
+def _histogram(keys: Iterable[Tensor], first: int, shift: int) -> Tensor:
+    """[65536]: how many keys have the upper bits (`shift` are left out) `first`, `first` + 1, ..."""
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    for own in keys:
+        digits = (own >> shift) - first
+        if shift + DIGIT < 8 * own.itemsize:
+            digits = digits[(digits >= 0) & (digits < BINS)]
+        counts += torch.bincount(digits, minlength=BINS)
+    return counts
+
+
+def _last(
+    keys: Callable[[], Iterable[Tensor]],
+    counts: Tensor,
+    first: int,
+    shift: int,
+    prune: int,
+    total: Callable[[Tensor], Tensor],
+) -> tuple[int, int, int]:
+    """The key at which the `prune` (at least 1) lowest end, how many of those that have it go, and how many have it.
+
+    `counts`: the histogram of `first` and `shift`. Where all keys of a bin go, the last it could hold stands for them.
+    """
+    ends = counts.cumsum(0)
+    digit = int(torch.searchsorted(ends, prune))
+    here = int(counts[digit])
+    prune -= int(ends[digit]) - here
+    if prune == here or not shift:
+        return ((first + digit + 1) << shift) - 1, prune, here
+    first, shift = (first + digit) << DIGIT, shift - DIGIT
+    return _last(keys, total(_histogram(keys(), first, shift)), first, shift, prune, total)
+
+
+def _numbers(places: Tensor, entries: Tensor | int) -> Tensor:
+    return places + entries if isinstance(entries, int) else entries[places].long()
+
+
+def _alone(counts: Tensor) -> Tensor:
+    return counts
