@@ -81,7 +81,7 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
             "processes": own.count,
             "summary": summarise(per_seed),
             "per_seed": per_seed,
-            "pairwise": draws.pairwise(),
+            "pairwise": draws.pairwise() if own.first else {},
         }
         if own.first:
             folder.write(record)
@@ -99,9 +99,11 @@ class _Arms:
         self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
         self.source: Any = graph_for(options, seed)
         same_everywhere("data", self.source.fingerprint)
-        edges = Edges.from_pairs(self.source.pairs, self.source.num_nodes) if isinstance(self.source, Graph) else None
-        sampler, train = Sampler(edges or self.source), self.source.train_mask.nonzero().squeeze(1)
-        plan = Plan(sampler, train, options.batching(own.count), seed)
+        source, edges = self.source, None
+        if isinstance(source, Graph):
+            edges = Edges.from_pairs(source.pairs, source.num_nodes)
+        train = source.train_mask.nonzero().squeeze(1)
+        plan = Plan(Sampler(source if edges is None else edges), train, options.batching(own.count), seed)
         if plan.parts is not None:
             same_everywhere("parts of the graph", fingerprint(plan.parts))
         self.batched = Batched(self.source, plan, own, edges=edges)

@@ -204,7 +204,8 @@ class _Search:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Numbers and ends of all pairs, run by run."""
-        for numbers in torch.arange(self.graph.num_pairs).split(RUN):
+        for first in range(0, self.graph.num_pairs, RUN):
+            numbers = torch.arange(first, min(first + RUN, self.graph.num_pairs))
             yield numbers, self.graph.ends(numbers)
 
     def _state(self) -> dict[str, Any]:

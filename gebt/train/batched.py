@@ -146,7 +146,7 @@ class BatchedFit:
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.history, self.best = History(), (-1.0, 0.0)
         self._several = batched.processes.count > 1
-        self._shared = DistributedDataParallel(model, broadcast_buffers=False) if self._several else model
+        self._shared = DistributedDataParallel(model) if self._several else model
         # The means and variances of normalisation; whole numbers only count steps.
         self._moving = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._train_nodes = int(batched.source.train_mask.sum())

@@ -15,6 +15,14 @@ from torch import Tensor, distributed
 TIMEOUT = 300.0
 
 
+# What gloo and NCCL say when a process at the other end has gone, or does not answer in time.
+GONE = ("closed by peer", "reset by peer", "Connection refused", "Timed out", "timed out", "timeout", "Broken pipe")
+
+
+class LostProcessError(ValueError):
+    """Another process has ended or does not answer."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """`rank` of `count` processes; with one there is nobody to talk to, and nothing of torch.distributed is called."""
@@ -78,7 +86,16 @@ def processes(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Process
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    rank = distributed.get_rank()
     try:
-        yield Processes(distributed.get_rank(), count)
+        yield Processes(rank, count)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in GONE):
+            raise
+        said = str(error).splitlines()[0].rpartition("] ")[2]
+        raise LostProcessError(
+            f"process {rank} of {count} (got: {said}), expected an answer within {timeout:g} s; another process has "
+            "ended or hangs: see what it said. Start again with --resume, or with torchrun --max-restarts"
+        ) from error
     finally:
         distributed.destroy_process_group()

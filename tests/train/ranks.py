@@ -1,0 +1,119 @@
+"""One, two and three processes train the same pair values. Not a test: `test_ranks.py` runs it.
+
+python tests/train/ranks.py FOLDER. What process RANK of WORLD ends with is in FOLDER/WORLD.RANK.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from gebt.prune import EarlyBird, Mask
+from gebt.prune.ties import TieOrder
+from gebt.train.agreement import fingerprint, same_everywhere
+from gebt.train.pair_values import PairValues
+from gebt.train.shards import Shards
+
+COUNT, STEPS, BATCHES = 1000, 4, 6
+ORDER = TieOrder(5)
+
+
+def batch(step: int, number: int) -> tuple[Tensor, Tensor]:
+    """Scattered pairs, more or fewer of them or none, and their gradients."""
+    generator = torch.Generator().manual_seed(100 * step + number)
+    size = (40, 0, 7, 120, 1, 80)[number]
+    ids = torch.randperm(COUNT, generator=generator)[:size]
+    return ids, torch.randn(size, dtype=torch.float64, generator=generator)
+
+
+def owners(world: int) -> Tensor:
+    """Uneven shards; of three processes the second owns nothing."""
+    drawn = torch.rand(COUNT, generator=torch.Generator().manual_seed(9))
+    return (drawn < 0.2) * (world - 1)
+
+
+def weight(ids: Tensor) -> Tensor:
+    return 1.0 + (ids % 3)
+
+
+def train(values: PairValues, rank: int, world: int, steps: range) -> list[Mask]:
+    """Process r takes the batches r, r + world, ...: lower ranks first is the order of one process."""
+    drawn = []
+    for step in steps:
+        for first in range(0, BATCHES, world):
+            ids, gradient = batch(step, first + rank)
+            values.add_gradient(ids, gradient * values.read(ids))
+        values.step()
+        drawn.append(values.draw(0.6, ORDER, weight))
+    return drawn
+
+
+def made(rank: int, world: int, folder: Path | None = None) -> PairValues:
+    shards = Shards(owners(world), rank=rank, world=world)
+    return PairValues(COUNT, learning_rate=0.05, l1=0.01, dtype=torch.float64, shards=shards, run=64, folder=folder)
+
+
+def resumed(values: PairValues, rank: int, world: int, folder: Path) -> PairValues:
+    state = folder / f"state.{world}.{rank}.pt"
+    torch.save(values.state_dict(), state)
+    other = made(rank, world, folder / "files")
+    other.load_state_dict(torch.load(state, mmap=True, weights_only=True))
+    return other
+
+
+def refusal(rank: int, world: int) -> str:
+    """What every process says when the last has other options than the others."""
+    try:
+        same_everywhere("options", "these" if rank < world - 1 else "those")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def agreed(masks: list[Mask]) -> EarlyBird:
+    bird = EarlyBird()
+    for mask in masks:
+        bird.update(Mask(dict(mask)))  # of tensors, whose distance needs no kernel, for which every process loads numba
+        same_everywhere("mask and detector", fingerprint(mask, bird.trajectory, bird.fired))
+    return bird
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if world > 1:  # one process has no group, so that any call to one would fail
+        meeting = (folder / f"meeting.{world}").as_uri()
+        limit = timedelta(seconds=60)
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=limit)
+    values = made(rank, world)
+    masks = train(values, rank, world, range(STEPS - 1))
+    values = resumed(values, rank, world, folder)
+    masks += train(values, rank, world, range(STEPS - 1, STEPS))
+    bird = agreed(masks)
+    found: dict[str, Any] = {
+        "values": values.read(torch.arange(COUNT)),
+        "masks": [mask["edges"] for mask in masks],
+        "all": values.draw(0.0, ORDER)["edges"],
+        "own": values.state_dict()["mean"].numel(),
+        "trajectory": bird.trajectory,
+        "refusal": refusal(rank, world),
+    }
+    torch.save(found, folder / f"{world}.{rank}.pt")
+    values.add_gradient(torch.tensor([3]), torch.tensor([float("nan")], dtype=torch.float64))
+    values.step()
+    try:
+        values.draw(0.5, ORDER)
+    except ValueError as error:
+        (folder / f"nan.{world}.{rank}").write_text(str(error))
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # processes are forked
+    for size in (1, 2, 3):
+        multiprocessing.start_processes(work, (size, Path(sys.argv[1])), nprocs=size, start_method="fork")
