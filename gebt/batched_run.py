@@ -104,8 +104,8 @@ class _Arms:
             edges = Edges.from_pairs(source.pairs, source.num_nodes)
         train = source.train_mask.nonzero().squeeze(1)
         plan = Plan(Sampler(source if edges is None else edges), train, options.batching(own.count), seed)
-        if plan.parts is not None:
-            same_everywhere("parts of the graph", fingerprint(plan.parts))
+        if options.batches == "clusters":
+            same_everywhere("clusters of the graph", fingerprint(plan.clusters))
         self.batched = Batched(self.source, plan, own, edges=edges)
 
     def row(self) -> dict[str, Any]:

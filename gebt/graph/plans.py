@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -20,8 +21,8 @@ PARTITIONS = ("random", "clusters")
 class BatchSettings:
     """How an epoch is cut into batches, and how many of them a step of the weights takes.
 
-    `cut` "random", "clusters": `parts` of the nodes, drawn or with neighbours mostly together, `together` of them a
-    batch, put together anew each epoch. "neighbours": `size` training nodes a batch, and around them up to
+    `cut` "random": `parts` of the nodes, drawn anew each epoch. "clusters": `parts` with neighbours mostly together,
+    of which `together` make a batch, put together anew each epoch. "neighbours": `size` training nodes a batch, and around them up to
     `fanouts[i]` neighbours at distance i + 1. "walks": what random walks of `length` steps from `size` training nodes
     come through. `per_step`: batches of one step, whose gradients are added up.
     """
@@ -49,31 +50,29 @@ class Plan:
 
     `train` [T]: the nodes to learn from. Batch b of epoch e comes from a random state of (seed, e, b) alone, so that
     processes that share the batches of an epoch build what one process would have built.
-    `parts` [N]: the part of each node where the cut is a partition, else None.
     """
 
     def __init__(self, sampler: Sampler, train: Tensor, settings: BatchSettings, seed: int) -> None:
         self.sampler, self.train, self.settings, self.seed = sampler, train, settings, seed
-        self.parts: Tensor | None = None
+        # The last partition that was asked for: a training asks for that of one epoch, batch by batch.
+        self._sorted: tuple[int, Tensor, list[int]] | None = None
         if settings.cut in PARTITIONS:
-            self.parts = self._parts()
-            self._by_part = self.parts.argsort(stable=True)
-            self._ends = torch.bincount(self.parts, minlength=settings.parts).cumsum(0).tolist()
+            self.parts(0)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         whole, each = self.train.numel(), self.settings.size
-        if self.parts is not None:
+        if self.settings.cut in PARTITIONS:
             whole, each = self.settings.parts, self.settings.together
         return -(-whole // each)
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Batch `number`, from 0, of an epoch, from 1; no more than `len(self)`."""
         settings, generator = self.settings, generator_of(self.seed, epoch, number)
-        if self.parts is not None:
-            order = torch.randperm(settings.parts, generator=generator_of(self.seed, epoch))
+        if settings.cut in PARTITIONS:
+            order = torch.randperm(settings.parts, generator=generator_of(self.seed, epoch, -1))
             chosen = order[number * settings.together : (number + 1) * settings.together]
-            return self.sampler.induced(self._members(chosen.tolist()))
+            return self.sampler.induced(self._members(epoch, chosen.tolist()))
         order = torch.randperm(self.train.numel(), generator=generator_of(self.seed, epoch))
         own = self.train[order[number * settings.size : (number + 1) * settings.size]]
         if settings.cut == "neighbours":
@@ -85,28 +84,39 @@ class Plan:
 
         All of them together are all nodes, each once: what is evaluated batch by batch.
         """
-        if self.parts is not None:
-            return self.sampler.induced(self._members([number]))
+        if self.settings.cut in PARTITIONS:
+            return self.sampler.induced(self._members(0, [number]))
         nodes = torch.arange(number * self.settings.size, min((number + 1) * self.settings.size, self._nodes))
         return self.sampler.neighbours(nodes, self.settings.fanouts, generator_of(self.seed, 0, number))
 
     @property
     def num_parts(self) -> int:
         """How many there are of `part`."""
-        return self.settings.parts if self.parts is not None else -(-self._nodes // self.settings.size)
+        return self.settings.parts if self.settings.cut in PARTITIONS else -(-self._nodes // self.settings.size)
 
     @property
     def _nodes(self) -> int:
         return self.sampler.edges.num_nodes
 
-    def _parts(self) -> Tensor:
-        if self.settings.cut == "random":
-            return random_parts(self._nodes, self.settings.parts, generator_of(self.seed, 0))
+    @cached_property
+    def clusters(self) -> Tensor:
+        """The part [N] of every node in the cut "clusters"."""
         return clusters(self.sampler.edges, self.settings.parts)
 
-    def _members(self, chosen: Sequence[int]) -> Tensor:
-        spans = [(self._ends[part - 1] if part else 0, self._ends[part]) for part in chosen]
-        return torch.cat([self._by_part[start:end] for start, end in spans])
+    def parts(self, epoch: int) -> Tensor:
+        """The part [N] of every node in an epoch of a cut into parts."""
+        if self.settings.cut == "clusters":
+            return self.clusters
+        return random_parts(self._nodes, self.settings.parts, generator_of(self.seed, epoch))
+
+    def _members(self, epoch: int, chosen: Sequence[int]) -> Tensor:
+        epoch = epoch if self.settings.cut == "random" else 0
+        if self._sorted is None or self._sorted[0] != epoch:
+            parts = self.parts(epoch)
+            ends = torch.bincount(parts, minlength=self.settings.parts).cumsum(0).tolist()
+            self._sorted = (epoch, parts.argsort(stable=True), ends)
+        _, by_part, ends = self._sorted
+        return torch.cat([by_part[ends[part - 1] if part else 0 : ends[part]] for part in chosen])
 
 
 def generator_of(seed: int, *numbers: int) -> torch.Generator:

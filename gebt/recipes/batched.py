@@ -183,17 +183,15 @@ class _Search:
         return stop
 
     def _shards(self) -> Shards | None:
-        """Pairs belong to whom the part of their smaller end belongs; parts are those of the batches, if any."""
-        own, source = self.batched.processes, self.batched.source
+        """Pairs belong to whom the cluster of their smaller end belongs; without clusters nodes go by their numbers."""
+        own, source, plan = self.batched.processes, self.batched.source, self.batched.plan
         if own.count == 1:
             return None
-        parts = self.batched.plan.parts
-        if parts is None:
-            parts = torch.arange(source.num_nodes) * own.count // max(1, source.num_nodes)
-        of_part = torch.arange(int(parts.max()) + 1) * own.count // (int(parts.max()) + 1)
+        parts = plan.clusters if plan.settings.cut == "clusters" else torch.arange(source.num_nodes)
+        count = int(parts.max()) + 1
         owner = torch.empty(source.num_pairs, dtype=torch.int16)
         for numbers, pairs in self._pairs():
-            owner[numbers] = of_part[parts[pairs[0]]].short()
+            owner[numbers] = (parts[pairs[0]] * own.count // count).short()
         return Shards(owner, rank=own.rank, world=own.count)
 
     def _share(self) -> Callable[[Tensor], Tensor]:
