@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +65,16 @@ def distinct_keys(buckets: Buckets, stop: int, most: int) -> Iterator[Keys]:
             finer = key_buckets(path.with_name(f"{number}-cut"), int(start), int(end), 2 * -(-held // most))
             with path.open("rb") as file:
                 while len(keys := np.fromfile(file, np.int64, most)):
-                    keys = np.unique(keys)
+                    keys = different(keys)
                     finer.add(keys, keys)
             path.unlink()
             yield from distinct_keys(finer, int(end), most)
         elif held:
-            yield np.unique(buckets.take(number, np.dtype(np.int64)))
+            yield different(buckets.take(number, np.dtype(np.int64)))
+
+
+def different(keys: NDArray[Any]) -> Keys:
+    """The different ones of `keys`, rising; `keys` is put in order."""
+    # numpy's unique hashes first: measured, that takes eight times as long as the sort.
+    keys.sort()
+    return keys[np.concatenate(([True], keys[1:] != keys[:-1]))[: len(keys)]]

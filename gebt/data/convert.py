@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gebt.data.buckets import Buckets, distinct_keys, key_buckets
+from gebt.data.buckets import Buckets, different, distinct_keys, key_buckets
 from gebt.data.folder import stream_folder
 from gebt.data.graphs import load_graph
 from gebt.data.mapped import FORMAT, HEADER, PARTS, MappedGraph, MappedHeader, rows_between
@@ -36,7 +36,7 @@ Values = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 LEAST_MEMORY = 1 << 16
 # Measured at the worst moment of each step: bytes that are alive for each row, key or entry that it takes at once.
-_BYTES_A_ROW, _BYTES_A_KEY, _BYTES_AN_ENTRY = 96, 64, 96
+_BYTES_A_ROW, _BYTES_A_KEY, _BYTES_AN_ENTRY = 96, 64, 160
 _LOWER = np.dtype([("row", np.int32), ("col", np.int32), ("pair", np.int64)])
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,7 +76,7 @@ def convert_stream(
 ) -> Path:
     """Writes a graph that comes in pieces into the new folder `target` and returns that.
 
-    `memory`: bytes to work in, beside 32 a node; the result does not depend on it. `force`: replaces a mapped graph
+    `memory`: bytes to work in, beside 64 a node; the result does not depend on it. `force`: replaces a mapped graph
     that is there. `progress(step, done, all)` is called between pieces. Raises `GraphError` for a target that is there,
     too little room on the disk, before anything is written or when it runs out on the way, and for what
     `canonical_graph` refuses. The target comes into being whole or not at all; a killed conversion leaves a hidden
@@ -182,7 +182,7 @@ class _Conversion:
                 got = f"{piece[row].tolist()} in row {done + row + 1}"
                 raise GraphError(f"edges of {self.stream.name!r} (got {got}), expected nodes 0 to {nodes - 1}")
             ends = piece[piece[:, 0] != piece[:, 1]].astype(np.int64)
-            keys = np.unique(ends.min(1) * nodes + ends.max(1)) if len(ends) else np.empty(0, np.int64)
+            keys = different(np.minimum(*ends.T) * nodes + np.maximum(*ends.T))
             buckets.add(keys, keys)
             done += len(piece)
             self.progress("edges", done, self.stream.num_edges)

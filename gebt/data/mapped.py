@@ -34,7 +34,7 @@ from gebt.sparse.pattern import index_dtype
 FORMAT, VERSION, HEADER = "gebt mapped graph", 1, "header.json"
 PARTS = ("train", "val", "test")
 # Numbers read at once where a whole file is gone through.
-_PIECE = 1 << 17
+_PIECE = 1 << 15
 _CONVERT = "write the folder again with 'gebt convert'"
 
 

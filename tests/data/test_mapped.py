@@ -1,4 +1,4 @@
-"""Mapped graphs: rows, batches and digests are those of the graph in memory, and files that are not whole are refused."""
+"""Mapped graphs: rows, batches and digests are those of the graph in memory; files that are not whole are refused."""
 
 from __future__ import annotations
 
