@@ -33,8 +33,8 @@ from gebt.sparse.pattern import index_dtype
 
 FORMAT, VERSION, HEADER = "gebt mapped graph", 1, "header.json"
 PARTS = ("train", "val", "test")
-# Numbers read at once where a whole file is gone through.
-_PIECE = 1 << 15
+# Numbers read at once where a whole file is gone through, and pieces after which its pages are let go of.
+_PIECE, _RELEASED = 1 << 15, 64
 _CONVERT = "write the folder again with 'gebt convert'"
 
 
@@ -176,7 +176,7 @@ class MappedGraph:
         """Reads everything once. Raises `GraphError` naming the first file that is not as it was written."""
         for name, (dtype, shape) in self.header.arrays().items():
             size, digest = int(np.prod(shape)) * dtype.itemsize, hashlib.sha256()
-            for piece in _pieces(np.frombuffer(self._maps[name], np.uint8, offset=len(self._maps[name]) - size)):
+            for piece in self._pieces(np.frombuffer(self._maps[name], np.uint8, offset=len(self._maps[name]) - size)):
                 digest.update(piece.data)
             if digest.hexdigest() != self.header.files[name].get("sha256"):
                 raise GraphError(f"file {self.folder / name}.npy (got other numbers than were written); {_CONVERT}")
@@ -200,7 +200,7 @@ class MappedGraph:
             low = rows_between(self._upper_crow, start, min(start + _PIECE, pairs)).tobytes()
             structure.update(low)
             whole.update(low)
-        for piece in _pieces(self._arrays["upper_col"]):
+        for piece in self._pieces(self._arrays["upper_col"]):
             high = piece.astype(np.int64).tobytes()
             structure.update(high)
             whole.update(high)
@@ -228,7 +228,14 @@ class MappedGraph:
         yield from (piece[piece != 0].tobytes() for piece in self._feature_rows())
 
     def _feature_rows(self) -> Iterator[NDArray[Any]]:
-        yield from _pieces(self._arrays["features"], max(1, _PIECE // self.num_features))
+        yield from self._pieces(self._arrays["features"], max(1, _PIECE // self.num_features))
+
+    def _pieces(self, values: NDArray[Any], rows: int = _PIECE) -> Iterator[NDArray[Any]]:
+        """All of a file, of which little is resident at a time."""
+        for number, start in enumerate(range(0, len(values), rows)):
+            yield values[start : start + rows]
+            if number % _RELEASED == _RELEASED - 1:
+                self.release()
 
     def _mapped(self, name: str) -> NDArray[Any]:
         path, (dtype, shape) = self.folder / f"{name}.npy", self.header.arrays()[name]
@@ -299,11 +306,6 @@ def _check_file(path: Path, size: object, dtype: np.dtype[np.generic], shape: tu
 def _check_ends(path: Path, found: list[int], expected: list[int]) -> None:
     if found != expected:
         raise GraphError(f"file {path} (got {found}), expected {expected} by {HEADER}; {_CONVERT}")
-
-
-def _pieces(values: NDArray[Any], rows: int = _PIECE) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(values), rows):
-        yield values[start : start + rows]
 
 
 def _numpy(dtype: torch.dtype) -> np.dtype[np.generic]:

@@ -241,41 +241,53 @@ import os, signal, sys
 from pathlib import Path
 from gebt.data.convert import convert
 
-folder, way = Path(sys.argv[1]), sys.argv[2]
-if way == "kill":
-    convert("digits", folder / "out", progress=lambda step, *_: step == "rows" and os.kill(os.getpid(), signal.SIGKILL))
+source, disk, way = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def kill(step, done, whole):
+    if step == "rows":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def fill(step, done, whole):
     # Somebody else takes all the room once the conversion has begun.
-    with (folder / "ballast").open("wb") as file:
-        left = os.statvfs(folder)
+    with (disk / "ballast").open("wb") as file:
+        left = os.statvfs(disk)
         file.write(bytes(left.f_bavail * left.f_bsize))
 
 try:
-    convert("digits", folder / "out", progress=fill)
+    convert(source, disk / "out", progress={"kill": kill, "fill": fill}[way])
 except ValueError as error:
-    print(error, [path.name for path in folder.iterdir()])
+    print(error, [path.name for path in disk.iterdir()])
 """
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    mount = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=3m tmpfs {tmp_path} && "$@"', "sh"]
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    return folder
+
+
+def test_a_disk_that_fills_up_leaves_nothing(toy: Graph, tmp_path: Path, disk: Path) -> None:
+    source = save_graph_folder(tmp_path / "toy", toy)
+    mount = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=200k tmpfs {disk} && "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs a mount namespace of one's own")
-    done = subprocess.run([*mount, sys.executable, "-c", CHILD, tmp_path, "fill"], capture_output=True, check=True)
-    lines = done.stdout.decode().splitlines()
-    assert lines == [
-        f"writing {tmp_path / 'out'} (got: No space left on device), expected room on the disk; nothing was kept of it "
+    done = subprocess.run([*mount, sys.executable, "-c", CHILD, source, disk, "fill"], capture_output=True, check=True)
+    assert done.stdout.decode().splitlines() == [
+        f"writing {disk / 'out'} (got: No space left on device), expected room on the disk; nothing was kept of it "
         "['ballast']"
     ]
 
 
-def test_a_killed_conversion_has_no_target_and_the_next_one_does_its_work(digits: Graph, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD, tmp_path, "kill"], capture_output=True, check=False)
+def test_a_killed_conversion_has_no_target_and_the_next_one_does_its_work(
+    toy: Graph, tmp_path: Path, disk: Path
+) -> None:
+    source = save_graph_folder(tmp_path / "toy", toy)
+    done = subprocess.run([sys.executable, "-c", CHILD, source, disk, "kill"], capture_output=True, check=False)
     assert done.returncode == -9
-    assert not (tmp_path / "out").exists()
-    assert [path.name.startswith(".out.") for path in tmp_path.iterdir()] == [True]
-    assert open_mapped(convert("digits", tmp_path / "out")).fingerprint == digits.fingerprint
+    assert not (disk / "out").exists()
+    assert [path.name.startswith(".out.") for path in disk.iterdir()] == [True]
+    assert open_mapped(convert(source, disk / "out")).fingerprint == toy.fingerprint
 
 
 def test_the_command(digits: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
