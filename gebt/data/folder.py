@@ -11,7 +11,10 @@ Nodes are numbered from 0. Texts have no header. `load_graph("path/to/folder")` 
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.data.npz import arrays_of, read_npy
+from gebt.data.npz import arrays_of, npy_header, read_npy
 from gebt.data.raw import (
+    Array,
     RawGraph,
     check_nodes,
     csr_entries,
@@ -31,7 +35,8 @@ from gebt.data.raw import (
     single,
     sparse_features,
 )
-from gebt.data.tables import read_table
+from gebt.data.streams import GraphStream, dense_rows, pieces
+from gebt.data.tables import count_lines, read_table, table_pieces
 from gebt.graph.canonical import Graph, GraphError
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import INT32_LIMIT, SparseMatrix
@@ -46,17 +51,32 @@ def read_folder(folder: Path) -> RawGraph:
     No pickle is opened. Raises `GraphError` naming the file, and the row where there is one, for a file that is missing
     or there in two forms, arrays that do not fit each other, nodes outside the graph, and parts that overlap.
     """
-    labels_at = _the(folder, "labels", ".npy", ".csv")
-    found = _column(labels_at)
-    nodes = len(found)
-    if not 0 < nodes <= INT32_LIMIT or found.ndim != 1 or found.dtype.kind not in "iu":
-        raise GraphError(f"file {labels_at} (got {found.dtype} {found.shape}), expected an integer for each node")
-    edges = _edges(folder, nodes)
-    features = _features(folder, nodes)
-    masks = _masks(folder, nodes)
-    with reading(labels_at, "a class for each node of the split"):
-        labels = known_labels(torch.from_numpy(found.astype(np.int64)), masks)
-    return RawGraph(edges, features, labels, masks)
+    labels, masks = _labels_and_masks(folder)
+    nodes = labels.numel()
+    return RawGraph(_edges(folder, nodes), _features(folder, nodes), labels, masks)
+
+
+def stream_folder(folder: Path) -> GraphStream:
+    """The graph in `folder`, whose edges and dense features are read a piece at a time.
+
+    Edges as .npy and features as .npy are mapped, texts and parquet read in blocks; features as .npz, labels and split
+    are read whole. Raises as `read_folder`, of edges and features when they are come to.
+    """
+    labels, masks = _labels_and_masks(folder)
+    nodes = labels.numel()
+    edges, count = _edge_pieces(_the(folder, "edges", ".npy", ".csv", ".parquet"))
+    path = _the(folder, "features", ".npy", ".npz")
+    if path.suffix == ".npz":
+        whole = _features(folder, nodes)
+        assert isinstance(whole, SparseMatrix)
+        columns, features = whole.shape[1], lambda rows: dense_rows(whole, rows)
+    else:
+        values = _mapped(path, f"numbers, one row for each of {nodes} nodes")
+        if values.ndim != 2 or len(values) != nodes or not values.size:
+            raise GraphError(f"file {path} (got shape {values.shape}), expected a row for each of {nodes} nodes")
+        columns, features = values.shape[1], lambda rows: pieces(values, rows)
+    name = folder.resolve().name
+    return GraphStream(name, nodes, count, columns, lambda rows, _: edges(rows), features, labels, masks)
 
 
 def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
@@ -83,6 +103,17 @@ def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
     masks = zip(PARTS, (graph.train_mask, graph.val_mask, graph.test_mask), strict=True)
     np.savez_compressed(folder / "splits.npz", **{part: mask.numpy() for part, mask in masks})  # type: ignore[arg-type]
     return folder
+
+
+def _labels_and_masks(folder: Path) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    path = _the(folder, "labels", ".npy", ".csv")
+    found = _column(path)
+    nodes = len(found)
+    if not 0 < nodes <= INT32_LIMIT or found.ndim != 1 or found.dtype.kind not in "iu":
+        raise GraphError(f"file {path} (got {found.dtype} {found.shape}), expected an integer for each node")
+    masks = _masks(folder, nodes)
+    with reading(path, "a class for each node of the split"):
+        return known_labels(torch.from_numpy(found.astype(np.int64)), masks), masks
 
 
 def _the(folder: Path, stem: str, *endings: str) -> Path:
@@ -118,7 +149,32 @@ def _edges(folder: Path, nodes: int) -> Tensor:
         return torch.from_numpy(edges.astype(np.int64, copy=False)).t()
 
 
-def _parquet(path: Path) -> NDArray[Any]:
+def _edge_pieces(path: Path) -> tuple[Callable[[int], Iterator[Array]], int]:
+    """What gives the edges in pieces of so many rows, and how many rows there are."""
+    if path.suffix == ".npy":
+        values = _mapped(path, "two columns with the numbers of nodes")
+        if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "iu":
+            raise GraphError(f"file {path} (got {values.dtype} {values.shape}), expected two columns of integers")
+        return lambda rows: pieces(values, rows), len(values)
+    if path.suffix == ".csv":
+        return lambda rows: table_pieces(path, np.int64, cols=2, rows=rows), count_lines(path)
+    with _parquet_file(path) as stream:
+        return lambda rows: _parquet_pieces(path, rows), stream.metadata.num_rows
+
+
+def _mapped(path: Path, expected: str) -> Array:
+    with reading(path, expected), path.open("rb") as stream:
+        shape, by_column, dtype = npy_header(stream)
+        if dtype.kind not in "iufb" or stream.tell() + math.prod(shape) * dtype.itemsize != path.stat().st_size:
+            raise ValueError(f"{dtype} {shape} in {path.stat().st_size} bytes")
+        if not math.prod(shape):
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", stream.tell(), shape, "F" if by_column else "C")
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    """An open file of two columns of integers."""
     try:
         from pyarrow import ArrowException, parquet, types
     except ImportError as error:
@@ -129,14 +185,27 @@ def _parquet(path: Path) -> NDArray[Any]:
                 columns = list(stream.schema_arrow)
                 if len(columns) != 2 or not all(types.is_integer(column.type) for column in columns):
                     raise ValueError(f"columns {', '.join(f'{column.name} {column.type}' for column in columns)}")
-                # The table, its columns as int64, and both side by side.
-                check_room(f"edges of {path}", 48 * stream.metadata.num_rows, torch.device("cpu"))
-                table = stream.read()
-                if any(column.null_count for column in table.columns):
-                    raise ValueError("empty fields")
-                return np.stack([column.to_numpy().astype(np.int64) for column in table.columns], 1)
+                yield stream
         except ArrowException as error:
             raise ValueError(str(error)) from error
+
+
+def _parquet(path: Path) -> NDArray[Any]:
+    with _parquet_file(path) as stream:
+        # The table, its columns as int64, and both side by side.
+        check_room(f"edges of {path}", 48 * stream.metadata.num_rows, torch.device("cpu"))
+        return _side_by_side(stream.read())
+
+
+def _parquet_pieces(path: Path, rows: int) -> Iterator[Array]:
+    with _parquet_file(path) as stream:
+        yield from (_side_by_side(batch) for batch in stream.iter_batches(rows))
+
+
+def _side_by_side(table: Any) -> NDArray[Any]:
+    if any(column.null_count for column in table.columns):
+        raise ValueError("empty fields")
+    return np.stack([column.to_numpy(zero_copy_only=False).astype(np.int64) for column in table.columns], 1)
 
 
 def _features(folder: Path, nodes: int) -> Tensor | SparseMatrix:

@@ -68,7 +68,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
 
 
 def _values(stream: IO[bytes], size: int, name: str) -> Array:
-    shape, by_column, dtype = _header(stream)
+    shape, by_column, dtype = npy_header(stream)
     declared = stream.tell() + math.prod(shape) * dtype.itemsize
     if dtype.kind not in "iufb" or declared != size:
         raise ValueError(f"{name} ({dtype} {shape} in {size} bytes), expected numbers")
@@ -80,7 +80,7 @@ def _values(stream: IO[bytes], size: int, name: str) -> Array:
     return values.reshape(shape, order="F" if by_column else "C")
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)

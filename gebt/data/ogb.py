@@ -121,14 +121,16 @@ def read_ogb(folder: str | Path, info: OgbSet | str) -> OgbGraph:
     edges, which come first, allow. Raises `GraphError` naming file and row for what is missing, cut short, out of
     range, not finite or in two parts of the split; `OutOfRoomError` before more is allocated than is free.
     """
-    info = _known(info) if isinstance(info, str) else info
+    info = ogb_set(info) if isinstance(info, str) else info
     folder = Path(folder)
-    _check_files(folder, info)
+    check_files(folder, info)
     found = _read_binary(folder / "raw", info) if info.binary else _read_csv(folder / "raw", info)
     at = folder / "split" / info.split
     if info.links:
         return OgbGraph(info, **found, links={part: _links(at / f"{part}.pt", found["num_nodes"]) for part in PARTS})
-    graph = OgbGraph(info, **found, split={part: _indices(at / f"{part}.csv.gz", found["num_nodes"]) for part in PARTS})
+    graph = OgbGraph(
+        info, **found, split={part: split_part(at / f"{part}.csv.gz", found["num_nodes"]) for part in PARTS}
+    )
     with reading(at, "a split"):
         masks = graph.masks()
         twice = (masks[0].int() + masks[1].int() + masks[2].int() > 1).nonzero()
@@ -150,13 +152,14 @@ def ogb_graph(found: OgbGraph) -> Graph:
     )
 
 
-def _known(name: str) -> OgbSet:
+def ogb_set(name: str) -> OgbSet:
+    """The set of that name. Raises `GraphError` for one that `OGB` has not."""
     if name not in OGB:
         raise GraphError(f"set (got {name!r}), expected one of {', '.join(OGB)}, or an OgbSet that describes it")
     return OGB[name]
 
 
-def _check_files(folder: Path, info: OgbSet) -> None:
+def check_files(folder: Path, info: OgbSet) -> None:
     """Says at once which files are missing."""
     columns = [*(["node-feat"] if info.features else []), *(["edge-feat"] if info.edge_features else [])]
     labels = [] if info.links else ["node-label"]
@@ -173,8 +176,8 @@ def _check_files(folder: Path, info: OgbSet) -> None:
 
 
 def _read_csv(raw: Path, info: OgbSet) -> dict[str, Any]:
-    nodes = _count(raw / "num-node-list.csv.gz", "nodes", info.nodes, INT32_LIMIT)
-    edges = _count(raw / "num-edge-list.csv.gz", "edges", info.edges, MOST_EDGES)
+    nodes = declared_count(raw / "num-node-list.csv.gz", "nodes", info.nodes, INT32_LIMIT)
+    edges = declared_count(raw / "num-edge-list.csv.gz", "edges", info.edges, MOST_EDGES)
     path = raw / "edge.csv.gz"
     pairs = read_table(path, np.int64, cols=2, rows=edges, most=edges)
     with reading(path, "edges"):
@@ -190,7 +193,7 @@ def _read_csv(raw: Path, info: OgbSet) -> dict[str, Any]:
         features = read_table(path, np.float32, cols=info.features, rows=nodes, most=nodes)
     if not info.links:
         path = raw / "node-label.csv.gz"
-        labels = _labels(path, read_table(path, np.int64, cols=info.tasks, rows=nodes, most=nodes), info)
+        labels = labels_in_range(path, read_table(path, np.int64, cols=info.tasks, rows=nodes, most=nodes), info)
     return _tensors(pairs.T, nodes, features, labels, node, edge)
 
 
@@ -200,11 +203,13 @@ def _csv(raw: Path, name: str) -> Path:
     return raw / "species.csv.gz" if name == "node_species" and not path.is_file() else path
 
 
-def _count(path: Path, what: str, expected: int, most: int) -> int:
-    return _checked_count(path, what, read_table(path, np.int64, cols=1, rows=1, most=1), expected, most)
+def declared_count(path: Path, what: str, expected: int, most: int) -> int:
+    """The one number in a text, checked as `checked_count` does."""
+    return checked_count(path, what, read_table(path, np.int64, cols=1, rows=1, most=1), expected, most)
 
 
-def _checked_count(path: Path, what: str, counts: NDArray[Any], expected: int, most: int) -> int:
+def checked_count(path: Path, what: str, counts: NDArray[Any], expected: int, most: int) -> int:
+    """The one number in `counts`. Raises `GraphError` where it is none, above `most`, or not `expected` (0: any)."""
     if counts.size != 1 or counts.dtype.kind not in "iu" or not 0 <= counts.item() <= most:
         raise GraphError(f"number of {what} in {path} (got {counts.ravel()[:3].tolist()}), expected one, up to {most}")
     if expected and counts.item() != expected:
@@ -219,8 +224,8 @@ def _read_binary(raw: Path, info: OgbSet) -> dict[str, Any]:
     needed = ("edge_index", "num_nodes_list", "num_edges_list", *names)
     with reading(path, f"the arrays {', '.join(needed)}"), zipfile.ZipFile(path) as archive:
         sizes = arrays_of(archive, needed[1:3])
-        nodes = _checked_count(path, "nodes", sizes["num_nodes_list"], info.nodes, INT32_LIMIT)
-        edges = _checked_count(path, "edges", sizes["num_edges_list"], info.edges, MOST_EDGES)
+        nodes = checked_count(path, "nodes", sizes["num_nodes_list"], info.nodes, INT32_LIMIT)
+        edges = checked_count(path, "edges", sizes["num_edges_list"], info.edges, MOST_EDGES)
         # The numbers of rows are known: no array may claim more than 64-bit numbers of so many columns.
         widths = 2 * edges + nodes * (info.features + len(info.node_more))
         widths += edges * (info.edge_features + len(info.edge_more))
@@ -232,7 +237,7 @@ def _read_binary(raw: Path, info: OgbSet) -> dict[str, Any]:
             columns = {"node_feat": info.features, "edge_feat": info.edge_features}.get(name, 1)
             _expect(name, arrays[name], (nodes if name.startswith("node_") else edges, columns))
             arrays[name] = _finite(name, arrays[name])
-    labels = None if info.links else _binary_labels(raw / "node-label.npz", nodes, info)
+    labels = None if info.links else binary_labels(raw / "node-label.npz", nodes, info)
     node = {name: arrays[name] for name in info.node_more}
     edge = {name: arrays[name] for name in names if name.startswith("edge_")}
     return _tensors(pairs, nodes, arrays.get("node_feat"), labels, node, edge)
@@ -255,21 +260,23 @@ def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
     return stored
 
 
-def _binary_labels(path: Path, nodes: int, info: OgbSet) -> NDArray[Any]:
+def binary_labels(path: Path, nodes: int, info: OgbSet) -> NDArray[Any]:
+    """The labels [N, T] of a binary set, NaN as `UNKNOWN`."""
     with reading(path, "the array node_label"), zipfile.ZipFile(path) as archive:
         labels = arrays_of(archive, ("node_label",), 8 * nodes * info.tasks + 1024)["node_label"]
         _expect("node_label", labels, (nodes, info.tasks))
         if labels.dtype.kind != "f":
-            return _labels(path, labels.astype(np.int64), info)
+            return labels_in_range(path, labels.astype(np.int64), info)
         with np.errstate(invalid="ignore"):
             whole = np.where(np.isnan(labels), UNKNOWN, labels)
             uneven = np.argwhere(~np.isfinite(whole) | (whole != np.trunc(whole)))
         if len(uneven):
             raise ValueError(f"label {whole[tuple(uneven[0])]} in row {uneven[0, 0] + 1}, expected a class or NaN")
-        return _labels(path, whole.astype(np.int64), info)
+        return labels_in_range(path, whole.astype(np.int64), info)
 
 
-def _labels(path: Path, labels: NDArray[Any], info: OgbSet) -> NDArray[Any]:
+def labels_in_range(path: Path, labels: NDArray[Any], info: OgbSet) -> NDArray[Any]:
+    """`labels`. Raises `GraphError` naming the line of one that is no class of the set."""
     if not UNKNOWN <= labels.min() <= labels.max() < info.classes:
         row, task = np.argwhere((labels < UNKNOWN) | (labels >= info.classes))[0]
         got = f"label {labels[row, task]} in line {row + 1}"
@@ -295,7 +302,8 @@ def _tensors(
     }
 
 
-def _indices(path: Path, nodes: int) -> Tensor:
+def split_part(path: Path, nodes: int) -> Tensor:
+    """The nodes of one part of the split, each once."""
     indices = read_table(path, np.int64, cols=1, most=nodes)[:, 0]
     with reading(path, "the numbers of nodes"):
         indices_mask(path.name.partition(".")[0], indices, nodes)

@@ -66,6 +66,23 @@ def read_numbers(path: Path, *, cols: int | None = None, rows: int | None = None
         return read_table(path, np.float32, cols=cols, rows=rows, most=most)
 
 
+def table_pieces(path: Path, kind: type[np.int64 | np.float32], *, cols: int, rows: int) -> Iterator[Array]:
+    """`read_table` a piece [n <= rows, cols] at a time; the number of lines is not checked."""
+    with reading(path, "lines of numbers"), _opened(path) as stream:
+        found = 0
+        for block in _blocks(stream):
+            values = _numbers(block, kind, cols, path, found)
+            found += len(values)
+            for start in range(0, len(values), rows):
+                yield values[start : start + rows]
+
+
+def count_lines(path: Path) -> int:
+    """How many lines a text has; `.gz` is unpacked on the way."""
+    with reading(path, "lines of numbers"), _opened(path) as stream:
+        return sum(block.count(b"\n") for block in _blocks(stream))
+
+
 class BadLineError(GraphError):
     """A line that holds something else than the numbers it should."""
 

@@ -43,9 +43,8 @@ class Batch:
 class Sampler:
     """Draws batches of one graph.
 
-    `edges`: the whole graph, in memory or anything else that gives its rows (`gebt.data.mapped`). One table of N numbers
-    is kept for renumbering. All that is drawn comes from the generators given; equal generators give equal batches,
-    wherever the graph is.
+    `edges`: the whole graph, in memory or not (`gebt.data.mapped`). One table of N numbers is kept for renumbering. All
+    that is drawn comes from the generators given; equal generators give equal batches, wherever the graph is.
     """
 
     def __init__(self, edges: Edges | Adjacency) -> None:
@@ -136,7 +135,7 @@ def random_parts(num_nodes: int, count: int, generator: torch.Generator) -> Tens
 
     Raises `ValueError` for a count below 1 or above the nodes.
     """
-    _check_count(num_nodes, count)
+    check_count(num_nodes, count)
     parts = torch.empty(num_nodes, dtype=torch.long)
     parts[torch.randperm(num_nodes, generator=generator)] = torch.arange(num_nodes) % count
     return parts
@@ -148,12 +147,16 @@ def clusters(edges: Edges, count: int) -> Tensor:
     Without it nodes are put in reverse Cuthill-McKee order, in which neighbours stand close, and cut into runs of equal
     size. Both are deterministic. Raises `ValueError` as `random_parts`.
     """
-    _check_count(edges.num_nodes, count)
+    check_count(edges.num_nodes, count)
+    return parts_of_rows(*_without_own(edges), count)
+
+
+def parts_of_rows(crow: Tensor, col: Tensor, count: int) -> Tensor:
+    """`clusters` of a graph without self-loops given as CSR, int32, on the CPU."""
     try:
         import pymetis
     except ImportError:
-        return _cuthill_mckee_runs(edges, count)
-    crow, col = _without_own(edges)
+        return _cuthill_mckee_runs(crow, col, count)
     _, parts = pymetis.part_graph(count, pymetis.CSRAdjacency(crow.numpy(), col.numpy()))
     return torch.as_tensor(parts, dtype=torch.long)
 
@@ -164,15 +167,15 @@ def cut_share(edges: Edges, parts: Tensor) -> float:
     return float((u != v).float().mean()) if edges.num_pairs else 0.0
 
 
-def _cuthill_mckee_runs(edges: Edges, count: int) -> Tensor:
+def _cuthill_mckee_runs(crow: Tensor, col: Tensor, count: int) -> Tensor:
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-    crow, col = _without_own(edges)
-    adjacency = csr_array((torch.ones(col.numel()).numpy(), col.numpy(), crow.numpy()), shape=edges.pattern.shape)
+    nodes = crow.numel() - 1
+    adjacency = csr_array((torch.ones(col.numel()).numpy(), col.numpy(), crow.numpy()), shape=(nodes, nodes))
     order = torch.from_numpy(reverse_cuthill_mckee(adjacency, symmetric_mode=True).copy()).long()
-    parts = torch.empty(edges.num_nodes, dtype=torch.long)
-    parts[order] = torch.arange(edges.num_nodes) * count // edges.num_nodes
+    parts = torch.empty(nodes, dtype=torch.long)
+    parts[order] = torch.arange(nodes) * count // nodes
     return parts
 
 
@@ -198,6 +201,7 @@ def _first_of_rows(row: Tensor, count: int, generator: torch.Generator) -> Tenso
     return stays
 
 
-def _check_count(num_nodes: int, count: int) -> None:
+def check_count(num_nodes: int, count: int) -> None:
+    """Raises `ValueError` for a number of parts below 1 or above the nodes."""
     if not 1 <= count <= num_nodes:
         raise ValueError(f"parts (got {count} of {num_nodes} nodes), expected 1 to {num_nodes}")

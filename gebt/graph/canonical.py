@@ -117,8 +117,8 @@ def canonical_graph(
         raise GraphError(f"graph {name!r} (got 0 nodes), expected at least one")
     pairs, notes = _undirected_pairs(name, edge_index, nodes, symmetrise)
     stored = checked_features(name, features, nodes)
-    classes = _checked_labels(name, labels, num_classes)
-    _check_masks(name, masks, nodes)
+    classes = checked_labels(name, labels, num_classes)
+    check_masks(name, masks, nodes)
     return Graph(name, pairs, stored, labels.long(), *masks, num_classes=classes, notes=tuple(notes))
 
 
@@ -169,7 +169,8 @@ def checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> 
     return SparseMatrix.from_dense(values) if share <= SPARSE_FEATURE_DENSITY else values
 
 
-def _checked_labels(name: str, labels: Tensor, num_classes: int | None) -> int:
+def checked_labels(name: str, labels: Tensor, num_classes: int | None) -> int:
+    """The number of classes C. Raises `GraphError` for labels that are not [N] integers in 0..C-1."""
     if labels.dim() != 1 or labels.is_floating_point():
         got = f"{tuple(labels.shape)} {labels.dtype}"
         raise GraphError(f"labels of {name!r} (got {got}), expected one integer class a node")
@@ -180,7 +181,8 @@ def _checked_labels(name: str, labels: Tensor, num_classes: int | None) -> int:
     return classes
 
 
-def _check_masks(name: str, masks: tuple[Tensor, Tensor, Tensor], nodes: int) -> None:
+def check_masks(name: str, masks: tuple[Tensor, Tensor, Tensor], nodes: int) -> None:
+    """Raises `GraphError` for a part of the split that is no mask [N], or empty, and for parts that overlap."""
     for part, mask in zip(("train", "validation", "test"), masks, strict=True):
         if mask.shape != (nodes,) or mask.dtype != torch.bool:
             got = f"{tuple(mask.shape)} {mask.dtype}"

@@ -1,0 +1,66 @@
+"""The command `gebt convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from gebt.data.convert import convert
+from gebt.data.mapped import open_mapped
+from gebt.voice import answer, bar, say
+
+AsJson = Annotated[bool, Parameter(name="--json", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def add_to(app: App) -> None:
+    """Makes it a command of `app`."""
+    app.command(convert_command, name="convert")
+
+
+def convert_command(
+    source: str,
+    target: Path,
+    /,
+    *,
+    memory_gib: float = 1.0,
+    ogb: str | None = None,
+    force: Flag = False,
+    as_json: AsJson = False,
+) -> None:
+    """Writes a graph of any size as a folder that is mapped, of which training reads a batch at a time.
+
+    Parameters
+    ----------
+    source
+        A folder of plain files, a folder of OGB, or the name of a data set.
+    target
+        The folder to write.
+    memory_gib
+        Memory to work in, beside a few numbers a node; the result does not depend on it.
+    ogb
+        Which of OGB's sets the folder is, where its name does not tell.
+    force
+        Replace the mapped graph that is there.
+    as_json
+        Print one JSON object on standard output, everything else on standard error.
+    """
+    with bar(1, f"convert {source}", unit="row") as shown:
+
+        def progress(step: str, done: int, whole: int) -> None:
+            shown.set_postfix_str(step, refresh=False)
+            shown.total, shown.n = whole, done
+            shown.refresh() if done == whole else shown.update(0)
+
+        convert(source, target, memory=int(memory_gib * 2**30), force=force, ogb=ogb, progress=progress)
+    graph = open_mapped(target)
+    size = sum(file["bytes"] for file in graph.header.files.values())
+    tell = say if as_json else answer
+    tell(f"{target}: {graph.num_nodes} nodes, {graph.num_pairs} pairs, {graph.num_features} features, {size} bytes")
+    if as_json:
+        told = {"nodes": graph.num_nodes, "pairs": graph.num_pairs, "features": graph.num_features, "bytes": size}
+        told |= {"classes": graph.num_classes, "structure": graph.structure, "fingerprint": graph.fingerprint}
+        answer(json.dumps({"command": "convert", "data": source, "target": str(target), **told}))
