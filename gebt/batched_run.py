@@ -19,7 +19,7 @@ import gebt
 from gebt.comparison import summarise
 from gebt.config import RunOptions
 from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
-from gebt.experiment import DrawLog, graph_for, macs_for, model_for, opening
+from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, source_for
 from gebt.files import write_atomically
 from gebt.graph.batches import Sampler
 from gebt.graph.canonical import Graph
@@ -41,8 +41,8 @@ FREE = ("checkpoint_every", "data_root", "threads", "timeout")
 
 
 def wanted(options: RunOptions) -> bool:
-    """Whether a run is to go batch by batch: it was asked for, or torchrun has started several processes."""
-    return options.batches is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether a run is to go batch by batch: asked for, of a mapped graph, or by several processes of torchrun."""
+    return options.batches is not None or is_mapped(options) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def goes_on(resume: bool) -> bool:
@@ -97,13 +97,15 @@ class _Arms:
     ) -> None:
         self.options, self.folder, self.own, self.seed, self.draws = options, folder, own, seed, draws
         self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
-        self.source: Any = graph_for(options, seed)
+        self.source: Any = source_for(options, seed)
         same_everywhere("data", self.source.fingerprint)
-        source, edges = self.source, None
+        source: Any = self.source
+        edges = None
         if isinstance(source, Graph):
             edges = Edges.from_pairs(source.pairs, source.num_nodes)
         train = source.train_mask.nonzero().squeeze(1)
-        plan = Plan(Sampler(source if edges is None else edges), train, options.batching(own.count), seed)
+        # In memory it is the edges that give the rows.
+        plan = Plan(Sampler(edges or source), train, options.batching(own.count), seed)
         if options.batches == "clusters":
             same_everywhere("clusters of the graph", fingerprint(plan.clusters))
         self.batched = Batched(self.source, plan, own, edges=edges)

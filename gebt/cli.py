@@ -19,7 +19,7 @@ from safetensors.torch import save
 from gebt import __version__, batched_run, report
 from gebt.comparison import run
 from gebt.config import RunOptions
-from gebt.data import check_dataset, data_root, dataset_info, dataset_names
+from gebt.data import check_dataset, convert_command, data_root, dataset_info, dataset_names
 from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.files import write_atomically
 from gebt.image_runs import commands as image_commands
@@ -46,6 +46,7 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False
 image_commands.add_to(app)
+convert_command.add_to(app)
 data = App(name="data", help="The data sets: list them, check their files.")
 app.command(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from gebt.config import RunOptions
 from gebt.cost import macs_paper
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
+from gebt.data.mapped import HEADER, MappedGraph, open_mapped
 from gebt.graph.canonical import Graph
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network, build
@@ -38,6 +40,16 @@ def graph_for(options: RunOptions, seed: int) -> Graph:
     split_seed = _split_seed(options, seed)
     graph = load_graph(options.dataset, options.data_root, split_seed=split_seed, symmetrise=options.symmetrise)
     return graph if options.device == "cpu" else graph.to(options.device)
+
+
+def is_mapped(options: RunOptions) -> bool:
+    """Whether the data set is a graph that `gebt convert` has made."""
+    return (Path(options.dataset) / HEADER).is_file()
+
+
+def source_for(options: RunOptions, seed: int) -> Graph | MappedGraph:
+    """What a run in batches reads: a mapped graph with its own split, or `graph_for`."""
+    return open_mapped(options.dataset) if is_mapped(options) else graph_for(options, seed)
 
 
 def graphs_for(options: RunOptions, seeds: Sequence[int]) -> list[Graph]:

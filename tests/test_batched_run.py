@@ -109,10 +109,18 @@ def test_processes_with_other_options_are_refused_before_training_and_named(tmp_
     for rank in range(2):
         own = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # fmt: skip
-        command = [sys.executable, "-m", "gebt", "run", *OPTIONS, "--out", str(tmp_path), "--edge-ratio", f"0.{rank + 1}"]
-        started.append(
-            subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        command = [
+            sys.executable,
+            "-m",
+            "gebt",
+            "run",
+            *OPTIONS,
+            "--out",
+            str(tmp_path),
+            "--edge-ratio",
+            f"0.{rank + 1}",
+        ]
+        started.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     for process in started:
         code, said, err = ended(process)
         assert code == 2

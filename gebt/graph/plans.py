@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gebt.graph.batches import Batch, Sampler, clusters, random_parts
+from gebt.graph.edges import Edges
+from gebt.graph.streamed_clusters import clusters_mapped
 
 Cut = Literal["random", "clusters", "neighbours", "walks"]
 PARTITIONS = ("random", "clusters")
@@ -22,9 +24,9 @@ class BatchSettings:
     """How an epoch is cut into batches, and how many of them a step of the weights takes.
 
     `cut` "random": `parts` of the nodes, drawn anew each epoch. "clusters": `parts` with neighbours mostly together,
-    of which `together` make a batch, put together anew each epoch. "neighbours": `size` training nodes a batch, and around them up to
-    `fanouts[i]` neighbours at distance i + 1. "walks": what random walks of `length` steps from `size` training nodes
-    come through. `per_step`: batches of one step, whose gradients are added up.
+    of which `together` make a batch, put together anew each epoch. "neighbours": `size` training nodes a batch, and
+    around them up to `fanouts[i]` neighbours at distance i + 1. "walks": what random walks of `length` steps from
+    `size` training nodes come through. `per_step`: batches of one step, whose gradients are added up.
     """
 
     cut: Cut = "clusters"
@@ -101,7 +103,8 @@ class Plan:
     @cached_property
     def clusters(self) -> Tensor:
         """The part [N] of every node in the cut "clusters"."""
-        return clusters(self.sampler.edges, self.settings.parts)
+        edges, count = self.sampler.edges, self.settings.parts
+        return clusters(edges, count) if isinstance(edges, Edges) else clusters_mapped(edges, count)
 
     def parts(self, epoch: int) -> Tensor:
         """The part [N] of every node in an epoch of a cut into parts."""

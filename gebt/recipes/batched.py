@@ -23,7 +23,7 @@ from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.batched import Batched, BatchedFit
 from gebt.train.checkpoints import Checkpoints
 from gebt.train.loop import History, TrainingSettings, adam, copy_state
-from gebt.train.pair_values import RUN, PairValues
+from gebt.train.pair_values import NAMES, RUN, PairValues, Stored
 from gebt.train.search_settings import SearchSettings
 from gebt.train.shards import Shards
 
@@ -147,7 +147,7 @@ class _Search:
             folder=values_in,
             shards=self._shards(),
         )
-        self.weight = self._share() if settings.edge_score == "share" else None
+        self.weight = self._share(values_in) if settings.edge_score == "share" else None
         self.fit = BatchedFit(model, batched, adam(model, settings.training()), seed=seed, values=self.values,
                               evaluate=False)  # fmt: skip
         self.drawn: tuple[Mask, Mask] | None = None
@@ -160,12 +160,12 @@ class _Search:
         on_epoch: OnEpoch | None,
     ) -> Ticket:
         if checkpoints is not None and (found := checkpoints.load()) is not None:
-            self._load(found[1])
+            self._load(*found[1:])
 
         def after_epoch(epoch: int, history: History) -> bool:
             stop = self._draw(epoch, on_draw)
             if checkpoints is not None and (epoch % every == 0 or stop):
-                checkpoints.save(epoch, self._state())
+                checkpoints.save(epoch, *self._state())
             return (on_epoch is not None and on_epoch(epoch, history)) or stop
 
         if not self.detector.fired:
@@ -194,30 +194,46 @@ class _Search:
             owner[numbers] = (parts[pairs[0]] * own.count // count).short()
         return Shards(owner, rank=own.rank, world=own.count)
 
-    def _share(self) -> Callable[[Tensor], Tensor]:
-        """The weight of pairs by their numbers."""
+    def _share(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
+        """The weight of pairs by their numbers, which is the same in every draw and kept where the values are."""
         degrees = self.graph.degrees(torch.arange(self.graph.num_nodes))
         share = ShareInParts(self._pairs, degrees, self.edge_order)
-        return lambda numbers: share.of(numbers, self.graph.ends(numbers))
+        weight = Stored(self.graph.num_pairs, torch.float32, folder)
+        for numbers, pairs in self._pairs():
+            first, end = int(numbers[0]), int(numbers[-1]) + 1
+            weight.tensor[first:end] = share.of(numbers, pairs)
+            weight.drop(first, end)
+
+        def of(numbers: Tensor) -> Tensor:
+            found = weight.tensor[numbers]
+            if numbers.numel():
+                weight.drop(int(numbers[0]), int(numbers[-1]) + 1)
+            return found
+
+        return of
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Numbers and ends of all pairs, run by run."""
         for first in range(0, self.graph.num_pairs, RUN):
             numbers = torch.arange(first, min(first + RUN, self.graph.num_pairs))
             yield numbers, self.graph.ends(numbers)
+            self.batched.release()
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert self.drawn is not None
-        return {
+        values = self.values.state_dict()
+        arrays = {name: values.pop(name) for name in NAMES}
+        state = {
             "fit": self.fit.state_dict(),
-            "values": self.values.state_dict(),
+            "values": values,
             "detector": self.detector.state_dict(),
             "drawn": [mask.state() for mask in self.drawn],
         }
+        return state, arrays
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any], arrays: dict[str, Tensor]) -> None:
         self.fit.load_state_dict(state["fit"])
-        self.values.load_state_dict(state["values"])
+        self.values.load_state_dict(state["values"] | arrays)
         self.detector.load_state_dict(state["detector"])
         weights, edges = (Mask.of_state(own) for own in state["drawn"])
         self.drawn = weights, edges

@@ -57,6 +57,13 @@ class Source(Protocol):
         """Their features [n, F]."""
 
 
+class Mapped(Source, Protocol):
+    """A graph that is not in memory."""
+
+    def release(self) -> None:
+        """Lets go of what was read."""
+
+
 @dataclass(eq=False)
 class Batched:
     """A training batch by batch: what is read, how it is cut, and by whom.
@@ -65,7 +72,7 @@ class Batched:
     of the pairs that are there, None: all.
     """
 
-    source: Source
+    source: Graph | Mapped
     plan: Plan
     processes: Processes = ALONE
     kept: Mask | None = None
@@ -87,6 +94,11 @@ class Batched:
         stays = self.kept.at(batch.pair_ids)
         return Batch(batch.nodes, batch.pairs[:, stays], batch.pair_ids[stays], batch.targets)
 
+    def release(self) -> None:
+        """Lets go of what was read of a mapped graph."""
+        if not isinstance(self.source, Graph):
+            self.source.release()
+
     def seen_by(self, ticket: Ticket) -> Batched:
         """The same without the pairs that the ticket prunes."""
         edges = ticket.edges(self.source) if isinstance(self.source, Graph) and self.edges is not None else None
@@ -102,6 +114,7 @@ class Batched:
             for number in range(self.plan.num_parts):
                 graph = self.graph_of(self.thinned(self.plan.part(number)))
                 task_for(graph, keep_aggregated=False).logits(model)
+                self.release()
 
     def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
         """Validation score, validation loss and test score: of the whole graph at once where it is in memory.
@@ -119,6 +132,7 @@ class Batched:
             for place, mask in ((0, graph.val_mask), (2, graph.test_mask)):
                 said[place].append(logits[mask])
                 said[place + 1].append(graph.labels[mask])
+            self.release()
         val, val_labels, test, test_labels = (self.processes.rows(torch.cat(own)) for own in said)
         val_score, val_loss, test_score = NodeTask(graph).scored(val, val_labels, test, test_labels).tolist()
         return val_score, val_loss, test_score
@@ -237,6 +251,7 @@ class BatchedFit:
         for total, buffer in zip(moved, self._moving, strict=True):
             buffer.copy_(processes.sum_(total) / len(group))
         self.optimizer.step()
+        self.batched.release()
 
     def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
         batch = self.batched.thinned(self.batched.plan.batch(epoch, number))

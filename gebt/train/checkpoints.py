@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -34,10 +38,15 @@ class Checkpoints:
     def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
         self.folder, self.processes = folder, processes
 
-    def save(self, number: int, state: dict[str, Any]) -> None:
-        """Writes this process's `state` (tensors, numbers, texts, lists and dicts of them) as checkpoint `number`."""
+    def save(self, number: int, state: dict[str, Any], arrays: Mapping[str, Tensor] | None = None) -> None:
+        """Writes this process's `state` (tensors, numbers, texts, lists and dicts of them) as checkpoint `number`.
+
+        `arrays`: tensors on the CPU that go to files of their own, without a copy in memory.
+        """
         at = self.folder / f"{number:08d}"
-        save_state(at / f"rank-{self.processes.rank}.safetensors", state)
+        save_state(self._file(at), state)
+        for name, array in (arrays or {}).items():
+            _save_array(self._file(at, name), array.numpy())
         self.processes.wait()
         if self.processes.first:
             note = {"number": number, "processes": self.processes.count}
@@ -46,8 +55,8 @@ class Checkpoints:
                 if other != at:
                     shutil.rmtree(other)
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Number and this process's state of the newest complete checkpoint; None where there is none.
+    def load(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
+        """Number, this process's state and its arrays, mapped, of the newest complete checkpoint; None: there is none.
 
         Raises `CheckpointError` for one of another number of processes, or a file that is broken.
         """
@@ -62,13 +71,17 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {at} (got one of {count} processes), expected {self.processes.count}; go on with as many"
             )
-        return number, load_state(at / f"rank-{self.processes.rank}.safetensors")
+        arrays = {path.suffixes[0][1:]: _load_array(path) for path in at.glob(self._file(at, "*").name)}
+        return number, load_state(self._file(at)), arrays
 
     def clear(self) -> None:
         """Removes what is there."""
         self.processes.wait()
         if self.processes.first:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, at: Path, array: str | None = None) -> Path:
+        return at / f"rank-{self.processes.rank}.{f'{array}.npy' if array else 'safetensors'}"
 
     def _there(self) -> list[Path]:
         return [at for at in self.folder.glob("[0-9]*") if at.is_dir()] if self.folder.is_dir() else []
@@ -89,6 +102,22 @@ def load_state(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return _put_back(skeleton, tensors)
     except (SafetensorError, KeyError, OSError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} (got {error}), expected one that gebt wrote") from error
+
+
+def _save_array(path: Path, array: NDArray[Any]) -> None:
+    """As `numpy.save`, on the disk when it returns; a checkpoint counts only once all of its files are."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.flush()
+        array.tofile(file)
+        os.fsync(file.fileno())
+
+
+def _load_array(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} (got {error}), expected one that gebt wrote") from error
 
 

@@ -71,7 +71,7 @@ class PairValues:
         self._shards = None if shards is None or shards.world == 1 else shards
         self._own = count if self._shards is None else self._shards.own.numel()
         self._learning_rate, self._betas, self._eps, self._l1 = learning_rate, betas, eps, l1
-        self._arrays = {name: _Array(self._own, dtype, folder) for name in NAMES}
+        self._arrays = {name: Stored(self._own, dtype, folder) for name in NAMES}
         for begin, end in self._runs():
             self._arrays["value"].tensor[begin:end] = initial
             self._drop(begin, end)
@@ -194,8 +194,8 @@ class PairValues:
         return ids.cpu()
 
 
-class _Array:
-    """[n] zeros, filled up to whole vectors: in memory, or in a file in `folder`."""
+class Stored:
+    """`tensor` [n] of zeros, filled up to whole vectors: in memory, or in a file without a name in `folder`."""
 
     def __init__(self, size: int, kind: torch.dtype, folder: Path | None) -> None:
         size = size // WHOLE * WHOLE + WHOLE
