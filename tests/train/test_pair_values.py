@@ -156,6 +156,10 @@ def test_the_state_of_other_pairs_is_refused() -> None:
         PairValues(11, learning_rate=0.1).load_state_dict(state)
     with pytest.raises(ValueError, match=r"expected \(10, torch.float64, \(10,\)\)"):
         PairValues(10, learning_rate=0.1, dtype=torch.float64).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"process of the state \(got \(1, 3\)\), expected \(0, 1\) \(rank, processes\)"
+    ):
+        PairValues(10, learning_rate=0.1).load_state_dict(state | {"process": (1, 3)})
     assert set(NAMES) < state.keys()
 
 
