@@ -58,6 +58,17 @@ def test_steps_are_those_of_adam_on_the_whole_tensor(
             assert torch.equal(whole(values)[:last], plain.detach()[:last])
 
 
+def test_a_step_does_not_depend_on_where_a_value_lies() -> None:
+    few, many = (PairValues(count, learning_rate=0.01, dtype=torch.float64) for count in (7, 1000))
+    for step in range(20):
+        gradient = torch.randn(7, dtype=torch.float64, generator=seeded(step))
+        few.add_gradient(torch.arange(7), gradient)
+        many.add_gradient(torch.arange(100, 107), gradient)
+        few.step()
+        many.step()
+    assert torch.equal(whole(few), whole(many)[100:107])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weight", [None, "tensor", "function"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.9])
@@ -181,6 +192,14 @@ def test_pairs_belong_to_the_process_of_the_part_of_their_smaller_end() -> None:
         assert torch.cat([own.own for own in shards]).sort().values.tolist() == list(range(5))
         for own in shards:
             assert own.local(own.own.long()).tolist() == list(range(own.own.numel()))
+
+
+def test_shards_of_many_pairs() -> None:
+    nodes = torch.randint(50, (2, 600_000), generator=seeded())  # more than two runs
+    parts = torch.arange(50)
+    shards = Shards.by_smaller_end(nodes, parts, rank=1, world=3)
+    assert torch.equal(shards.owner, (nodes.amin(0) * 3 // 50).to(torch.uint8))
+    assert torch.equal(shards.own.long(), (shards.owner == 1).nonzero().squeeze(1))
 
 
 def test_a_process_that_is_not_there_owns_nothing() -> None:
