@@ -23,9 +23,9 @@ def same_everywhere(what: str, content: str | bytes, group: ProcessGroup | None 
     data = content.encode() if isinstance(content, str) else content
     mine = torch.tensor(list(sha256(data).digest()), dtype=torch.uint8)
     world = distributed.get_world_size(group)
-    gathered = mine.new_empty(world * mine.numel())
-    distributed.all_gather_into_tensor(gathered, mine, group=group)
-    everyone = gathered.view(world, -1)
+    gathered = [torch.empty_like(mine) for _ in range(world)]
+    distributed.all_gather(gathered, mine, group=group)
+    everyone = torch.stack(gathered)
     others = (everyone != everyone[0]).any(1).nonzero().squeeze(1).tolist()
     if others:
         raise ValueError(
