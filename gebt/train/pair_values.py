@@ -22,6 +22,7 @@ from gebt.prune.radix import Part, find_cut
 from gebt.prune.selection import pruned_count
 from gebt.prune.ties import TieOrder
 from gebt.ticket import EDGES
+from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.shards import Route, Shards
 
 # Runs that stay in a core's cache: twice as fast as those of 2^22.
@@ -43,8 +44,8 @@ class PairValues:
     with no ids, and results equal those of one process that adds the gradients in the order of ranks.
     Steps equal those of `torch.optim.Adam(fused=True)` on one tensor bit for bit, but for its last P mod 16 entries
     (8 of float64), which torch may round otherwise in the last place.
-    Raises `ValueError` for another type than float32 or float64, shards of another number of pairs, and runs that are
-    no multiple of 64; `OSError` where the folder has no room.
+    Raises `ValueError` for another type than float32 or float64, shards of another number of pairs, runs that are no
+    multiple of 64, and processes that differ in owners or settings; `OSError` where the folder has no room.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class PairValues:
         self._shards = None if shards is None or shards.world == 1 else shards
         self._own = count if self._shards is None else self._shards.own.numel()
         self._learning_rate, self._betas, self._eps, self._l1 = learning_rate, betas, eps, l1
+        self._place = (0, 1) if self._shards is None else (self._shards.rank, self._shards.world)
+        if self._shards is not None:
+            settings = (count, learning_rate, *betas, eps, l1, initial, str(dtype))
+            same_everywhere("owners of pairs", fingerprint(self._shards.owner), self._shards.group)
+            same_everywhere("settings of pair values", fingerprint(settings), self._shards.group)
         self._arrays = {name: Stored(self._own, dtype, folder) for name in NAMES}
         for begin, end in self._runs():
             self._arrays["value"].tensor[begin:end] = initial
@@ -150,14 +156,16 @@ class PairValues:
     def state_dict(self) -> dict[str, Any]:
         """What is to be saved before the next call: the arrays themselves, of this process's own pairs; no copies."""
         arrays = {name: array.tensor[: self._own] for name, array in self._arrays.items()}
-        return {"steps": self.steps, "pairs": self.count, **arrays}
+        return {"steps": self.steps, "pairs": self.count, "process": self._place, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken, bit for bit; arrays may be mapped (`torch.load(mmap=True)`).
 
-        Raises `ValueError` for the state of other pairs or another type.
+        Raises `ValueError` for the state of other pairs, another process or another type.
         """
         mine = self._arrays["value"].tensor
+        if tuple(state["process"]) != self._place:
+            raise ValueError(f"process of the state (got {state['process']}), expected {self._place} (rank, processes)")
         for name in NAMES:
             got, expected = (state["pairs"], *_looks(state[name])), (self.count, mine.dtype, (self._own,))
             if got != expected:

@@ -6,6 +6,7 @@ python tests/train/ranks.py FOLDER. What process RANK of WORLD ends with is in F
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,10 @@ def train(values: PairValues, rank: int, world: int, steps: range) -> list[Mask]
     return drawn
 
 
-def made(rank: int, world: int, folder: Path | None = None) -> PairValues:
+def made(rank: int, world: int, folder: Path | None = None, learning_rate: float = 0.05) -> PairValues:
     shards = Shards(owners(world), rank=rank, world=world)
-    return PairValues(COUNT, learning_rate=0.05, l1=0.01, dtype=torch.float64, shards=shards, run=64, folder=folder)
+    rest: dict[str, Any] = {"l1": 0.01, "dtype": torch.float64, "shards": shards, "run": 64, "folder": folder}
+    return PairValues(COUNT, learning_rate=learning_rate, **rest)
 
 
 def resumed(values: PairValues, rank: int, world: int, folder: Path) -> PairValues:
@@ -66,13 +68,25 @@ def resumed(values: PairValues, rank: int, world: int, folder: Path) -> PairValu
     return other
 
 
-def refusal(rank: int, world: int) -> str:
-    """What every process says when the last has other options than the others."""
+def told(action: Callable[[], object]) -> str:
+    """What a refusal says."""
     try:
-        same_everywhere("options", "these" if rank < world - 1 else "those")
+        action()
     except ValueError as error:
         return str(error)
     return ""
+
+
+def refusals(rank: int, world: int) -> dict[str, str]:
+    """What every process says when the last has other options, owners or settings than the others."""
+    last = rank == world - 1
+    own = Shards(owners(world).flip(0) if last else owners(world), rank=rank, world=world)
+    rate = 0.2 if last else 0.1
+    return {
+        "options": told(lambda: same_everywhere("options", b"those" if last else b"these")),
+        "owners of pairs": told(lambda: PairValues(COUNT, learning_rate=0.1, shards=own)),
+        "settings of pair values": told(lambda: made(rank, world, learning_rate=rate)),
+    }
 
 
 def agreed(masks: list[Mask]) -> EarlyBird:
@@ -100,15 +114,12 @@ def work(rank: int, world: int, folder: Path) -> None:
         "all": values.draw(0.0, ORDER)["edges"],
         "own": values.state_dict()["mean"].numel(),
         "trajectory": bird.trajectory,
-        "refusal": refusal(rank, world),
+        "refusals": refusals(rank, world),
     }
     torch.save(found, folder / f"{world}.{rank}.pt")
     values.add_gradient(torch.tensor([3]), torch.tensor([float("nan")], dtype=torch.float64))
     values.step()
-    try:
-        values.draw(0.5, ORDER)
-    except ValueError as error:
-        (folder / f"nan.{world}.{rank}").write_text(str(error))
+    (folder / f"nan.{world}.{rank}").write_text(told(lambda: values.draw(0.5, ORDER)))
     if world > 1:
         distributed.destroy_process_group()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gebt.prune import EarlyBird, Mask, select
 from gebt.prune.ties import TieOrder
 from gebt.train.pair_values import NAMES, PairValues
-from gebt.train.processes import fingerprint, same_everywhere
+from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.shards import Shards
 
 KINDS = [torch.float32, torch.float64]
@@ -56,6 +56,18 @@ def test_steps_are_those_of_adam_on_the_whole_tensor(
         torch.testing.assert_close(whole(values), plain.detach(), rtol=1e-6 if kind == torch.float32 else 1e-14, atol=0)
         if not l1:  # which autograd adds first, not last
             assert torch.equal(whole(values)[:last], plain.detach()[:last])
+
+
+def test_a_step_does_not_depend_on_where_a_value_lies() -> None:
+    few, many = (PairValues(count, learning_rate=0.01, dtype=torch.float64) for count in (3, 1000))
+    generator = seeded()
+    for _ in range(20):
+        gradient = torch.randn(3, dtype=torch.float64, generator=generator)
+        few.add_gradient(torch.arange(3), gradient)
+        many.add_gradient(torch.arange(100, 103), gradient)
+        few.step()
+        many.step()
+    assert torch.equal(whole(few), whole(many)[100:103])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +168,10 @@ def test_the_state_of_other_pairs_is_refused() -> None:
         PairValues(11, learning_rate=0.1).load_state_dict(state)
     with pytest.raises(ValueError, match=r"expected \(10, torch.float64, \(10,\)\)"):
         PairValues(10, learning_rate=0.1, dtype=torch.float64).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"process of the state \(got \(1, 3\)\), expected \(0, 1\) \(rank, processes\)"
+    ):
+        PairValues(10, learning_rate=0.1).load_state_dict(state | {"process": (1, 3)})
     assert set(NAMES) < state.keys()
 
 
@@ -177,6 +193,14 @@ def test_pairs_belong_to_the_process_of_the_part_of_their_smaller_end() -> None:
         assert torch.cat([own.own for own in shards]).sort().values.tolist() == list(range(5))
         for own in shards:
             assert own.local(own.own.long()).tolist() == list(range(own.own.numel()))
+
+
+def test_shards_of_many_pairs() -> None:
+    nodes = torch.randint(50, (2, 600_000), generator=seeded())  # more than two runs
+    parts = torch.arange(50)
+    shards = Shards.by_smaller_end(nodes, parts, rank=1, world=3)
+    assert torch.equal(shards.owner, (nodes.amin(0) * 3 // 50).to(torch.uint8))
+    assert torch.equal(shards.own.long(), (shards.owner == 1).nonzero().squeeze(1))
 
 
 def test_a_process_that_is_not_there_owns_nothing() -> None:

@@ -56,12 +56,11 @@ def test_a_process_holds_its_own_pairs_alone(folder: Path) -> None:
 
 
 def test_processes_that_differ_are_named_in_all_of_them(folder: Path) -> None:
-    assert found(folder, 1, 0)["refusal"] == ""
+    assert set(found(folder, 1, 0)["refusals"].values()) == {""}
     for world, rank in RANKS:
-        message = (
-            f"options (got another in processes [{world - 1}] than in process 0), expected the same in all {world}"
-        )
-        assert found(folder, world, rank)["refusal"].startswith(message)
+        for what, message in found(folder, world, rank)["refusals"].items():
+            others = f"{what} (got another in processes [{world - 1}] than in process 0)"
+            assert message.startswith(f"{others}, expected the same in all {world};")
 
 
 def test_a_nan_is_refused_in_all_processes(folder: Path) -> None:
