@@ -15,7 +15,7 @@ ROOT = Path(gebt.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli",),
-    ("image_runs",),
+    ("image_runs", "sweep"),
     ("report",),
     ("bench", "comparison", "callbacks"),
     ("experiment", "rivals", "anymodel"),

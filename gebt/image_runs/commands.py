@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from gebt.image_runs import report, runs
 from gebt.image_runs.options import ImageOptions
-from gebt.record import CONFIG, RECORD, RunFolder, machine
+from gebt.record import RECORD, RunFolder, machine
 from gebt.voice import advance, answer, bar, say
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]
@@ -121,7 +121,7 @@ def _run(
     folder = RunFolder(out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=force, resume=resume)
     config = json.loads(json.dumps({**json.loads(options.to_json()), **dataclasses.asdict(own)}))
     if resume:
-        _refuse_another(folder.path / CONFIG, config)
+        folder.refuse_another(config, FREE)
     folder.write_config(json.dumps(config, indent=1) + "\n")
     record: dict[str, Any] = {"command": command, "complete": False, "config": config, "machine": machine()}
     record |= {"rows": [], "summary": []}
@@ -139,15 +139,3 @@ def _run(
     tell(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
         answer(json.dumps({"command": command, "data": options.data, "summary": record["summary"]}))
-
-
-def _refuse_another(path: Path, config: dict[str, Any]) -> None:
-    """Raises `ValueError` when the folder holds a run whose levels are not those of this one."""
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differs = sorted(
-            key for key in config.keys() | before.keys() if key not in FREE and config.get(key) != before.get(key)
-        )
-        if differs:
-            told = ", ".join(f"{key} {before.get(key)}" for key in differs)
-            raise ValueError(f"--resume (got a run with {told} in {path.parent}), expected the same options")
