@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, cast
 
 from gebt.sweep.cells import Cell, attempt
 
@@ -121,7 +121,8 @@ class Pool:
 
     def wait(self) -> End:
         """The next cell that ended, or whose worker did."""
-        worker, cell = self._busy.pop(wait(list(self._busy))[0])  # type: ignore[arg-type, index]
+        ready = cast(Connection, wait(list(self._busy))[0])
+        worker, cell = self._busy.pop(ready)
         try:
             fault = worker.connection.recv()
         except (EOFError, ConnectionError):

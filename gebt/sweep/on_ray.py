@@ -9,8 +9,6 @@ from typing import Any, Self
 from gebt.sweep.cells import Cell, attempt
 from gebt.sweep.engines import End
 
-LOOPBACK = "127.0.0.1"
-
 
 class Ray:
     """Ray's workers. On a cluster the sweep's folder and the data must be found under the same paths everywhere."""
@@ -22,14 +20,17 @@ class Ray:
         self._busy: dict[Any, Cell] = {}
 
     def __enter__(self) -> Self:
-        # Read when Ray is imported: it reports to its makers unless told not to.
+        # Read when Ray is imported: it reports to its makers unless told not to, and listens to the whole network where
+        # it believes in a cluster (`_node_ip_address="127.0.0.1"` it replaces by the address of the machine).
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if not os.environ.get("RAY_ADDRESS"):
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         import ray
 
-        local = {"num_cpus": self.workers * self.threads, "include_dashboard": False, "_node_ip_address": LOOPBACK}
+        local = {"address": "local", "num_cpus": self.workers * self.threads, "include_dashboard": False}
         ray.init(**({} if os.environ.get("RAY_ADDRESS") else local), log_to_driver=False, logging_level="warning")
         self._ray = ray
-        self._attempt = ray.remote(attempt).options(num_cpus=self.threads, max_retries=0)
+        self._attempt = ray.remote(attempt)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,7 +39,7 @@ class Ray:
     def submit(self, cell: Cell) -> None:
         """Starts the work on a cell."""
         gpus = 1 if cell.options.device == "cuda" else 0
-        self._busy[self._attempt.options(num_gpus=gpus).remote(cell)] = cell
+        self._busy[self._attempt.options(num_cpus=self.threads, num_gpus=gpus, max_retries=0).remote(cell)] = cell
 
     def wait(self) -> End:
         """The next cell that ended, or whose worker did."""
