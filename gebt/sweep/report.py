@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 from scipy.special import stdtrit
 
 from gebt.comparison import summarise
@@ -96,9 +95,7 @@ def picture(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
                     color=COLOURS.get(arm, RIVAL_COLOUR), lw=1, ms=5, capsize=3,
                     label=ARM_NAMES.get(arm, arm) + (f", {model}" if len(models) > 1 else ""),
                 )  # fmt: skip
-        axes.set(title=dataset, xlabel="macs_paper, % of dense", xscale="log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(title=dataset, xlabel="macs_paper, % of dense")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy minus dense, points")
     panels[0].legend(frameon=False, fontsize=8)

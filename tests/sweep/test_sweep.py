@@ -77,7 +77,10 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 def written(path: Path) -> int:
     """When the file was written, in nanoseconds; 0: it was not."""
-    return path.stat().st_mtime_ns if path.exists() else 0
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def outcome(folder: Path) -> list[Any]:
