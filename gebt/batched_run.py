@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import gebt
+from gebt import __version__
 from gebt.comparison import summarise
 from gebt.config import RunOptions
 from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
@@ -26,7 +26,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.plans import Plan
 from gebt.recipes import baselines, batched
-from gebt.record import CHECKPOINTS, CONFIG, RunFolder, refuse_another
+from gebt.record import CHECKPOINTS, RunFolder
 from gebt.ticket import Ticket
 from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.batched import Batched
@@ -55,7 +55,7 @@ def open_folder(options: RunOptions, path: Path, own: Processes, force: bool, re
     config = json.loads(options.to_json())
     if own.first:
         folder = RunFolder(path, force=force, resume=resume)
-        refuse_another(path / CONFIG, config, FREE)
+        folder.refuse_another(config, FREE)
         folder.write_config(options.to_json())
     own.wait()
     return RunFolder(path, resume=True)
@@ -73,7 +73,7 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
     per_seed: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
     draws = DrawLog()
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         arms = _Arms(options, folder, own, seed, progress, draws)
         per_seed.append(arms.row())
         record = {
@@ -162,7 +162,7 @@ class _Arms:
         ticket = batched.joint(
             model, self.batched, **self._ratios, settings=self.options.search(), seed=self.seed, values_in=values_in,
             checkpoints=Checkpoints(self.at / "search", self.own), every=self.options.checkpoint_every,
-            on_draw=self.draws if self.own.first and self.seed == 0 else None, on_epoch=clock,
+            on_draw=self.draws if self.own.first and self.seed == self.options.first_seed else None, on_epoch=clock,
         )  # fmt: skip
         if self.own.first:
             ticket.save(path)
@@ -249,7 +249,7 @@ class _Clock:
 
 def _code() -> str:
     """What must be the same in all processes for them to compute the same."""
-    digest = hashlib.sha256(f"{torch.__version__} {gebt.__version__}".encode())
-    for path in sorted(Path(gebt.__file__).parent.rglob("*.py")):
+    digest = hashlib.sha256(f"{torch.__version__} {__version__}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -63,7 +63,9 @@ class RunOptions:
     unit_score
         What ranks units: "magnitude", the scales of batch "norm", or the loss's "gradient".
     seeds
-        Number of seeds: 0, 1, ... one full comparison each.
+        Number of seeds, one full comparison each.
+    first_seed
+        The first of them; the others follow it.
     together
         Train the seeds as one widened network where that is faster; the seconds are then each seed's share.
     preset
@@ -179,6 +181,7 @@ class RunOptions:
     weight_ratio: float = 0.5
     feature_ratio: float | None = None
     seeds: int = 1
+    first_seed: int = 0
     together: bool = True
     preset: Preset = "default"
     algorithm: Algorithm = "joint"
@@ -299,6 +302,8 @@ class RunOptions:
     def _check(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"--seeds (got {self.seeds}), expected at least 1")
+        if self.first_seed < 0:
+            raise ValueError(f"--first-seed (got {self.first_seed}), expected at least 0")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads (got {self.threads}), expected at least 1")
         if self.device == "cuda" and not torch.cuda.is_available():

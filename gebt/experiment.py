@@ -150,7 +150,7 @@ def find_tickets(
 
 def groups(options: RunOptions) -> list[list[int]]:
     """The seeds, in groups that are trained together (`train.many`) where they can be and it pays; else one by one."""
-    seeds = list(range(options.seeds))
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
     joint = options.together and options.algorithm == "joint" and search.searches_together(options.search())
     if len(seeds) > 1 and joint:
         graph = graph_for(options, 0)

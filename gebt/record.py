@@ -23,6 +23,9 @@ RECORD, CONFIG, TICKET, MODEL = "record.json", "config.json", "ticket.safetensor
 PICTURES = ("trajectory.png", "distances.png", "savings.png", "training.png")
 DENSITY_PICTURE = "density.png"
 BENCH_PICTURE = "bench.png"
+SWEEP_PICTURE = "sweep.png"
+# Where a sweep keeps the run folders of its cells.
+CELLS = "cells"
 
 
 class RunFolder:
@@ -62,18 +65,19 @@ class RunFolder:
         """Writes the resolved configuration."""
         return write_atomically(self.path / CONFIG, text)
 
-
-def refuse_another(path: Path, config: dict[str, Any], free: Collection[str] = ()) -> None:
-    """Raises `ValueError` when the configuration in the file `path` is not this one; options `free` may differ."""
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    differs = sorted(
-        key for key in config.keys() | before.keys() if key not in free and config.get(key) != before.get(key)
-    )
-    if differs:
-        told = ", ".join(f"{key} {before.get(key)}" for key in differs)
-        raise ValueError(f"--resume (got a run with {told} in {path.parent}), expected the same options")
+    def refuse_another(self, config: dict[str, Any], free: Collection[str] = ()) -> None:
+        """Raises `ValueError` where the folder holds a run of other options than `config`, those in `free` aside."""
+        path = self.path / CONFIG
+        if not path.is_file():
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(config))
+        differs = sorted(
+            key for key in now.keys() | before.keys() if key not in free and now.get(key) != before.get(key)
+        )
+        if differs:
+            told = ", ".join(f"{key} {before.get(key)}" for key in differs)
+            raise ValueError(f"--resume (got a run with {told} in {self.path}), expected the same options")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _processor() -> str:
 
 
 def _remove_run(path: Path) -> None:
-    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES, BENCH_PICTURE, DENSITY_PICTURE):
+    for name in (RECORD, CONFIG, TICKET, MODEL, *PICTURES, BENCH_PICTURE, DENSITY_PICTURE, SWEEP_PICTURE):
         (path / name).unlink(missing_ok=True)
     if (path / CHECKPOINTS).is_dir():
         shutil.rmtree(path / CHECKPOINTS)
@@ -122,6 +126,10 @@ def _remove_run(path: Path) -> None:
             shutil.rmtree(found)
         elif found.is_file() and found.suffix == ".safetensors":
             found.unlink()
+    for cell in (found for found in path.glob(f"{CELLS}/*") if found.is_dir()):
+        _remove_run(cell)
+        if not any(cell.iterdir()):
+            cell.rmdir()
 
 
 def _ours(name: str) -> bool:

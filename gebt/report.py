@@ -168,7 +168,9 @@ def _distances(record: dict[str, Any]) -> Figure:
         )
         axes.set(title=f"{kind[:-1]} masks", xlabel="epoch drawn", ylabel="epoch drawn")
         figure.colorbar(image, ax=axes, fraction=0.046, label="share of entries that differ")
-    figure.suptitle(f"{record['dataset']}, seed 0: distance of the masks drawn at every two epochs")
+    figure.suptitle(
+        f"{record['dataset']}, seed {record['per_seed'][0]['seed']}: distance of the masks drawn at every two epochs"
+    )
     figure.tight_layout()
     return figure
 

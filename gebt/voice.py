@@ -19,14 +19,14 @@ def say(line: str) -> None:
 
 
 def bar(total: int, what: str, unit: str = "epoch") -> tqdm[Any]:
-    """A progress bar, of epochs as a rule."""
+    """A progress bar."""
     # In a log file every refresh is a line.
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, mininterval=interval)
 
 
 def advance(shown: tqdm[Any], where: str) -> bool:
-    """One epoch more; never asks to stop."""
+    """One unit more; never asks to stop."""
     shown.set_postfix_str(where, refresh=False)
     shown.update()
     return False

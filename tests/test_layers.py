@@ -15,7 +15,7 @@ ROOT = Path(gebt.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli",),
-    ("image_runs",),
+    ("run_commands", "image_runs", "sweep"),
     ("report",),
     ("batched_run",),
     ("bench", "comparison", "callbacks"),

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from gebt.image_runs import report, runs
 from gebt.image_runs.options import ImageOptions
-from gebt.record import CONFIG, RECORD, RunFolder, machine, refuse_another
+from gebt.record import RECORD, RunFolder, machine
 from gebt.voice import advance, answer, bar, say
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]
@@ -121,7 +121,7 @@ def _run(
     folder = RunFolder(out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=force, resume=resume)
     config = json.loads(json.dumps({**json.loads(options.to_json()), **dataclasses.asdict(own)}))
     if resume:
-        refuse_another(folder.path / CONFIG, config, FREE)
+        folder.refuse_another(config, FREE)
     folder.write_config(json.dumps(config, indent=1) + "\n")
     record: dict[str, Any] = {"command": command, "complete": False, "config": config, "machine": machine()}
     record |= {"rows": [], "summary": []}

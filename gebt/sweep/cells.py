@@ -1,0 +1,140 @@
+"""What a sweep does, cut into cells: one run of its own for every data set, network, pair of ratios and few seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import torch
+from cyclopts import Parameter
+
+from gebt.comparison import run
+from gebt.config import RunOptions
+from gebt.data.manifest import dataset_info
+from gebt.experiment import graph_for, groups, model_for
+from gebt.models.kinds import ModelName
+from gebt.record import CELLS, RECORD, RunFolder, read_record
+from gebt.sparse import backends
+from gebt.sparse.memory import use_huge_pages
+
+_SEVERAL, _HIDDEN = Parameter(consume_multiple=True), Parameter(parse=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(RunOptions):
+    """Options of a sweep: those of a run, and several where a run has one data set, network and pair of ratios.
+
+    Attributes
+    ----------
+    datasets
+        Names of data sets; `gebt data list` shows them.
+    models
+        The networks: gcn, gat, gin, sage, resgcn7, resgcn14, resgcn28.
+    ratios
+        Shares of edges and of weights to prune, such as 0.2,0.5; several pairs may be given.
+    threads
+        CPU threads of a worker; default: the cores, shared out.
+    """
+
+    datasets: Annotated[tuple[str, ...], _SEVERAL] = ("digits",)
+    models: Annotated[tuple[ModelName, ...], _SEVERAL] = ("gcn",)
+    ratios: Annotated[tuple[str, ...], _SEVERAL] = ("0.2,0.5",)
+    threads: int | None = None
+    dataset: Annotated[str, _HIDDEN] = RunOptions.dataset
+    model: Annotated[ModelName, _HIDDEN] = RunOptions.model
+    edge_ratio: Annotated[float, _HIDDEN] = RunOptions.edge_ratio
+    weight_ratio: Annotated[float, _HIDDEN] = RunOptions.weight_ratio
+
+    def given(self) -> dict[str, Any]:
+        """These options as a configuration file that `--config` reads holds them."""
+        hidden = ("dataset", "model", "edge_ratio", "weight_ratio")
+        return {name: value for name, value in json.loads(self.to_json()).items() if name not in hidden}
+
+    def runs(self) -> list[RunOptions]:
+        """The resolved options of every comparison, all seeds in one; raises `ValueError` for what is wrong."""
+        for name in ("datasets", "models", "ratios"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} (got none), expected at least one")
+        shared = RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
+        pairs = [_pair(text) for text in self.ratios]
+        return [
+            replace(shared, dataset=dataset, model=model, edge_ratio=edges, weight_ratio=weights).resolved()
+            for dataset in self.datasets
+            for model in self.models
+            for edges, weights in pairs
+        ]
+
+
+# Annotations are text, and whoever reads them (cyclopts) looks for the inherited ones' names in this module.
+SweepOptions.__init__.__annotations__.update(
+    {name: hint for name, hint in get_type_hints(RunOptions).items() if name not in SweepOptions.__annotations__}
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work: a run of `options`, resolved, in a folder of its own."""
+
+    options: RunOptions
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the record of the whole run."""
+        return (self.folder / RECORD).is_file() and bool(read_record(self.folder)["complete"])
+
+
+def plan(runs: list[RunOptions], threads: int, folder: Path) -> list[Cell]:
+    """The cells of a sweep into `folder`: of each run, the groups of seeds that are trained together.
+
+    Raises `ValueError` for data and networks that cannot be had, and for a run that is there twice.
+    """
+    cells: list[Cell] = []
+    grouped: dict[tuple[str, str], list[list[int]]] = {}
+    for options in runs:
+        key = (options.dataset, options.model)
+        if key not in grouped:
+            model_for(options, graph_for(options, options.first_seed), options.first_seed)
+            grouped[key] = groups(options)
+        for seeds in grouped[key]:
+            own = replace(options, first_seed=seeds[0], seeds=len(seeds), threads=threads)
+            cells.append(Cell(own, folder / CELLS / _named(own)))
+    names = [cell.name for cell in cells]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"--datasets, --models, --ratios (got {twice} twice), expected every comparison once")
+    return cells
+
+
+def attempt(cell: Cell) -> str:
+    """Runs a cell, in a worker; returns "" or what is wrong with its options or data."""
+    use_huge_pages()
+    torch.set_num_threads(cell.options.threads or 1)
+    try:
+        backends.use(cell.options.backend)
+        # What a try that died has left is no part of this one.
+        run(cell.options, RunFolder(cell.folder, force=True))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _named(options: RunOptions) -> str:
+    ratios = f"g{100 * options.edge_ratio:g}-w{100 * options.weight_ratio:g}"
+    last = options.first_seed + options.seeds - 1
+    seeds = f"s{options.first_seed}" + (f"-{last}" if options.seeds > 1 else "")
+    return f"{dataset_info(options.dataset).name}-{options.model}-{ratios}-{seeds}"
+
+
+def _pair(text: str) -> tuple[float, float]:
+    try:
+        edges, weights = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--ratios (got {text!r}), expected those of edges and weights, such as 0.2,0.5") from error
+    return edges, weights

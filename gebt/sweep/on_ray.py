@@ -1,0 +1,51 @@
+"""Cells of a sweep on Ray (extra "ray"): on this machine, or on the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any, Self
+
+from gebt.sweep.cells import Cell, attempt
+from gebt.sweep.engines import End
+
+
+class Ray:
+    """Ray's workers. On a cluster the sweep's folder and the data must be found under the same paths everywhere."""
+
+    def __init__(self, workers: int, threads: int) -> None:
+        if find_spec("ray") is None:
+            raise ValueError("--engine (got ray, which is not installed), expected pool here; pip install 'gebt[ray]'")
+        self.workers, self.threads = workers, threads
+        self._busy: dict[Any, Cell] = {}
+
+    def __enter__(self) -> Self:
+        # Read when Ray is imported: it reports to its makers unless told not to, and listens to the whole network where
+        # it believes in a cluster (`_node_ip_address="127.0.0.1"` it replaces by the address of the machine).
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if not os.environ.get("RAY_ADDRESS"):
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        import ray
+
+        local = {"address": "local", "num_cpus": self.workers * self.threads, "include_dashboard": False}
+        ray.init(**({} if os.environ.get("RAY_ADDRESS") else local), log_to_driver=False, logging_level="warning")
+        self._ray = ray
+        self._attempt = ray.remote(attempt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ray.shutdown()
+
+    def submit(self, cell: Cell) -> None:
+        """Starts the work on a cell."""
+        gpus = 1 if cell.options.device == "cuda" else 0
+        self._busy[self._attempt.options(num_cpus=self.threads, num_gpus=gpus, max_retries=0).remote(cell)] = cell
+
+    def wait(self) -> End:
+        """The next cell that ended, or whose worker did."""
+        done = self._ray.wait(list(self._busy), num_returns=1)[0][0]
+        cell = self._busy.pop(done)
+        try:
+            return End(cell, self._ray.get(done))
+        except self._ray.exceptions.RayError as error:
+            return End(cell, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", died=True)

@@ -1,0 +1,114 @@
+"""The table and the picture of a sweep, made from the records of its cells."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.special import stdtrit
+
+from gebt.comparison import summarise
+from gebt.record import SWEEP_PICTURE, read_record
+from gebt.report import ARM_NAMES, COLOURS, RIVAL_COLOUR, aligned
+from gebt.sweep.cells import Cell
+
+_MARKS = ("o", "s", "^", "v", "D", "P", "X")
+
+
+def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """One row for every data set, network and pair of ratios: the summary over the seeds that are finished.
+
+    "difference": of each arm's accuracies minus dense's, seed by seed, the mean and half the 95 % interval.
+    """
+    grouped: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        chosen = cell.options
+        grouped.setdefault((chosen.dataset, chosen.model, chosen.edge_ratio, chosen.weight_ratio), []).append(cell)
+    return [row for key, own in grouped.items() if (row := _row(key, own))]
+
+
+def _row(key: tuple[Any, ...], cells: list[Cell]) -> dict[str, Any] | None:
+    per_seed = [row for cell in cells if cell.finished for row in read_record(cell.folder)["per_seed"]]
+    if not per_seed:
+        return None
+    summary = summarise(per_seed)
+    dense = summary["dense"]["accuracy"]["values"]
+    return {
+        **dict(zip(("dataset", "model", "edge_ratio", "weight_ratio"), key, strict=True)),
+        "seeds": [row["seed"] for row in per_seed],
+        "asked": sum(cell.options.seeds for cell in cells),
+        "summary": summary,
+        "difference": {
+            arm: _paired(summary[arm]["accuracy"]["values"], dense) for arm in summary if arm != "dense"
+        },
+    }  # fmt: skip
+
+
+def _paired(values: list[float], others: list[float]) -> dict[str, Any]:
+    """Mean of the differences, and the half-width of its 95 % interval by Student's t (None for one seed)."""
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    count, half = len(differences), None
+    if count > 1:
+        half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(count)
+    return {"mean": statistics.fmean(differences), "half": half, "values": differences}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as aligned text: accuracies in %, differences in points, seconds of the whole training of a seed."""
+    arms = list(rows[0]["summary"]) if rows else []
+    titles = ["data set", "network", "pruned edges, weights, %", "seeds", *(ARM_NAMES.get(arm, arm) for arm in arms)]
+    lines = [[*titles, "ticket - dense", "macs, % of dense", "seconds, dense", "seconds, ticket"]]
+    for row in rows:
+        summary, asked, done = row["summary"], row["asked"], len(row["seeds"])
+        lines.append([
+            row["dataset"], row["model"], f"{100 * row['edge_ratio']:.4g}, {100 * row['weight_ratio']:.4g}",
+            f"{done}" if done == asked else f"{done} of {asked}",
+            *(_spread(summary[arm]["accuracy"]["mean"], summary[arm]["accuracy"]["std"]) for arm in arms),
+            _spread(row["difference"]["ticket"]["mean"], row["difference"]["ticket"]["half"], sign="+"),
+            f"{100 * _macs(row, 'ticket'):.1f}",
+            *(f"{summary[arm]['seconds']['search'] + summary[arm]['seconds']['retrain']:.3f}"
+              for arm in ("dense", "ticket")),
+        ])  # fmt: skip
+    return aligned(lines)
+
+
+def picture(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """Draws accuracy minus dense by `macs_paper`, a panel a data set, into `folder`/sweep.png; returns the path."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(max(5.5, 4.5 * len(datasets)), 4.2))
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        axes.axhline(0, color=COLOURS["dense"], ls="--", lw=1, label="dense")
+        for number, model in enumerate(models):
+            own = [row for row in rows if (row["dataset"], row["model"]) == (dataset, model)]
+            own.sort(key=lambda row: _macs(row, "ticket"))
+            for arm in own[0]["difference"] if own else ():
+                told = [row["difference"][arm] for row in own]
+                axes.errorbar(
+                    [100 * _macs(row, arm) for row in own], [100 * each["mean"] for each in told],
+                    [100 * (each["half"] or 0) for each in told], fmt=f"{_MARKS[number % len(_MARKS)]}-",
+                    color=COLOURS.get(arm, RIVAL_COLOUR), lw=1, ms=5, capsize=3,
+                    label=ARM_NAMES.get(arm, arm) + (f", {model}" if len(models) > 1 else ""),
+                )  # fmt: skip
+        axes.set(title=dataset, xlabel="macs_paper, % of dense")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy minus dense, points")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle("the bars are 95 % intervals of the mean over seeds, paired")
+    figure.tight_layout()
+    figure.savefig(folder / SWEEP_PICTURE, dpi=130, bbox_inches="tight")
+    return folder / SWEEP_PICTURE
+
+
+def _macs(row: dict[str, Any], arm: str) -> float:
+    """`macs_paper` of one inference, as a share of dense."""
+    return float(row["summary"][arm]["macs_paper"]["inference"] / row["summary"]["dense"]["macs_paper"]["inference"])
+
+
+def _spread(mean: float, spread: float | None, sign: str = "") -> str:
+    return f"{100 * mean:{sign}.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
