@@ -3,10 +3,12 @@
 from gebt.data.folder import save_graph_folder
 from gebt.data.graphs import check_dataset, data_root, load_graph
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
+from gebt.data.mapped import MappedGraph, open_mapped
 from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_graph, read_ogb
 from gebt.data.ogb_write import as_ogb, write_ogb
 from gebt.data.pyg import from_pyg
 from gebt.data.raw import UnsafeFileError
+from gebt.data.streams import GraphStream
 from gebt.data.surrogate import SurrogateSpec, generate
 from gebt.data.tu import GraphSet, read_graph_set
 
@@ -15,6 +17,8 @@ __all__ = [
     "DatasetInfo",
     "FileInfo",
     "GraphSet",
+    "GraphStream",
+    "MappedGraph",
     "OgbGraph",
     "OgbSet",
     "RecordedSettings",
@@ -29,6 +33,7 @@ __all__ = [
     "generate",
     "load_graph",
     "ogb_graph",
+    "open_mapped",
     "read_graph_set",
     "read_ogb",
     "save_graph_folder",
