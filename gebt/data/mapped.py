@@ -84,6 +84,7 @@ class MappedGraph:
     """
 
     device = torch.device("cpu")
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, header: MappedHeader) -> None:
         self.folder, self.header = folder, header
