@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.canonical import Graph
+from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
 from gebt.graph.scores import Agreement, NeighbourhoodShare, degree_correction, need_of_neighbours
 from gebt.graph.spreading import spread
@@ -60,7 +60,8 @@ def joint(
     says ("agreement" and "need" without values a, "mixed" with), and the detector takes d(m, m_before) and d(n,
     n_before). The ticket is drawn in the epoch the detector fires, or in the last one (`ticket.fired` is then False).
     `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
-    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
+    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named), and
+    `GraphError` for scores and soft labels that need classes where the graph's labels are none.
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
     return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
@@ -178,6 +179,8 @@ class _Search:
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
         agreement = settings.edge_score in ("agreement", "need", "mixed")
+        if agreement or settings.soft_labels:
+            check_classes(graph, f"edge score {settings.edge_score!r}, soft labels {settings.soft_labels}")
         self.train_weights, self.train_edges = train_weights, train_edges and settings.trains_edges
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None
