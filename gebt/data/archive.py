@@ -73,7 +73,7 @@ def unpack(zipped: Path, folder: Path, name: str) -> None:
 
 
 def check_sums(folder: Path) -> dict[str, str]:
-    """"present", "missing" or "sha256 differs" of each file that `folder` came with; {} where it came by hand."""
+    """ "present", "missing" or "sha256 differs" of each file that `folder` came with; {} where it came by hand."""
     path = folder / SUMS
     if not path.is_file():
         return {}
@@ -130,7 +130,9 @@ def _members(archive: zipfile.ZipFile, zipped: Path) -> dict[zipfile.ZipInfo, Pu
     for member in members:
         plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
         if not plain or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsafeFileError(f"{member.filename!r} in zip {zipped} (got a link or another packing), expected a file")
+            raise UnsafeFileError(
+                f"{member.filename!r} in zip {zipped} (got a link or another packing), expected a file"
+            )
     taken = {parent for place in places.values() for parent in place.parents} | {PurePosixPath(SUMS)}
     if len(set(places.values()) - taken) < len(members):
         raise UnsafeFileError(f"zip {zipped} (got two files of one name), expected each once")
@@ -142,4 +144,3 @@ def _inside(name: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
         raise UnsafeFileError(f"name {name!r} in an archive, expected one inside its folder; nothing was unpacked")
     return path
-

@@ -103,8 +103,7 @@ def alone(lock: Path) -> Iterator[None]:
         with lock.open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             try:
-                held = os.path.sameopenfile(stream.fileno(), (again := os.open(lock, os.O_RDONLY)))
-                os.close(again)
+                held = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
             except FileNotFoundError:
                 held = False
             if held:  # else whoever was inside has removed it, and a third may hold the next of this name
@@ -197,9 +196,7 @@ def _received(response: HTTPResponse, stream: IO[bytes], start: int, size: int |
     stream.seek(start)
     stream.truncate()
     received, limit = start, most + 1
-    with tqdm(
-        total=size, initial=start, desc=Path(stream.name).name, unit="B", unit_scale=True, disable=None
-    ) as bar:
+    with tqdm(total=size, initial=start, desc=Path(stream.name).name, unit="B", unit_scale=True, disable=None) as bar:
         while received < limit and (chunk := response.read(min(CHUNK, limit - received))):
             stream.write(chunk)
             received += len(chunk)

@@ -28,7 +28,8 @@ class Graph:
     `features` [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
     `labels`, by `target`: "class" [N] int64 in 0..C-1; "multilabel" [N, T] int64, 0 or 1, -1 where it is unknown;
     "number" [N] float32. `num_classes`: the outputs that a network needs, C, T or 1.
-    `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint. `metric`: what says how well a network does (`gebt.graph.metrics`).
+    `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint. `metric`: what says how well a network does, one of
+    `METRICS[target]` (`gebt.graph.metrics`).
     `notes` tell what was changed to reach this form (self-loops removed, duplicates merged, ...).
     """
 

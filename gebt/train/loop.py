@@ -38,8 +38,9 @@ class TrainingSettings:
 class History:
     """What a fit did: one entry an epoch, and the state at the best validation epoch.
 
-    Accuracies are shares in [0, 1], or what the graph's metric says (`graph.metrics`). `best_epoch` counts from 1: highest
-    validation accuracy, ties to the lower validation loss, then to the earlier epoch; 0 when the fit did not evaluate.
+    Accuracies are shares in [0, 1], or what the graph's metric says (`graph.metrics`). `best_epoch` counts from 1:
+    highest validation accuracy, ties to the lower validation loss, then to the earlier epoch; 0 when the fit did not
+    evaluate.
     `best_gates`: the soft edge values of that epoch, where the fit was given some.
     """
 
