@@ -17,9 +17,10 @@ from safetensors.torch import save
 from gebt import __version__, report
 from gebt.comparison import run
 from gebt.config import RunOptions
-from gebt.data import check_dataset, data_root, dataset_info, dataset_names
+from gebt.data import check_dataset, check_folder, data_root, dataset_info, dataset_names, names_here
 from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.files import write_atomically
+from gebt.graph import GraphError
 from gebt.image_runs import commands as image_commands
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record
@@ -254,26 +255,33 @@ def data_list(*, as_json: AsJson = False) -> None:
     if as_json:
         answer(json.dumps(rows))
         return
-    answer(f"{'name':24}{'nodes':>8}{'pairs':>10}{'features':>10}{'classes':>9}  {'split':8} licence")
+    answer(f"{'name':24}{'nodes':>10}{'pairs':>11}{'features':>10}{'classes':>9}  {'split':8} licence")
     for row in rows:
-        counts = f"{row['nodes']:>8}{row['pairs']:>10}{row['features']:>10}{row['classes']:>9}"
+        counts = f"{row['nodes']:>10}{row['pairs']:>11}{row['features']:>10}{row['classes']:>9}"
         answer(f"{row['name']:24}{counts}  {row['split']:8} {row['licence']}")
 
 
 @data.command(name="check")
 def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-root")] = None) -> None:
-    """Checks the raw files of data sets against the manifest; exits with 1 when one is missing or differs.
+    """Checks raw files against the manifest, and folders of your own; exits with 1 when one is missing or unsound.
 
     Parameters
     ----------
     names
-        Data sets; default: all.
+        Data sets, or folders with a graph; default: all data sets, of the large ones those that are there.
     root
         Folder of the raw data; default $GEBT_DATA.
     """
     sound = True
     say(f"under {data_root(root)}")
-    for name in names or dataset_names():
+    for name in names or names_here(root):
+        if name not in dataset_names() and Path(name).is_dir():
+            try:
+                answer(f"{name:24} {'sound':15} {check_folder(name)}")
+            except GraphError as error:
+                answer(f"{name:24} {'unsound':15} {error}")
+                sound = False
+            continue
         files = check_dataset(name, root)
         if not files:
             made = "generated" if dataset_info(name).format == "surrogate" else "embedded"

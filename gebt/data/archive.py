@@ -130,9 +130,8 @@ def _members(archive: zipfile.ZipFile, zipped: Path) -> dict[zipfile.ZipInfo, Pu
     for member in members:
         plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
         if not plain or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsafeFileError(
-                f"{member.filename!r} in zip {zipped} (got a link or another packing), expected a file"
-            )
+            got = f"{member.filename!r}, a link or of another packing"
+            raise UnsafeFileError(f"zip {zipped} (got {got}), expected plain files, stored or deflated")
     taken = {parent for place in places.values() for parent in place.parents} | {PurePosixPath(SUMS)}
     if len(set(places.values()) - taken) < len(members):
         raise UnsafeFileError(f"zip {zipped} (got two files of one name), expected each once")

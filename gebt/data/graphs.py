@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
 from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
-from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info
+from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
 from gebt.data.npz import read_npz
 from gebt.data.ogb import OGB, needed_files, raw_graph, read_ogb
 from gebt.data.planetoid import read_planetoid
@@ -94,7 +95,7 @@ def check_folder(folder: str | Path) -> str:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise GraphError(f"folder (got {str(folder)!r}), expected one that is there")
-    graph = load_own(path)
+    graph = load_graph(str(path.resolve()))  # absolute: never the name of a data set
     kind = {"class": "classes", "multilabel": "tasks", "number": "number a node"}[graph.target]
     counts = {"nodes": graph.num_nodes, "pairs": graph.num_pairs, "features": graph.num_features}
     parts = {"training": graph.train_mask, "validation": graph.val_mask, "test": graph.test_mask}
@@ -103,19 +104,17 @@ def check_folder(folder: str | Path) -> str:
     return "; ".join((", ".join(told), f"{split} nodes", *graph.notes))
 
 
-def load_own(folder: Path) -> Graph:
-    """The canonical graph in a folder of one's own, also where a data set has the same name."""
-    raw = read_folder(folder)
-    assert raw.masks is not None
-    name = folder.resolve().name
-    return canonical_graph(name, raw.edge_index, raw.features, raw.labels, raw.masks, None, True, raw.target)
+def names_here(root: str | Path | None = None) -> tuple[str, ...]:
+    """All data sets but the large ones of which nothing is there."""
+    infos = map(dataset_info, dataset_names())
+    return tuple(i.name for i in infos if i.format not in PUBLISHED or is_there(data_root(root) / i.folder))
 
 
-def _needed(info: DatasetInfo) -> tuple[str, ...]:
+def _needed(info: DatasetInfo) -> Sequence[str]:
     """The files that a set which comes as a folder must hold."""
-    return {"ogb": lambda: tuple(needed_files(OGB[info.name])), "pyg": lambda: FILES[info.name]}.get(
-        info.format, tuple
-    )()
+    if info.format == "ogb":
+        return needed_files(OGB[info.name])
+    return FILES[info.name] if info.format == "pyg" else ()
 
 
 def _there(path: Path) -> str:

@@ -50,8 +50,9 @@ def as_ogb(graph: Graph, name: str = "ogbn-mine") -> OgbGraph:
     masks = zip(PARTS, (graph.train_mask, graph.val_mask, graph.test_mask), strict=True)
     split = {part: mask.nonzero()[:, 0] for part, mask in masks}
     many = graph.target == "multilabel"
-    kind = {"tasks": graph.num_classes, "metric": "rocauc"} if many else {}
-    info = OgbSet(name, 2 if many else graph.num_classes, graph.num_features, both_ways=True, **kind)
+    tasks, metric = (graph.num_classes, "rocauc") if many else (1, "acc")
+    classes = 2 if many else graph.num_classes
+    info = OgbSet(name, classes, graph.num_features, tasks=tasks, metric=metric, both_ways=True)
     labels = graph.labels if many else graph.labels[:, None]
     return OgbGraph(info, graph.pairs, graph.num_nodes, features, labels, split=split)
 

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import trustme
 
 from gebt.data.download import download_file, fetch
 from gebt.data.manifest import FileInfo
@@ -17,86 +13,7 @@ from gebt.graph.canonical import GraphError
 BODY = bytes(range(256)) * 1000
 
 
-class Pages(BaseHTTPRequestHandler):
-    """/file is whole, /cut stops half way, /long goes on, /chunked has no length, /to?X redirects to X.
-
-    /ranged honours ranges of `Server.body`, and stops after `Server.stop` bytes; /unranged sends it whole.
-    """
-
-    def do_GET(self):
-        path, _, target = self.path.partition("?")
-        if path in ("/ranged", "/unranged"):
-            self.part(path == "/ranged")
-            return
-        body = {"/cut": BODY[: len(BODY) // 2], "/long": BODY * 3, "/endless": BODY * 3}.get(path, BODY)
-        if path == "/missing":
-            self.send_error(404)
-            return
-        self.send_response(302 if path == "/to" else 200)
-        if path == "/to":
-            self.send_header("Location", target)
-            body = b""
-        if path not in ("/chunked", "/endless"):
-            self.send_header("Content-Length", str(len(BODY) if path == "/cut" else len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def part(self, ranged):
-        server, asked = self.server, self.headers["Range"]
-        first = int(asked.removeprefix("bytes=").removesuffix("-")) if ranged and asked else 0
-        if first >= len(server.body):
-            self.send_error(416)
-            return
-        rest = server.body[first:]
-        self.send_response(206 if first else 200)
-        if first:
-            last = len(server.body) - 1
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(server.body)}")
-        self.send_header("Content-Length", str(len(rest)))
-        self.send_header("ETag", server.version)
-        self.end_headers()
-        sent = rest[: server.stop]
-        server.answers.append((asked, len(sent)))
-        self.wfile.write(sent)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    body, version, stop = BODY, '"one"', None
-
-    def handle_error(self, *_):
-        """A client that hangs up, which half of these tests want, is no news."""
-
-
-def serve(authority):
-    server = Server(("127.0.0.1", 0), Pages)
-    server.answers = []
-    if authority:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("localhost").configure_cert(context)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    return server
-
-
-@pytest.fixture(scope="module")
-def trusted():
-    authority = trustme.CA()
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    secure, plain = serve(authority), serve(None)
-    context.server = secure
-    yield context, f"https://localhost:{secure.server_port}", f"http://localhost:{plain.server_port}"
-    for server in (secure, plain):
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "localhost")
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 def file_at(url):
@@ -177,16 +94,6 @@ def test_a_folder_that_cannot_be_made_is_a_graph_error(trusted, tmp_path):
         download_file(file_at(secure + "/file"), tmp_path / "taken", context)
 
 
-@pytest.fixture
-def ranged(trusted):
-    """The server with nothing asked of it yet, its address and how to trust it."""
-    context, secure, _ = trusted
-    server = context.server
-    server.answers.clear()
-    yield server, secure, context
-    server.body, server.version, server.stop = BODY, '"one"', None
-
-
 def cut_short(ranged, tmp_path, page="/ranged"):
     server, secure, context = ranged
     server.stop = 100_000
@@ -233,7 +140,7 @@ def test_a_part_of_another_address_or_without_its_mark_is_not_gone_on_with(range
 
 
 def test_a_part_with_other_bytes_is_refused_and_removed(ranged, tmp_path):
-    server, secure, context = ranged
+    _, secure, context = ranged
     cut_short(ranged, tmp_path)
     (tmp_path / ".data.bin.part").write_bytes(b"x" * 100_000)
     with pytest.raises(GraphError, match=r"got 256000 bytes, sha256 .* expected 256000 bytes"):
@@ -251,7 +158,7 @@ def test_a_part_that_is_whole_asks_nothing_more(ranged, tmp_path):
 
 
 def test_two_downloads_of_one_file_do_not_meet(ranged, tmp_path):
-    server, secure, context = ranged
+    _, secure, context = ranged
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(download_file, file_at(secure + "/ranged"), tmp_path, context) for _ in range(4)]
         assert {job.result().read_bytes() for job in jobs} == {BODY}
