@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from gebt.cli import main
+from gebt.data import load_graph, save_graph_folder
 from gebt.record import read_record
 from gebt.ticket import Ticket
 
@@ -194,6 +196,18 @@ def test_data_list_and_check(capsys, tmp_path):
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", "cora", "--data-root", str(tmp_path)])
     assert "missing" in capsys.readouterr().out
+
+
+def test_data_check_reads_a_folder_of_ones_own(capsys, tmp_path):
+    folder = save_graph_folder(tmp_path / "mine", load_graph("digits"))
+    main(["data", "check", str(folder)])
+    assert re.search(r"mine +sound +1797 nodes, 9929 pairs, 64 features, 10 classes; 50 tr", capsys.readouterr().out)
+    (folder / "labels.npy").write_bytes((folder / "labels.npy").read_bytes()[:-8])
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", str(folder), "digits"])
+    out = capsys.readouterr().out
+    assert re.search(r"mine +unsound +file .*labels\.npy \(got", out)
+    assert re.search(r"digits +embedded", out)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ BODY = bytes(range(256)) * 1000
 
 
 class Pages(BaseHTTPRequestHandler):
-    """/file is whole, /cut stops half way, /long goes on, /chunked has no length, /to?X redirects to X.
+    """/file is whole, /cut stops half way, /long goes on, /chunked has no length, /to?X redirects to X,
+    /claims?X says that X bytes follow.
 
     /ranged honours ranges of `Server.body`, and stops after `Server.stop` bytes; /unranged sends it whole.
     """
@@ -144,6 +145,11 @@ class Pages(BaseHTTPRequestHandler):
         body = {"/cut": BODY[: len(BODY) // 2], "/long": BODY * 3, "/endless": BODY * 3}.get(path, BODY)
         if path == "/missing":
             self.send_error(404)
+            return
+        if path == "/claims":
+            self.send_response(200)
+            self.send_header("Content-Length", target)
+            self.end_headers()
             return
         self.send_response(302 if path == "/to" else 200)
         if path == "/to":
