@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import ssl
 import stat
@@ -107,7 +108,12 @@ def _unpacked(zipped: Path, fresh: Path) -> dict[Path, str]:
                 with archive.open(member) as source, at.open("xb") as target:
                     shutil.copyfileobj(source, target, BLOCK)
                 sums[at] = sha256_of(at)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError) as error:
+    except GraphError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError, ValueError, OSError) as error:
+        # zipfile raises OSError too where an offset is broken; a full disk is not the zip's fault.
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise GraphError(f"zip {zipped} (got: {error}), expected a sound one; it was removed, load again") from error
     return sums
 
@@ -125,7 +131,7 @@ def _members(archive: zipfile.ZipFile, zipped: Path) -> dict[zipfile.ZipInfo, Pu
         )
     free = shutil.disk_usage(zipped.parent).free
     if total > free:
-        raise OSError(f"{total} bytes unpacked, more than the {free} that are free")
+        raise OSError(errno.ENOSPC, f"{total} bytes unpacked, more than the {free} that are free")
     places = {member: _inside(member.filename) for member in members}
     for member in members:
         plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
