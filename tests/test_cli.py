@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from gebt.cli import main
@@ -208,6 +210,17 @@ def test_data_check_reads_a_folder_of_ones_own(capsys, tmp_path):
     out = capsys.readouterr().out
     assert re.search(r"mine +unsound +file .*labels\.npy \(got", out)
     assert re.search(r"digits +embedded", out)
+
+
+def test_a_preset_that_needs_classes_is_refused_before_any_training(capsys, tmp_path):
+    labels = load_graph("digits").labels
+    tasks = replace(load_graph("digits"), labels=torch.stack((labels % 2, labels // 5), 1), num_classes=2)
+    folder = save_graph_folder(tmp_path / "mine", replace(tasks, target="multilabel"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--dataset", str(folder), "--preset", "best", "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().err
+    assert "edge score 'need', soft labels True (got graph 'mine' with labels of the kind 'multilabel')" in told
+    assert "dense" not in told  # no epoch of the first arm
 
 
 @pytest.mark.parametrize(

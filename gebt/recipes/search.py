@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.canonical import Graph, check_classes
+from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.scores import Agreement, NeighbourhoodShare, degree_correction, need_of_neighbours
 from gebt.graph.spreading import spread
@@ -179,8 +179,7 @@ class _Search:
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
         agreement = settings.edge_score in ("agreement", "need", "mixed")
-        if agreement or settings.soft_labels:
-            check_classes(graph, f"edge score {settings.edge_score!r}, soft labels {settings.soft_labels}")
+        settings.check(graph)
         self.train_weights, self.train_edges = train_weights, train_edges and settings.trains_edges
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None

@@ -121,9 +121,8 @@ def test_sets_load_by_name_and_are_held_to_their_counts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = written(name, tmp_path)
-    expected = (
-        r"\(got 4 tasks\), expected 121" if name == "ppi" else rf"\(got 24\), expected {dataset_info(name).nodes}"
-    )
+    nodes = dataset_info(name).nodes
+    expected = r"\(got 4 tasks\), expected 121" if name == "ppi" else rf"\(got 24\), expected {nodes}"
     with pytest.raises(GraphError, match=rf"of '{name}' {expected}"):
         load_graph(name, tmp_path)
     ours = canonical(name, raw)
