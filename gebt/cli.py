@@ -15,7 +15,16 @@ from cyclopts.exceptions import CycloptsError
 
 from gebt import __version__, run_commands
 from gebt.config import RunOptions
-from gebt.data import check_dataset, convert_command, data_root, dataset_info, dataset_names
+from gebt.data import (
+    check_dataset,
+    check_folder,
+    convert_command,
+    data_root,
+    dataset_info,
+    dataset_names,
+    names_here,
+)
+from gebt.graph import GraphError
 from gebt.image_runs import commands as image_commands
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
@@ -94,26 +103,33 @@ def data_list(*, as_json: AsJson = False) -> None:
     if as_json:
         answer(json.dumps(rows))
         return
-    answer(f"{'name':24}{'nodes':>8}{'pairs':>10}{'features':>10}{'classes':>9}  {'split':8} licence")
+    answer(f"{'name':24}{'nodes':>10}{'pairs':>11}{'features':>10}{'classes':>9}  {'split':8} licence")
     for row in rows:
-        counts = f"{row['nodes']:>8}{row['pairs']:>10}{row['features']:>10}{row['classes']:>9}"
+        counts = f"{row['nodes']:>10}{row['pairs']:>11}{row['features']:>10}{row['classes']:>9}"
         answer(f"{row['name']:24}{counts}  {row['split']:8} {row['licence']}")
 
 
 @data.command(name="check")
 def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-root")] = None) -> None:
-    """Checks the raw files of data sets against the manifest; exits with 1 when one is missing or differs.
+    """Checks raw files against the manifest, and folders of your own; exits with 1 when one is missing or unsound.
 
     Parameters
     ----------
     names
-        Data sets; default: all.
+        Data sets, or folders with a graph; default: all data sets, of the large ones those that are there.
     root
         Folder of the raw data; default $GEBT_DATA.
     """
     sound = True
     say(f"under {data_root(root)}")
-    for name in names or dataset_names():
+    for name in names or names_here(root):
+        if name not in dataset_names() and Path(name).is_dir():
+            try:
+                answer(f"{name:24} {'sound':15} {check_folder(name)}")
+            except GraphError as error:
+                answer(f"{name:24} {'unsound':15} {error}")
+                sound = False
+            continue
         files = check_dataset(name, root)
         if not files:
             made = "generated" if dataset_info(name).format == "surrogate" else "embedded"

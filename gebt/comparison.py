@@ -47,6 +47,7 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda arm,
     for seeds in groups(options):
         graphs = graphs_for(options, seeds)
         if not per_seed:
+            options.search().check(graphs[0])  # before the dense network is trained
             _warm_up(options, graphs[0])
         comparison = Comparison(options, graphs, seeds, progress)
         for row, ticket in zip(comparison.rows(), comparison.tickets, strict=True):

@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from gebt.cli import main
+from gebt.data import load_graph, save_graph_folder
 from gebt.record import read_record
 from gebt.ticket import Ticket
 
@@ -194,6 +198,29 @@ def test_data_list_and_check(capsys, tmp_path):
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", "cora", "--data-root", str(tmp_path)])
     assert "missing" in capsys.readouterr().out
+
+
+def test_data_check_reads_a_folder_of_ones_own(capsys, tmp_path):
+    folder = save_graph_folder(tmp_path / "mine", load_graph("digits"))
+    main(["data", "check", str(folder)])
+    assert re.search(r"mine +sound +1797 nodes, 9929 pairs, 64 features, 10 classes; 50 tr", capsys.readouterr().out)
+    (folder / "labels.npy").write_bytes((folder / "labels.npy").read_bytes()[:-8])
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", str(folder), "digits"])
+    out = capsys.readouterr().out
+    assert re.search(r"mine +unsound +file .*labels\.npy \(got", out)
+    assert re.search(r"digits +embedded", out)
+
+
+def test_a_preset_that_needs_classes_is_refused_before_any_training(capsys, tmp_path):
+    labels = load_graph("digits").labels
+    tasks = replace(load_graph("digits"), labels=torch.stack((labels % 2, labels // 5), 1), num_classes=2)
+    folder = save_graph_folder(tmp_path / "mine", replace(tasks, target="multilabel"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--dataset", str(folder), "--preset", "best", "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().err
+    assert "edge score 'need', soft labels True (got graph 'mine' with labels of the kind 'multilabel')" in told
+    assert "dense" not in told  # no epoch of the first arm
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gebt.graph.canonical import Graph
+from gebt.graph.metrics import label_loss, measure
 from gebt.models.convs import GATConv
 from gebt.models.gnn import GAT, GCN, GIN, GNN
 from gebt.models.kinds import Network
@@ -139,16 +140,17 @@ class PygTraining:
         self.model.train()
         self.optimizer.zero_grad()
         known = self.graph.train_mask
-        loss = F.cross_entropy(self.model(self.x, self.adjacency)[known], self.graph.labels[known])
+        loss = label_loss(self.graph.target, self.model(self.x, self.adjacency)[known], self.graph.labels[known])
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
     def epoch(self) -> tuple[float, float]:
-        """One step and one evaluation: accuracy on the validation and on the test nodes."""
+        """One step and one evaluation: the graph's metric on the validation and on the test nodes."""
         self.step()
-        hits = self.infer().argmax(1) == self.graph.labels
-        val, test = (float(hits[mask].float().mean()) for mask in (self.graph.val_mask, self.graph.test_mask))
+        said, graph = self.infer(), self.graph
+        parts = (graph.val_mask, graph.test_mask)
+        val, test = (float(measure(graph.metric, said[mask], graph.labels[mask])) for mask in parts)
         return val, test
 
     def propagation_flops(self) -> int:

@@ -1,7 +1,7 @@
 """The data room: graphs by name, from folders, OGB or PyTorch Geometric, checked and in canonical form."""
 
 from gebt.data.folder import save_graph_folder
-from gebt.data.graphs import check_dataset, data_root, load_graph
+from gebt.data.graphs import check_dataset, check_folder, data_root, load_graph, names_here
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
 from gebt.data.mapped import MappedGraph, open_mapped
 from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_graph, read_ogb
@@ -26,12 +26,14 @@ __all__ = [
     "UnsafeFileError",
     "as_ogb",
     "check_dataset",
+    "check_folder",
     "data_root",
     "dataset_info",
     "dataset_names",
     "from_pyg",
     "generate",
     "load_graph",
+    "names_here",
     "ogb_graph",
     "open_mapped",
     "read_graph_set",

@@ -253,7 +253,7 @@ def _checked(stream: GraphStream) -> MappedHeader:
     if not 0 < nodes <= INT32_LIMIT or columns < 1 or stream.labels.shape != (nodes,):
         got = f"{nodes} nodes, {columns} features, labels {tuple(stream.labels.shape)}"
         raise GraphError(f"graph {stream.name!r} (got {got}), expected 1 to {INT32_LIMIT} nodes with features, labels")
-    classes = checked_labels(stream.name, stream.labels, stream.num_classes)
+    _, classes = checked_labels(stream.name, stream.labels, stream.num_classes, "class")
     check_masks(stream.name, stream.masks, nodes)
     return MappedHeader(stream.name, nodes, 0, columns, classes, stream.metric)
 

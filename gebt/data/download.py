@@ -1,16 +1,21 @@
-"""Downloads that are what they should be: https with a verified certificate, a pinned sha256, all or nothing."""
+"""Downloads that are what they should be: https with a verified certificate, whole or not at all, and resumed."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
-import secrets
+import shutil
 import ssl
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPMessage
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO
 from urllib import request
+from urllib.error import HTTPError
 
 from tqdm import tqdm
 
@@ -24,23 +29,65 @@ TIMEOUT_SECONDS = 30.0
 def download_file(file: FileInfo, folder: Path, ssl_context: ssl.SSLContext | None = None) -> Path:
     """Fetches `file` into `folder` and returns its path; it appears there whole and verified, or not at all.
 
-    `ssl_context` replaces the system's default trust (`ssl.create_default_context()`). Raises `GraphError` for
-    an address or a redirect that is not https, an untrusted certificate, a network failure, or bytes that are
-    not those of the manifest.
+    `ssl_context` replaces the system's default trust (`ssl.create_default_context()`). What a download that was cut
+    short has brought is gone on with (`fetch`). Raises `GraphError` for an address or a redirect that is not https, an
+    untrusted certificate, a network failure, or bytes that are not those of the manifest.
     """
-    target = folder / file.name
-    part = target.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    try:
+    target, part = folder / file.name, folder / f".{file.name}.part"
+    with telling(file.url, f"{file.bytes} bytes into {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("xb") as stream:
-                _fill(stream, file, ssl_context or ssl.create_default_context())
+        with alone(folder / f".{file.name}.lock"):
+            fetch(file.url, part, file.bytes, ssl_context)
+            found, size = sha256_of(part), part.stat().st_size
+            if found != file.sha256:
+                discard(part)
+                got = f"{size} bytes, sha256 {found}"
+                raise GraphError(
+                    f"download of {file.url} (got {got}), expected {file.bytes} bytes, sha256 {file.sha256}"
+                )
             part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except (OSError, HTTPException) as error:
-        raise GraphError(f"download of {file.url} (got: {error}), expected {file.bytes} bytes into {folder}") from error
+            discard(part)
     return target
+
+
+def fetch(url: str, part: Path, most: int, ssl_context: ssl.SSLContext | None = None) -> None:
+    """Brings the bytes at `url`, at most `most`, into the file `part`, from where an earlier call was cut short.
+
+    Beside it a file with the size and the ETag (or the date) remembers what it is part of; where the server's file is
+    another by now, or the server does not honour ranges, it is begun anew. Raises `GraphError` when the answer ends
+    early, which keeps the part, or is too long; `OSError` and `HTTPException` of the network, which keep it too.
+    """
+    context = ssl_context or ssl.create_default_context()
+    mark = _Mark.of(part, url)
+    have = part.stat().st_size if mark is not None and part.is_file() else 0
+    if mark is not None and have == mark.size:
+        return
+    response, start = _answer(url, have, mark, context)
+    with response:
+        if not start:
+            discard(part)
+            mark = _Mark.told(url, response)
+        if mark is not None:
+            _check_size(mark, most, part)
+            mark.write(part)
+        try:
+            with part.open("r+b" if start else "wb") as stream:
+                received = _received(response, stream, start, mark.size if mark else None, most)
+        except BaseException:
+            if mark is None:  # nothing would tell the next call what this was part of
+                discard(part)
+            raise
+    if mark is not None and received < mark.size:
+        raise GraphError(f"download of {url} (got {received} bytes), expected {mark.size} bytes; again goes on there")
+    if received > most:
+        discard(part)
+        raise GraphError(f"download of {url} (got {received} bytes), expected {most} bytes at most")
+
+
+def discard(part: Path) -> None:
+    """Removes what `fetch` has left."""
+    for path in (part, _Mark.path(part)):
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -49,30 +96,114 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fill(stream: IO[bytes], file: FileInfo, context: ssl.SSLContext) -> None:
-    digest, received = hashlib.sha256(), 0
-    for chunk in _chunks(file, context):
-        digest.update(chunk)
-        stream.write(chunk)
-        received += len(chunk)
-    if digest.hexdigest() != file.sha256:
-        got = f"{received} bytes, sha256 {digest.hexdigest()}"
-        raise GraphError(f"download of {file.url} (got {got}), expected {file.bytes} bytes, sha256 {file.sha256}")
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process is inside with the file `lock`, which is there only while one is."""
+    while True:
+        with lock.open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                held = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+            except FileNotFoundError:
+                held = False
+            if held:  # else whoever was inside has removed it, and a third may hold the next of this name
+                try:
+                    yield
+                finally:
+                    lock.unlink()
+                return
+
+
+@contextmanager
+def telling(url: str, expected: str) -> Iterator[None]:
+    """Turns what networks and disks raise into a `GraphError`."""
+    try:
+        yield
+    except (OSError, HTTPException) as error:
+        raise GraphError(f"download of {url} (got: {error}), expected {expected}") from error
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What a part is part of: address, version as the server calls it, and size of the whole."""
+
+    url: str
+    version: str
+    size: int
+
+    @staticmethod
+    def path(part: Path) -> Path:
+        return part.with_name(f"{part.name}.json")
+
+    @classmethod
+    def of(cls, part: Path, url: str) -> _Mark | None:
+        """That of the part from this address; None where there is no sound one."""
+        try:
+            mark = cls(**json.loads(cls.path(part).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        return mark if mark.url == url and isinstance(mark.size, int) else None
+
+    @classmethod
+    def told(cls, url: str, response: HTTPResponse) -> _Mark | None:
+        """That of the whole file in an answer, where this says how long it is."""
+        size = response.headers.get("Content-Length", "")
+        return cls(url, _version(response), int(size)) if size.isdecimal() else None
+
+    def write(self, part: Path) -> None:
+        self.path(part).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+def _version(response: HTTPResponse) -> str:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+
+
+def _answer(url: str, have: int, mark: _Mark | None, context: ssl.SSLContext) -> tuple[HTTPResponse, int]:
+    """The server's answer, and at which byte of the file it begins: at `have` where that is granted, else at 0."""
+    opener = _opener(context)
+    if have and mark is not None:
+        try:
+            response = opener.open(
+                request.Request(_https(url), headers={"Range": f"bytes={have}-"}), timeout=TIMEOUT_SECONDS
+            )
+        except HTTPError as error:
+            error.close()
+            if error.code != 416:  # a range beyond the end: the file is a shorter one now
+                raise
+        else:
+            rest = f"bytes {have}-{mark.size - 1}/{mark.size}"
+            if response.status == 206 and (response.headers["Content-Range"], _version(response)) == (
+                rest,
+                mark.version,
+            ):
+                return response, have
+            if response.status == 200:
+                return response, 0
+            response.close()
+    return opener.open(_https(url), timeout=TIMEOUT_SECONDS), 0
+
+
+def _check_size(mark: _Mark, most: int, part: Path) -> None:
+    if mark.size > most:
+        raise GraphError(f"download of {mark.url} (got {mark.size} bytes), expected {most} bytes at most")
+    free = shutil.disk_usage(part.parent).free
+    if mark.size > free:
+        raise GraphError(f"download of {mark.url} (got {mark.size} bytes), expected at most the {free} that are free")
+
+
+def _received(response: HTTPResponse, stream: IO[bytes], start: int, size: int | None, most: int) -> int:
+    """The bytes of the file after the body, which is written; never more than one beyond what is allowed."""
+    stream.seek(start)
+    stream.truncate()
+    received, limit = start, most + 1
+    with tqdm(total=size, initial=start, desc=Path(stream.name).name, unit="B", unit_scale=True, disable=None) as bar:
+        while received < limit and (chunk := response.read(min(CHUNK, limit - received))):
+            stream.write(chunk)
+            received += len(chunk)
+            bar.update(len(chunk))
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _chunks(file: FileInfo, context: ssl.SSLContext) -> Iterator[bytes]:
-    """The body, never more than one byte beyond what the manifest allows: enough to see that it is too long."""
-    left = file.bytes + 1
-    with (
-        _opener(context).open(_https(file.url), timeout=TIMEOUT_SECONDS) as response,
-        tqdm(total=file.bytes, desc=file.name, unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        while left and (chunk := response.read(min(CHUNK, left))):
-            left -= len(chunk)
-            bar.update(len(chunk))
-            yield chunk
+    return received
 
 
 def _https(url: str) -> str:

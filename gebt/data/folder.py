@@ -2,7 +2,9 @@
 
     edges.npy | edges.csv | edges.parquet    two columns of integers, a link a row; direction and repeats do not count
     features.npy | features.npz              numbers [N, F]; .npz: a CSR matrix as scipy.sparse.save_npz writes it
-    labels.npy | labels.csv                  a class 0..C-1 for each node; -1, which is unknown, only outside the split
+    labels.npy | labels.csv                  a class 0..C-1 for each node; -1, which is unknown, only outside the split;
+                                             or integers [N, T]: 0 or 1 in each of T tasks, -1 where it is unknown;
+                                             or decimals: a number for each node, NaN (in .npy) only outside the split
     splits.npz                               arrays train, val, test: numbers of nodes, or a boolean for each node
     splits/{train,val,test}.npy|csv|txt      the same as three files, numbers of nodes in a text
 
@@ -36,8 +38,9 @@ from gebt.data.raw import (
     sparse_features,
 )
 from gebt.data.streams import GraphStream, dense_rows, pieces
-from gebt.data.tables import count_lines, read_table, table_pieces
+from gebt.data.tables import count_lines, read_numbers, read_table, table_pieces
 from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.metrics import Target
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import INT32_LIMIT, SparseMatrix
 
@@ -51,9 +54,9 @@ def read_folder(folder: Path) -> RawGraph:
     No pickle is opened. Raises `GraphError` naming the file, and the row where there is one, for a file that is missing
     or there in two forms, arrays that do not fit each other, nodes outside the graph, and parts that overlap.
     """
-    labels, masks = _labels_and_masks(folder)
-    nodes = labels.numel()
-    return RawGraph(_edges(folder, nodes), _features(folder, nodes), labels, masks)
+    labels, masks, target = _labels_and_masks(folder)
+    nodes = labels.shape[0]
+    return RawGraph(_edges(folder, nodes), _features(folder, nodes), labels, masks, target)
 
 
 def stream_folder(folder: Path) -> GraphStream:
@@ -62,8 +65,8 @@ def stream_folder(folder: Path) -> GraphStream:
     Edges as .npy and features as .npy are mapped, texts and parquet read in blocks; features as .npz, labels and split
     are read whole. Raises as `read_folder`, of edges and features when they are come to.
     """
-    labels, masks = _labels_and_masks(folder)
-    nodes = labels.numel()
+    labels, masks, _ = _labels_and_masks(folder)
+    nodes = labels.shape[0]
     edges, count = _edge_pieces(_the(folder, "edges", ".npy", ".csv", ".parquet"))
     path = _the(folder, "features", ".npy", ".npz")
     if path.suffix == ".npz":
@@ -79,9 +82,20 @@ def stream_folder(folder: Path) -> GraphStream:
     return GraphStream(name, nodes, count, columns, lambda rows, _: edges(rows), features, labels, masks)
 
 
+# By what kind of numbers the labels are, and in how many dimensions.
+_KINDS: dict[tuple[str, int], Target] = {
+    ("i", 1): "class", ("u", 1): "class", ("i", 2): "multilabel", ("u", 2): "multilabel", ("f", 1): "number",
+}  # fmt: skip
+
+
 def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
-    """Writes `graph` into the new `folder`, from which `load_graph` reads a graph of the same fingerprint."""
+    """Writes `graph` into the new `folder`, from which `load_graph` reads a graph of the same fingerprint.
+
+    The metric is not kept: it is the first of `METRICS[target]` again.
+    """
     folder = Path(folder)
+    if graph.target == "multilabel" and graph.num_classes == 1:
+        raise GraphError(f"graph {graph.name!r} (got one task), expected 2 or more; write its labels as classes")
     if folder.exists() and any(folder.iterdir()):
         raise GraphError(f"folder {folder} (got one with files in it), expected a new or an empty one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,15 +119,22 @@ def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
     return folder
 
 
-def _labels_and_masks(folder: Path) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def _labels_and_masks(folder: Path) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Target]:
     path = _the(folder, "labels", ".npy", ".csv")
-    found = _column(path)
-    nodes = len(found)
-    if not 0 < nodes <= INT32_LIMIT or found.ndim != 1 or found.dtype.kind not in "iu":
-        raise GraphError(f"file {path} (got {found.dtype} {found.shape}), expected an integer for each node")
+    text = path.suffix == ".csv"
+    found = _flat(read_numbers(path, most=path.stat().st_size) if text else read_npy(path))
+    nodes, target = len(found), _KINDS.get((found.dtype.kind, found.ndim))
+    if not 0 < nodes <= INT32_LIMIT or target is None:
+        raise GraphError(
+            f"file {path} (got {found.dtype} {found.shape}), expected for each node an integer, a row of 0, 1 and "
+            "-1, or a decimal number"
+        )
     masks = _masks(folder, nodes)
-    with reading(path, "a class for each node of the split"):
-        return known_labels(torch.from_numpy(found.astype(np.int64)), masks), masks
+    labels = torch.from_numpy(single(found) if target == "number" else found.astype(np.int64))
+    if target == "multilabel":
+        return labels, masks, target
+    with reading(path, "a label for each node of the split"):
+        return known_labels(labels, masks), masks, target
 
 
 def _the(folder: Path, stem: str, *endings: str) -> Path:
@@ -133,9 +154,12 @@ def _text(path: Path, cols: int) -> NDArray[Any]:
     return read_table(path, np.int64, cols=cols, most=path.stat().st_size)
 
 
-def _column(path: Path) -> NDArray[Any]:
-    values = read_npy(path) if path.suffix == ".npy" else _text(path, 1)
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def _column(path: Path) -> NDArray[Any]:
+    return _flat(read_npy(path) if path.suffix == ".npy" else _text(path, 1))
 
 
 def _edges(folder: Path, nodes: int) -> Tensor:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from gebt.data.archive import check_sums, check_unchanged, fetch_folder, is_there
 from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
 from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
-from gebt.data.manifest import CHECKOUT_DATASETS, DatasetInfo, FileInfo, dataset_info
+from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
 from gebt.data.npz import read_npz
+from gebt.data.ogb import OGB, needed_files, raw_graph, read_ogb
 from gebt.data.planetoid import read_planetoid
+from gebt.data.pyg_sets import FILES, read_pyg_set
 from gebt.data.raw import RawGraph, row_scaled
 from gebt.data.splits import seeded_split
 from gebt.data.surrogate import generate
@@ -49,8 +53,11 @@ def load_graph(
     if info.features_scaling == "row" and isinstance(features, SparseMatrix):
         features = row_scaled(features)
     one_way = symmetrise or info.one_way_edges
-    graph = canonical_graph(info.name, raw.edge_index, features, raw.labels, masks, info.classes or None, one_way)
-    if info.format != "folder":
+    classes = info.classes or None
+    graph = canonical_graph(info.name, raw.edge_index, features, raw.labels, masks, classes, one_way, raw.target)
+    if info.format == "folder":
+        return graph
+    if info.format != "ogb":  # whose reader has held the files to what was published
         _check_counts(graph, raw, info)
     return replace(graph, metric=info.metric)
 
@@ -69,12 +76,49 @@ def data_root(root: str | Path | None = None) -> Path:
 def check_dataset(name: str, root: str | Path | None = None) -> list[tuple[Path, str]]:
     """Each raw file of a data set and its status: "present", "missing" or "sha256 differs".
 
-    A file that differs can still load: other releases hold the same arrays in other bytes. Sets that are embedded or
-    generated have no files.
+    A file that differs can still load: other releases hold the same arrays in other bytes; not so one that came in a
+    zip file, whose sha256 was kept. Sets that are embedded or generated have no files.
     """
     info = dataset_info(name)
     folder = data_root(root) / info.folder
-    return [(folder / file.name, _status(file, folder / file.name)) for file in info.files]
+    sums = check_sums(folder)
+    found = [(folder / name, sums.get(name) or _there(folder / name)) for name in _needed(info)]
+    found += [(folder / name, status) for name, status in sums.items() if name not in _needed(info)]
+    return found + [(folder / file.name, _status(file, folder / file.name)) for file in info.files]
+
+
+def check_folder(folder: str | Path) -> str:
+    """What the graph in a folder of one's own (`gebt.data.folder`) counts, in one line, after reading all of it.
+
+    Raises `GraphError` naming the file and what is wrong with it.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise GraphError(f"folder (got {str(folder)!r}), expected one that is there")
+    graph = load_graph(str(path.resolve()))  # absolute: never the name of a data set
+    kind = {"class": "classes", "multilabel": "tasks", "number": "number a node"}[graph.target]
+    counts = {"nodes": graph.num_nodes, "pairs": graph.num_pairs, "features": graph.num_features}
+    parts = {"training": graph.train_mask, "validation": graph.val_mask, "test": graph.test_mask}
+    told = [f"{count} {what}" for what, count in counts.items()] + [f"{graph.num_classes} {kind}"]
+    split = ", ".join(f"{int(mask.sum())} {part}" for part, mask in parts.items())
+    return "; ".join((", ".join(told), f"{split} nodes", *graph.notes))
+
+
+def names_here(root: str | Path | None = None) -> tuple[str, ...]:
+    """All data sets but the large ones of which nothing is there."""
+    infos = map(dataset_info, dataset_names())
+    return tuple(i.name for i in infos if i.format not in PUBLISHED or is_there(data_root(root) / i.folder))
+
+
+def _needed(info: DatasetInfo) -> Sequence[str]:
+    """The files that a set which comes as a folder must hold."""
+    if info.format == "ogb":
+        return needed_files(OGB[info.name])
+    return FILES[info.name] if info.format == "pyg" else ()
+
+
+def _there(path: Path) -> str:
+    return "present" if path.is_file() else "missing"
 
 
 def _status(file: FileInfo, path: Path) -> str:
@@ -89,11 +133,29 @@ def _read(info: DatasetInfo, root: Path, download: bool, split: int) -> RawGraph
     if info.format == "folder":
         return read_folder(Path(info.folder))
     folder = root / info.folder
+    if info.format in PUBLISHED:
+        _whole(info, folder, download)
+        return raw_graph(read_ogb(folder, info.name)) if info.format == "ogb" else read_pyg_set(info.name, folder)
     _complete(info, folder, download)
     if info.format == "planetoid":
         return read_planetoid(folder, info.name)
     path = folder / info.files[0].name
     return read_heterophilous(path, split) if info.format == "heterophilous" else read_npz(path)
+
+
+def _whole(info: DatasetInfo, folder: Path, download: bool) -> None:
+    """Makes the folder of a set that comes as one, or proves that it is as it came."""
+    if is_there(folder):
+        check_unchanged(folder)
+        return
+    address = OGB[info.name].address if info.format == "ogb" else info.archive
+    by_hand = f"by hand, make {folder} of {address or info.source}"
+    if not download or not address:
+        raise GraphError(f"data set {info.name!r} (got no folder {folder}), expected its files there; {by_hand}")
+    try:
+        fetch_folder(address, folder)
+    except GraphError as error:
+        raise GraphError(f"{error}; {by_hand}") from error
 
 
 def _complete(info: DatasetInfo, folder: Path, download: bool) -> None:
@@ -127,9 +189,11 @@ def _check_counts(graph: Graph, raw: RawGraph, info: DatasetInfo) -> None:
         "nodes": graph.num_nodes,
         "pairs": graph.num_pairs,
         "features": graph.num_features,
-        "classes": int(raw.labels.max()) + 1,
+        "classes": int(raw.labels.max()) + 1 if raw.target == "class" else graph.num_classes,
     }
     for what, count in found.items():
+        if what == "pairs" and info.format in PUBLISHED:
+            continue
         if count != getattr(info, what):
             raise GraphError(
                 f"{what} of {info.name!r} (got {count}), expected {getattr(info, what)}; "

@@ -47,7 +47,9 @@ class DatasetInfo:
     """One data set: what its canonical graph must count, how it is split and scaled, where its files lie.
 
     `folder` is relative to the data root, or where `format` is "folder" a graph of the user's own, of which nothing is
-    known before: counts of 0. `pairs` are undirected edges without self-loops. `train_per_class`
+    known before: counts of 0. `archive`: the zip file that becomes `folder`, where it does not come file by file; such
+    sets are large, and not looked for unless named. `pairs` are undirected edges without self-loops; of a set in
+    `PUBLISHED` formats those that its publisher counts, whatever is repeated among them. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
     direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
     measured. `surrogate`: what to generate with `seed` where `format` is "surrogate".
@@ -55,7 +57,7 @@ class DatasetInfo:
 
     name: str
     title: str
-    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate", "folder"]
+    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate", "folder", "ogb", "pyg"]
     folder: str
     nodes: int
     pairs: int
@@ -74,8 +76,11 @@ class DatasetInfo:
     seed: int = 0
     splits: int = 1
     metric: Metric = "accuracy"
+    archive: str = ""
 
 
+# Formats of which the manifest has the publisher's counts of edges.
+PUBLISHED = ("ogb", "pyg")
 _OWN: dict[str, Any] = {
     "title": "a graph of your own",
     "format": "folder",

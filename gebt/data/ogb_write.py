@@ -40,12 +40,21 @@ def write_ogb(folder: str | Path, graph: OgbGraph) -> dict[str, str]:
 
 
 def as_ogb(graph: Graph, name: str = "ogbn-mine") -> OgbGraph:
-    """A canonical graph as a node set of OGB: each pair once, dense features, one column of labels."""
+    """A canonical graph as a node set of OGB: each pair once, dense features, a column of labels a task.
+
+    Raises `GraphError` for labels that are numbers, for which OGB has no place.
+    """
+    if graph.target == "number":
+        raise GraphError(f"graph {graph.name!r} (got labels of the kind 'number'), expected classes or tasks")
     features = graph.features if isinstance(graph.features, Tensor) else graph.features.to_dense()
     masks = zip(PARTS, (graph.train_mask, graph.val_mask, graph.test_mask), strict=True)
     split = {part: mask.nonzero()[:, 0] for part, mask in masks}
-    info = OgbSet(name, graph.num_classes, graph.num_features, both_ways=True)
-    return OgbGraph(info, graph.pairs, graph.num_nodes, features, graph.labels[:, None], split=split)
+    many = graph.target == "multilabel"
+    tasks, metric = (graph.num_classes, "rocauc") if many else (1, "acc")
+    classes = 2 if many else graph.num_classes
+    info = OgbSet(name, classes, graph.num_features, tasks=tasks, metric=metric, both_ways=True)
+    labels = graph.labels if many else graph.labels[:, None]
+    return OgbGraph(info, graph.pairs, graph.num_nodes, features, labels, split=split)
 
 
 def _write_csv(raw: Path, graph: OgbGraph) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.metrics import Target
 from gebt.sparse.pattern import Pattern, SparseMatrix
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def from_pyg(
 ) -> Graph:
     """The canonical graph of a PyG `Data` with `x`, `edge_index`, `y` and the three masks.
 
-    `x` [N, F] may be dense or a torch sparse tensor, `y` [N] or [N, 1] integer; a mask is [N] bool, or [N, S]
+    `x` [N, F] may be dense or a torch sparse tensor; `y` is an integer class [N] or [N, 1], a number where it is
+    floating, or [N, T] with 0 or 1 in each of T tasks, NaN or -1 where that is unknown. A mask is [N] bool, or [N, S]
     bool of which column `split` is taken. Features are kept as they are. Raises `GraphError` for a missing
     attribute and for all that `canonical_graph` refuses; directed edges are refused unless `symmetrise`.
     """
@@ -29,12 +31,22 @@ def from_pyg(
     if split and all(mask.dim() == 1 for mask in masks):
         raise GraphError(f"split (got {split}), expected 0: the masks of {name!r} hold one split only")
     train, val, test = (_column(mask, split, name) for mask in masks)
-    labels = _attribute(data, "y", name)
-    if labels.dim() == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    labels, target = _labels(_attribute(data, "y", name), name)
     edge_index = _attribute(data, "edge_index", name).as_subclass(Tensor)
     features = _features(_attribute(data, "x", name))
-    return canonical_graph(name, edge_index, features, labels, (train, val, test), num_classes, symmetrise)
+    return canonical_graph(name, edge_index, features, labels, (train, val, test), num_classes, symmetrise, target)
+
+
+def _labels(y: Tensor, name: str) -> tuple[Tensor, Target]:
+    y = y[:, 0] if y.dim() == 2 and y.shape[1] == 1 else y
+    if y.dim() != 2:
+        return y, "number" if y.is_floating_point() else "class"
+    known = y.nan_to_num(-1)
+    whole = known.long()
+    if not torch.equal(whole.to(known), known):
+        got = known[whole != known][0].item()
+        raise GraphError(f"labels of {name!r} (got {got:g}), expected 0 or 1 in each task, NaN where it is unknown")
+    return whole, "multilabel"
 
 
 def _attribute(data: Data, key: str, name: str) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.graph.canonical import GraphError
+from gebt.graph.metrics import Target
 from gebt.sparse.memory import OutOfRoomError
 from gebt.sparse.pattern import INT32_LIMIT, Pattern, SparseMatrix
 
@@ -36,12 +37,13 @@ class UnsafeFileError(GraphError):
 
 @dataclass(frozen=True)
 class RawGraph:
-    """A graph as its files tell it, not yet checked; `masks` only where the files hold a split."""
+    """A graph as its files tell it, not yet checked; `masks` only where the files hold a split, labels by `target`."""
 
     edge_index: Tensor
     features: Tensor | SparseMatrix
     labels: Tensor
     masks: tuple[Tensor, Tensor, Tensor] | None = None
+    target: Target = "class"
 
 
 @contextmanager
@@ -111,12 +113,12 @@ def indices_mask(part: str, indices: NDArray[Any], nodes: int) -> Tensor:
 
 
 def known_labels(labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Labels [N] with 0 where they are negative, which is unknown; only nodes outside the split may be."""
-    unknown = labels < 0
+    """Labels [N] with 0 where they are unknown, negative or NaN; only nodes outside the split may be."""
+    unknown = torch.isnan(labels) if labels.is_floating_point() else labels < 0
     asked = (unknown & (masks[0] | masks[1] | masks[2])).nonzero()
     if len(asked):
-        node = int(asked[0])
-        raise ValueError(f"label {int(labels[node])} of node {node}, which is in the split, expected a class from 0 on")
+        node, expected = int(asked[0]), "a number" if labels.is_floating_point() else "a class from 0 on"
+        raise ValueError(f"label {labels[node].item()} of node {node}, which is in the split, expected {expected}")
     return labels.masked_fill(unknown, 0)
 
 

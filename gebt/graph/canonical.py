@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gebt.graph.metrics import Metric
+from gebt.graph.metrics import METRICS, Metric, Target
 from gebt.sparse.pattern import SparseMatrix
 
 # Measured: with CSR features a GCN epoch is faster up to about this share of non-zeros (docs/method.md).
@@ -26,8 +26,10 @@ class Graph:
 
     `pairs` [2, P] int64: each undirected edge once, row 0 < row 1, in lexicographic order, no self-loops.
     `features` [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
-    `labels` [N] int64 in 0..C-1. `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint.
-    `metric`: what says how well a network does (`gebt.graph.metrics`).
+    `labels`, by `target`: "class" [N] int64 in 0..C-1; "multilabel" [N, T] int64, 0 or 1, -1 where it is unknown;
+    "number" [N] float32. `num_classes`: the outputs that a network needs, C, T or 1.
+    `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint. `metric`: what says how well a network does, one of
+    `METRICS[target]` (`gebt.graph.metrics`).
     `notes` tell what was changed to reach this form (self-loops removed, duplicates merged, ...).
     """
 
@@ -41,11 +43,12 @@ class Graph:
     num_classes: int
     notes: tuple[str, ...] = field(default=())
     metric: Metric = "accuracy"
+    target: Target = "class"
 
     @property
     def num_nodes(self) -> int:
         """N."""
-        return self.labels.numel()
+        return self.labels.shape[0]
 
     @property
     def num_pairs(self) -> int:
@@ -89,6 +92,15 @@ class Graph:
         return replace(self, **moved)
 
 
+def check_classes(graph: Graph, what: str) -> None:
+    """Raises `GraphError` where a label is not one class: `what` needs the probabilities of classes."""
+    if graph.target != "class":
+        raise GraphError(
+            f"{what} (got graph {graph.name!r} with labels of the kind {graph.target!r}), expected one class a node; "
+            "the preset 'default' takes all kinds"
+        )
+
+
 def structure_digest(pairs: Tensor, num_nodes: int) -> str:
     """sha256 of the number of nodes and of canonical pairs [2, P]: what a mask is over, whatever the features."""
     digest = hashlib.sha256(f"{num_nodes}".encode())
@@ -104,22 +116,26 @@ def canonical_graph(
     masks: tuple[Tensor, Tensor, Tensor],
     num_classes: int | None = None,
     symmetrise: bool = False,
+    target: Target = "class",
 ) -> Graph:
-    """Checks a graph as found and brings it to canonical form.
+    """Checks a graph as found and brings it to canonical form, measured by the first of `METRICS[target]`.
 
     `edge_index` [2, E]: directed entries, in any order, repeats and self-loops allowed; every edge must be
-    there in both directions unless `symmetrise`. `masks`: train, validation, test, each [N] bool.
-    Raises `GraphError` for an empty graph, an index out of range, directed edges, NaN or infinite features,
-    labels outside 0..C-1, overlapping masks, or no labelled training node.
+    there in both directions unless `symmetrise`. `masks`: train, validation, test, each [N] bool. `labels`: as in
+    `Graph`. Raises `GraphError` for an empty graph, an index out of range, directed edges, NaN or infinite features,
+    labels that `target` does not allow, overlapping masks, or a part without a labelled node.
     """
     nodes = labels.shape[0] if labels.dim() else 0
     if nodes == 0:
         raise GraphError(f"graph {name!r} (got 0 nodes), expected at least one")
     pairs, notes = _undirected_pairs(name, edge_index, nodes, symmetrise)
     stored = checked_features(name, features, nodes)
-    classes = checked_labels(name, labels, num_classes)
+    known, classes = checked_labels(name, labels, num_classes, target)
     check_masks(name, masks, nodes)
-    return Graph(name, pairs, stored, labels.long(), *masks, num_classes=classes, notes=tuple(notes))
+    if target == "multilabel":
+        _check_known(name, known, masks)
+    more = {"notes": tuple(notes), "metric": METRICS[target][0], "target": target}
+    return Graph(name, pairs, stored, known, *masks, num_classes=classes, **more)  # type: ignore[arg-type]
 
 
 def _undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: bool) -> tuple[Tensor, list[str]]:
@@ -169,16 +185,42 @@ def checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> 
     return SparseMatrix.from_dense(values) if share <= SPARSE_FEATURE_DENSITY else values
 
 
-def checked_labels(name: str, labels: Tensor, num_classes: int | None) -> int:
-    """The number of classes C. Raises `GraphError` for labels that are not [N] integers in 0..C-1."""
-    if labels.dim() != 1 or labels.is_floating_point():
+_EXPECTED = {"class": "one integer class a node", "multilabel": "integers (N, T)", "number": "one float a node"}
+
+
+def checked_labels(name: str, labels: Tensor, num_classes: int | None, target: Target) -> tuple[Tensor, int]:
+    """The labels as `Graph` keeps them, and the number of outputs. Raises `GraphError` for other labels."""
+    if labels.dim() != 1 + (target == "multilabel") or labels.is_floating_point() != (target == "number"):
         got = f"{tuple(labels.shape)} {labels.dtype}"
-        raise GraphError(f"labels of {name!r} (got {got}), expected one integer class a node")
+        raise GraphError(f"labels of {name!r} (got {got}), expected {_EXPECTED[target]}")
+    if target == "number":
+        numbers = labels.float()
+        if not bool(torch.isfinite(numbers).all()):
+            count = int((~torch.isfinite(numbers)).sum())
+            raise GraphError(f"labels of {name!r} (got {count} NaN or infinite values), expected finite numbers only")
+        return numbers, 1
+    if target == "multilabel":
+        return _checked_tasks(name, labels, num_classes), labels.shape[1]
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
         raise GraphError(f"labels of {name!r} (got {bad}), expected 0 to {classes - 1}")
-    return classes
+    return labels.long(), classes
+
+
+def _checked_tasks(name: str, labels: Tensor, num_tasks: int | None) -> Tensor:
+    if labels.shape[1] != (num_tasks or max(labels.shape[1], 1)):
+        raise GraphError(f"labels of {name!r} (got {labels.shape[1]} tasks), expected {num_tasks or 'at least 1'}")
+    if int(labels.min()) < -1 or int(labels.max()) > 1:
+        bad = int(labels.min()) if int(labels.min()) < -1 else int(labels.max())
+        raise GraphError(f"labels of {name!r} (got {bad}), expected 0 or 1 in each task, -1 where it is unknown")
+    return labels.long()
+
+
+def _check_known(name: str, labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> None:
+    for part, mask in zip(("train", "validation", "test"), masks, strict=True):
+        if not bool((labels[mask] >= 0).any()):
+            raise GraphError(f"{part} labels of {name!r} (got unknown ones only), expected at least one that is known")
 
 
 def check_masks(name: str, masks: tuple[Tensor, Tensor, Tensor], nodes: int) -> None:

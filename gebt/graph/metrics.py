@@ -1,4 +1,4 @@
-"""How well logits say what nodes are: one number, larger is better."""
+"""What is asked of nodes, how far logits are from it (a loss), and how well they say it (larger is better)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,41 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Metric = Literal["accuracy", "balanced_accuracy", "roc_auc"]
+# What a node's label is: one of C classes, 0 or 1 in each of T tasks (-1: unknown), or a number.
+Target = Literal["class", "multilabel", "number"]
+Metric = Literal[
+    "accuracy", "balanced_accuracy", "roc_auc", "micro_f1", "mean_roc_auc", "r2", "negative_mean_absolute_error"
+]
+METRICS: dict[Target, tuple[Metric, ...]] = {
+    "class": ("accuracy", "balanced_accuracy", "roc_auc"),
+    "multilabel": ("micro_f1", "mean_roc_auc"),
+    "number": ("r2", "negative_mean_absolute_error"),
+}
+# Those that read a value back from the device on the way.
+WAITING: tuple[Metric, ...] = ("balanced_accuracy", "roc_auc", "mean_roc_auc")
+
+
+def label_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over nodes of the cross-entropy, over known entries of the binary one, or over nodes of (y - z)^2.
+
+    `logits` z [n, C], [n, T] or [n, 1]; `labels` y [n] in 0..C-1, [n, T] in {0, 1, -1 (unknown)}, or [n] float.
+    """
+    if target == "class":
+        return F.cross_entropy(logits, labels)
+    if target == "number":
+        return F.mse_loss(logits[:, 0], labels)
+    known = labels >= 0
+    return (F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none") * known).sum() / known.sum()
 
 
 def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy, its mean over the classes, or the ROC AUC of class 1 of two; of logits [n, C] and labels [n].
+    """One number, larger is better, of logits and labels as `label_loss` takes them.
 
-    The mean is over the classes that `labels` have, each counting the same however rare it is.
+    Classes: accuracy, its mean over the classes that `labels` have, each counting the same however rare it is, or the
+    ROC AUC of class 1 of two. Tasks: `micro_f1` of logit > 0 over the known entries, or `mean_roc_auc`. Numbers: `r2`,
+    or the mean absolute error times -1.
     """
     if metric == "accuracy":
         return (logits.argmax(1) == labels).float().mean()
@@ -22,6 +49,14 @@ def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
         count = torch.bincount(labels, minlength=logits.shape[1])
         share = torch.zeros(logits.shape[1], device=hits.device).index_add_(0, labels, hits) / count.clamp(min=1)
         return share.sum() / (count > 0).sum()
+    if metric == "micro_f1":
+        return micro_f1((logits > 0) & (labels >= 0), labels == 1)
+    if metric == "mean_roc_auc":
+        return mean_roc_auc(logits, labels)
+    if metric == "r2":
+        return r2(logits[:, 0], labels)
+    if metric == "negative_mean_absolute_error":
+        return -(logits[:, 0] - labels).abs().mean()
     return roc_auc(logits[:, 1] - logits[:, 0], labels == 1)
 
 
@@ -58,6 +93,16 @@ def micro_f1(predicted: Tensor, labels: Tensor) -> Tensor:
     """2 TP / (2 TP + FP + FN) over all entries of `predicted` and `labels`, both [n, T] bool; 0 where all are False."""
     hits = 2 * (predicted & labels).sum()
     return hits / (predicted.sum() + labels.sum()).clamp(min=1)
+
+
+def r2(predicted: Tensor, labels: Tensor) -> Tensor:
+    """1 - sum (y - z)^2 / sum (y - mean y)^2 of numbers z and y [n]; where all y are equal 1 if z = y, else 0.
+
+    The coefficient of determination, with the two exceptions of scikit-learn's `r2_score`.
+    """
+    wanted = labels.double()
+    missed, spread = (wanted - predicted).square().sum(), (wanted - wanted.mean()).square().sum()
+    return torch.where(spread > 0, 1 - missed / spread, (missed == 0).double()).float()
 
 
 def hits_at(k: int, positive: Tensor, negative: Tensor) -> Tensor:

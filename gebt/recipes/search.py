@@ -61,7 +61,8 @@ def joint(
     says ("agreement" and "need" without values a, "mixed" with), and the detector takes d(m, m_before) and d(n,
     n_before). The ticket is drawn in the epoch the detector fires, or in the last one (`ticket.fired` is then False).
     `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
-    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
+    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named), and
+    `GraphError` for scores and soft labels that need classes where the graph's labels are none.
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
     return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
@@ -179,6 +180,7 @@ class _Search:
         if self.structured:
             self.groups = groups_of(model, settings.weight_structure)
         agreement = settings.edge_score in ("agreement", "need", "mixed")
+        settings.check(graph)
         self.train_weights, self.train_edges = train_weights, train_edges and settings.trains_edges
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.canonical import Graph
+from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
@@ -59,9 +59,10 @@ def run(
     After every step of the student the ceil(weight_ratio n) entries of smallest magnitude among all n parameters,
     biases too, are set to zero; they may come back at the next step. `model` ends as the student of its best
     validation epoch. Ties of edges and of weights are settled by a random order of `seed`.
-    Raises `ValueError` as `gebt.select`.
+    Raises `ValueError` as `gebt.select`, and `GraphError` where a label is not one class.
     """
     settings = settings or TeddySettings()
+    check_classes(graph, "TEDDY's distillation")
     pruned_count(1, weight_ratio)
     order = TieOrder.drawn(torch.Generator().manual_seed(seed))
     scores = {EDGES: degree_score(graph.pairs, graph.num_nodes)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.func import functional_call
 
-from gebt.graph.canonical import Graph
+from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.directed import DirectedEdges
 from gebt.graph.edges import Edges
 from gebt.prune.holding import hold
@@ -98,6 +98,8 @@ def run(
     settings = settings or UgsSettings()
     if rounds < 1:
         raise ValueError(f"rounds (got {rounds}), expected at least 1")
+    if settings.separation:
+        check_classes(graph, f"separation {settings.separation}")
     work = _Work(model, graph, settings, seed, on_epoch)
     found: list[Trained] = []
     for number in range(1, rounds + 1):

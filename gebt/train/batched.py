@@ -85,7 +85,8 @@ class Batched:
         counts[batch.targets] = True
         train, val, test = (mask[nodes] & counts for mask in (own.train_mask, own.val_mask, own.test_mask))
         given = (own.name, batch.pairs, own.features_of(nodes), own.labels[nodes])
-        return Graph(*given, train, val, test, own.num_classes, metric=own.metric)
+        target = own.target if isinstance(own, Graph) else "class"
+        return Graph(*given, train, val, test, own.num_classes, metric=own.metric, target=target)
 
     def thinned(self, batch: Batch) -> Batch:
         """The batch without pruned pairs."""

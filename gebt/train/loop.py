@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from gebt.graph.canonical import Graph
+from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
-from gebt.graph.metrics import measure
+from gebt.graph.metrics import WAITING, label_loss, measure
 from gebt.train.replay import Replay, replays
 
 
@@ -38,8 +38,9 @@ class TrainingSettings:
 class History:
     """What a fit did: one entry an epoch, and the state at the best validation epoch.
 
-    Accuracies are shares in [0, 1], or ROC AUCs where that is the graph's metric. `best_epoch` counts from 1: highest
-    validation accuracy, ties to the lower validation loss, then to the earlier epoch; 0 when the fit did not evaluate.
+    Accuracies are shares in [0, 1], or what the graph's metric says (`graph.metrics`). `best_epoch` counts from 1:
+    highest validation accuracy, ties to the lower validation loss, then to the earlier epoch; 0 when the fit did not
+    evaluate.
     `best_gates`: the soft edge values of that epoch, where the fit was given some.
     """
 
@@ -65,11 +66,11 @@ class SoftLabels:
 
 
 class NodeTask:
-    """Node classification on one graph, seen through the given edges (the graph's own, or a ticket's).
+    """What is asked of the nodes of one graph, seen through the given edges (the graph's own, or a ticket's).
 
     `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
-    `soft`: labels of all nodes to learn from beside those of the training nodes (distillation). `also`: a further
-    term of the loss, from the logits of all nodes.
+    `soft`: labels of all nodes to learn from beside those of the training nodes (distillation), where a label is one
+    class, else `GraphError`. `also`: a further term of the loss, from the logits of all nodes.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class NodeTask:
         soft: SoftLabels | None = None,
         also: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if soft is not None:
+            check_classes(graph, "soft labels")
         self.graph, self.keep_aggregated, self.soft, self.also = graph, keep_aggregated, soft, also
         self.edges = edges if edges is not None else Edges.from_pairs(graph.pairs, graph.num_nodes)
         self._train, self._val, self._test = (
@@ -98,18 +101,18 @@ class NodeTask:
             return self.edges.propagate(self.edges.unit_weights.to(features.dtype), features)
 
     def logits(self, model: nn.Module, gates: Tensor | None = None) -> Tensor:
-        """Logits [N, C] of the model on this graph."""
+        """Logits [N, `num_classes`] of the model on this graph."""
         if gates is None and getattr(model, "starts_from_aggregated", False):
             return model(self.graph.features, self.edges, None, self.aggregated)
         return model(self.graph.features, self.edges, gates)
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Mean cross-entropy over the training nodes; with soft labels q, + weight * mean over all nodes of KL(q || p).
+        """`label_loss` of the training nodes; with soft labels q, + weight * mean over all nodes of KL(q || p).
 
         Hinton et al. 2015, temperature 1.
         """
         nodes, labels = self._train
-        hard = F.cross_entropy(logits[nodes], labels)
+        hard = label_loss(self.graph.target, logits[nodes], labels)
         if self.also is not None:
             hard = hard + self.also(logits)
         if self.soft is None:
@@ -137,7 +140,7 @@ class NodeTask:
         """The `measures` [3] of logits of validation and test nodes."""
         metric = self.graph.metric
         val_score, test_score = measure(metric, val_logits, val_labels), measure(metric, test_logits, test_labels)
-        return torch.stack((val_score, F.cross_entropy(val_logits, val_labels), test_score))
+        return torch.stack((val_score, label_loss(self.graph.target, val_logits, val_labels), test_score))
 
     def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
         """The `measures` as numbers."""
@@ -191,9 +194,10 @@ def fit(
         return torch.cat((loss, task.measures(model))) if evaluate else loss
 
     pattern = task.edges.pattern
-    if replay if replay is not None else replays(pattern.col.device, pattern.nnz):
+    waits = evaluate and task.graph.metric in WAITING
+    if replay if replay is not None else replays(pattern.col.device, pattern.nnz) and not waits:
         run_epoch = Replay(run_epoch)
-    history, best = History(), (-1.0, 0.0)
+    history, best = History(), (-math.inf, 0.0)
     with seeded(seed):
         for epoch in range(1, epochs + 1):
             # The only time an epoch waits for a device.

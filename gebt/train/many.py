@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from gebt.graph.canonical import Graph
+from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
 from gebt.models.many import ManyGCN, Reading, kind
@@ -159,11 +159,13 @@ def _fit_group(
 class ManyTask:
     """Node classification by S networks on graphs that stand side by side as one, each with its own edges and split.
 
-    Raises `ValueError` for graphs or splits of different sizes, and for dense features.
+    Raises `ValueError` for graphs or splits of different sizes, dense features, and labels that are no classes.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         graphs = [member.graph for member in members]
+        for graph in graphs:
+            check_classes(graph, "networks trained together")
         nodes, self.count = graphs[0].num_nodes, len(graphs)
         features = [graph.features for graph in graphs if isinstance(graph.features, SparseMatrix)]
         if len(features) < self.count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.selection import EntryScope
@@ -79,6 +80,11 @@ class SearchSettings:
     def trains_edges(self) -> bool:
         """Whether edge values train beside the weights."""
         return self.edge_score not in ("agreement", "need")
+
+    def check(self, graph: Graph) -> None:
+        """Raises `GraphError` where the graph's labels are no classes and these settings need some."""
+        if self.edge_score in ("agreement", "need", "mixed") or self.soft_labels:
+            check_classes(graph, f"edge score {self.edge_score!r}, soft labels {self.soft_labels}")
 
     def training(self) -> TrainingSettings:
         """The settings of the weights' optimizer."""

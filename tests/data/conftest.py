@@ -1,14 +1,18 @@
-"""Small raw files in the layouts of the readers, and the real ones where GEBT_DATA says they lie."""
+"""Small raw files in the layouts of the readers, the real ones where GEBT_DATA says they lie, and an https server."""
 
 from __future__ import annotations
 
 import os
+import ssl
 import struct
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 
 with warnings.catch_warnings():
     # PyTorch Geometric compiles with torch.jit.script on import, which torch calls deprecated.
@@ -121,3 +125,105 @@ def npz_arrays() -> dict[str, np.ndarray]:
         "attr_shape": np.array([4, 2]),
         "labels": np.array([0, 1, 1, 0]),
     }
+
+
+BODY = bytes(range(256)) * 1000
+
+
+class Pages(BaseHTTPRequestHandler):
+    """/file is whole, /cut stops half way, /long goes on, /chunked has no length, /to?X redirects to X,
+    /claims?X says that X bytes follow.
+
+    /ranged honours ranges of `Server.body`, and stops after `Server.stop` bytes; /unranged sends it whole.
+    """
+
+    def do_GET(self):
+        path, _, target = self.path.partition("?")
+        if path in ("/ranged", "/unranged"):
+            self.part(path == "/ranged")
+            return
+        body = {"/cut": BODY[: len(BODY) // 2], "/long": BODY * 3, "/endless": BODY * 3}.get(path, BODY)
+        if path == "/missing":
+            self.send_error(404)
+            return
+        if path == "/claims":
+            self.send_response(200)
+            self.send_header("Content-Length", target)
+            self.end_headers()
+            return
+        self.send_response(302 if path == "/to" else 200)
+        if path == "/to":
+            self.send_header("Location", target)
+            body = b""
+        if path not in ("/chunked", "/endless"):
+            self.send_header("Content-Length", str(len(BODY) if path == "/cut" else len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def part(self, ranged):
+        server, asked = self.server, self.headers["Range"]
+        first = int(asked.removeprefix("bytes=").removesuffix("-")) if ranged and asked else 0
+        if first >= len(server.body):
+            self.send_error(416)
+            return
+        rest = server.body[first:]
+        self.send_response(206 if first else 200)
+        if first:
+            last = len(server.body) - 1
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(server.body)}")
+        self.send_header("Content-Length", str(len(rest)))
+        self.send_header("ETag", server.version)
+        self.end_headers()
+        sent = rest[: server.stop]
+        server.answers.append((asked, len(sent)))
+        self.wfile.write(sent)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    body, version, stop = BODY, '"one"', None
+
+    def handle_error(self, *_):
+        """A client that hangs up, which half of these tests want, is no news."""
+
+
+def serve(authority):
+    server = Server(("127.0.0.1", 0), Pages)
+    server.answers = []
+    if authority:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def trusted():
+    authority = trustme.CA()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.authority = authority
+    secure, plain = serve(authority), serve(None)
+    context.server = secure
+    yield context, f"https://localhost:{secure.server_port}", f"http://localhost:{plain.server_port}"
+    for server in (secure, plain):
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "localhost")
+
+
+@pytest.fixture
+def ranged(trusted):
+    """The server with nothing asked of it yet, its address and how to trust it."""
+    context, secure, _ = trusted
+    server = context.server
+    server.answers.clear()
+    yield server, secure, context
+    server.body, server.version, server.stop = BODY, '"one"', None

@@ -1,73 +1,19 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import trustme
 
-from gebt.data.download import download_file
+from gebt.data.download import download_file, fetch
 from gebt.data.manifest import FileInfo
 from gebt.graph.canonical import GraphError
 
 BODY = bytes(range(256)) * 1000
 
 
-class Pages(BaseHTTPRequestHandler):
-    """/file is whole, /cut stops half way, /long goes on, /chunked has no length, /to?X redirects to X."""
-
-    def do_GET(self):
-        path, _, target = self.path.partition("?")
-        body = {"/cut": BODY[: len(BODY) // 2], "/long": BODY * 3}.get(path, BODY)
-        if path == "/missing":
-            self.send_error(404)
-            return
-        self.send_response(302 if path == "/to" else 200)
-        if path == "/to":
-            self.send_header("Location", target)
-            body = b""
-        if path != "/chunked":
-            self.send_header("Content-Length", str(len(BODY) if path == "/cut" else len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    def handle_error(self, *_):
-        """A client that hangs up, which half of these tests want, is no news."""
-
-
-def serve(authority):
-    server = Server(("127.0.0.1", 0), Pages)
-    if authority:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("localhost").configure_cert(context)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    return server
-
-
-@pytest.fixture(scope="module")
-def trusted():
-    authority = trustme.CA()
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    secure, plain = serve(authority), serve(None)
-    yield context, f"https://localhost:{secure.server_port}", f"http://localhost:{plain.server_port}"
-    for server in (secure, plain):
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "localhost")
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 def file_at(url):
@@ -86,8 +32,8 @@ def test_a_good_file_arrives(trusted, tmp_path, page):
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        ("/cut", r"got 128000 bytes.*expected 256000 bytes"),
-        ("/long", r"got 256001 bytes.*expected 256000 bytes"),
+        ("/long", r"got 768000 bytes.*expected 256000 bytes"),
+        ("/endless", r"got 256001 bytes.*expected 256000 bytes"),
         ("/missing", "404"),
         ("/to?file:///etc/passwd", "not allowed|begins with https"),
         ("/to?ftp://localhost/file", "begins with https"),
@@ -146,3 +92,74 @@ def test_a_folder_that_cannot_be_made_is_a_graph_error(trusted, tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(GraphError, match="taken"):
         download_file(file_at(secure + "/file"), tmp_path / "taken", context)
+
+
+def cut_short(ranged, tmp_path, page="/ranged"):
+    server, secure, context = ranged
+    server.stop = 100_000
+    with pytest.raises(GraphError, match=r"got 100000 bytes\), expected 256000 bytes; again goes on there"):
+        download_file(file_at(secure + page), tmp_path, context)
+    server.stop = None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".data.bin.part", ".data.bin.part.json"]
+    server.answers.clear()
+
+
+def test_a_download_that_was_cut_short_is_gone_on_with(ranged, tmp_path):
+    server, secure, context = ranged
+    cut_short(ranged, tmp_path)
+    assert download_file(file_at(secure + "/ranged"), tmp_path, context).read_bytes() == BODY
+    assert server.answers == [("bytes=100000-", 156_000)]
+    assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(ranged, tmp_path):
+    server, secure, context = ranged
+    cut_short(ranged, tmp_path, "/unranged")
+    assert download_file(file_at(secure + "/unranged"), tmp_path, context).read_bytes() == BODY
+    assert server.answers == [("bytes=100000-", 256_000)]
+
+
+@pytest.mark.parametrize("longer", [b"", b"more", None])
+def test_another_file_at_the_address_is_begun_anew(ranged, tmp_path, longer):
+    server, secure, context = ranged
+    cut_short(ranged, tmp_path)
+    server.body = BODY[::-1][:50_000] if longer is None else BODY[::-1] + longer
+    server.version = '"one"' if longer else '"two"'
+    file = replace(file_at(secure + "/ranged"), bytes=len(server.body), sha256=hashlib.sha256(server.body).hexdigest())
+    assert download_file(file, tmp_path, context).read_bytes() == server.body
+    assert server.answers[-1] == (None, len(server.body))
+
+
+def test_a_part_of_another_address_or_without_its_mark_is_not_gone_on_with(ranged, tmp_path):
+    server, secure, context = ranged
+    for mark in ('{"url": "https://localhost/x", "version": "", "size": 256000}', "[]", "{", '{"size": "x"}'):
+        (tmp_path / ".data.bin.part").write_bytes(b"x" * 999)
+        (tmp_path / ".data.bin.part.json").write_text(mark)
+        assert download_file(file_at(secure + "/ranged"), tmp_path, context).read_bytes() == BODY
+    assert server.answers == [(None, 256_000)] * 4
+
+
+def test_a_part_with_other_bytes_is_refused_and_removed(ranged, tmp_path):
+    _, secure, context = ranged
+    cut_short(ranged, tmp_path)
+    (tmp_path / ".data.bin.part").write_bytes(b"x" * 100_000)
+    with pytest.raises(GraphError, match=r"got 256000 bytes, sha256 .* expected 256000 bytes"):
+        download_file(file_at(secure + "/ranged"), tmp_path, context)
+    assert not list(tmp_path.iterdir())
+    assert download_file(file_at(secure + "/ranged"), tmp_path, context).read_bytes() == BODY
+
+
+def test_a_part_that_is_whole_asks_nothing_more(ranged, tmp_path):
+    server, secure, context = ranged
+    fetch(secure + "/ranged", tmp_path / ".data.bin.part", len(BODY), context)
+    assert len(server.answers) == 1
+    assert download_file(file_at(secure + "/ranged"), tmp_path, context).read_bytes() == BODY
+    assert len(server.answers) == 1
+
+
+def test_two_downloads_of_one_file_do_not_meet(ranged, tmp_path):
+    _, secure, context = ranged
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(download_file, file_at(secure + "/ranged"), tmp_path, context) for _ in range(4)]
+        assert {job.result().read_bytes() for job in jobs} == {BODY}
+    assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]

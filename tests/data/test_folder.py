@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import scipy.sparse
 import torch
 
 from gebt.config import RunOptions
-from gebt.data import dataset_info, load_graph
+from gebt.data import check_folder, dataset_info, load_graph
 from gebt.data.folder import save_graph_folder
 from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.metrics import METRICS
 
 EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [1, 0], [4, 4]])
 FEATURES = np.array([[0, 2.5], [1, 0], [0, 0], [0, -1], [3, 0]], "f4")
@@ -172,9 +174,13 @@ def test_missing_and_double_files_are_named(mine: Path, name: str, message: str)
         ("edges", np.array([[object(), 1]]), "expected numbers"),
         ("features", FEATURES[:4], r"features\.npy \(got: an array of shape \(4, 2\)\), expected .* 5 nodes"),
         ("features", FEATURES / [[1], [1], [1], [1e-45], [1]], "NaN or infinite numbers in row 4"),
-        ("labels", LABELS.astype(float), r"labels\.npy \(got float64 \(5,\)\), expected an integer for each node"),
+        ("labels", LABELS > 0, r"labels\.npy \(got bool \(5,\)\), expected for each node an integer, a row of 0, 1"),
+        ("labels", np.zeros((5, 2)), r"labels\.npy \(got float64 \(5, 2\)\)"),
+        ("labels", np.array([0.5, np.nan, 1, 2, 3]), r"label nan of node 1, which is in the split, expected a number"),
+        ("labels", np.array([0.5, np.inf, 1, 2, 3]), r"labels of 'mine' \(got 1 NaN or infinite values\)"),
+        ("labels", np.full((5, 2), 2), r"labels of 'mine' \(got 2\), expected 0 or 1 in each task"),
         ("labels", np.array([0, -1, 1, 0, 1]), r"label -1 of node 1, which is in the split"),
-        ("labels", np.zeros((5, 2), int), r"got int64 \(5, 2\)"),
+        ("labels", np.zeros((5, 2, 2), int), r"got int64 \(5, 2, 2\)"),
     ],
 )
 def test_unsound_arrays_are_refused(mine: Path, name: str, values: np.ndarray, message: str) -> None:
@@ -240,3 +246,43 @@ def test_a_member_that_ends_early_with_a_sound_checksum_is_refused(mine: Path) -
     (mine / "splits.npz").write_bytes(content.replace(size.to_bytes(4, "little"), (size + 4).to_bytes(4, "little")))
     with pytest.raises(GraphError, match=r"splits\.npz \(got: buffer is smaller than requested size"):
         load_graph(str(mine))
+
+
+TASKS = np.array([[0, 1, -1], [1, 1, 0], [1, -1, 0], [0, 0, 1], [-1, -1, -1]])
+NUMBERS = np.array([0.5, -2, 3.25, 0, np.nan])
+
+
+@pytest.mark.parametrize("form", ["npy", "csv"])
+@pytest.mark.parametrize(("values", "target", "outputs"), [(TASKS, "multilabel", 3), (NUMBERS, "number", 1)])
+def test_labels_may_be_tasks_or_numbers(mine: Path, values: np.ndarray, target: str, outputs: int, form: str) -> None:
+    (mine / "labels.npy").unlink()
+    if form == "npy":
+        np.save(mine / "labels.npy", values)
+    else:  # a text holds finite numbers only
+        np.savetxt(mine / "labels.csv", np.nan_to_num(values), "%g" if target == "number" else "%d", ",")
+    graph = load_graph(str(mine))
+    assert (graph.target, graph.num_classes, graph.metric) == (target, outputs, METRICS[graph.target][0])
+    assert np.array_equal(graph.labels.numpy(), np.nan_to_num(values))
+    saved = load_graph(str(save_graph_folder(mine / "again" / "mine", graph)))
+    assert (saved.fingerprint, saved.target) == (graph.fingerprint, target)
+
+
+def test_one_task_is_not_written_as_tasks(mine: Path, tmp_path: Path) -> None:
+    np.save(mine / "labels.npy", TASKS)
+    graph = load_graph(str(mine))
+    with pytest.raises(GraphError, match=r"\(got one task\), expected 2 or more; write its labels as classes"):
+        save_graph_folder(tmp_path / "one", replace(graph, labels=graph.labels[:, :1], num_classes=1))
+
+
+def test_a_folder_is_checked_in_one_line(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "5 nodes, 4 pairs, 2 features, 2 classes; 2 training, 1 validation, 1 test nodes; "
+    line += "1 self-loops removed; 3 one-way edges made undirected"
+    assert check_folder(mine) == line
+    mine.rename(tmp_path / "cora")  # a folder of that name is meant, not the data set
+    monkeypatch.chdir(tmp_path)
+    assert check_folder("cora") == line
+    (tmp_path / "cora" / "edges.npy").write_bytes(b"half")
+    with pytest.raises(GraphError, match=r"edges\.npy"):
+        check_folder("cora")
+    with pytest.raises(GraphError, match=r"folder \(got 'nowhere'\), expected one that is there"):
+        check_folder("nowhere")

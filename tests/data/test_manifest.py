@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from gebt.data import RecordedSettings, dataset_info, dataset_names
+from gebt.data import OGB, RecordedSettings, dataset_info, dataset_names
 from gebt.data import manifest as manifest_module
 from gebt.graph.canonical import GraphError
 
 
 def test_names_start_with_the_default_set():
     assert dataset_names()[:4] == ("digits", "cora", "citeseer", "pubmed")
-    assert len(dataset_names()) == 16
+    assert len(dataset_names()) == 23
 
 
 @pytest.mark.parametrize(("name", "near"), [("Cora", "cora"), ("pubmet", "pubmed"), ("coauthor_cs", "coauthor-cs")])
@@ -31,7 +31,8 @@ def test_every_entry_is_complete(name):
     assert min(info.nodes, info.pairs, info.features, info.classes) > 0
     assert info.licence
     assert info.source
-    assert len(info.files) == {"digits": 0, "planetoid": 8, "npz": 1, "heterophilous": 1, "surrogate": 0}[info.format]
+    assert len(info.files) == {"planetoid": 8, "npz": 1, "heterophilous": 1}.get(info.format, 0)
+    assert not info.archive or (info.format == "pyg" and info.archive.startswith("https://"))
     for file in info.files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.url.startswith("https://")
@@ -52,3 +53,20 @@ def test_the_packaged_manifest_goes_before_the_checkouts(tmp_path, monkeypatch):
     assert manifest_module.manifest_path() == manifest_module.CHECKOUT_DATASETS / "manifest.toml"
     (tmp_path / "manifest.toml").touch()
     assert manifest_module.manifest_path() == tmp_path / "manifest.toml"
+
+
+@pytest.mark.parametrize("name", [name for name in dataset_names() if dataset_info(name).format == "ogb"])
+def test_entries_of_ogb_say_what_its_table_says(name):
+    info, told = dataset_info(name), OGB[name]
+    assert (info.nodes, info.pairs, info.folder) == (told.nodes, told.edges, name.replace("-", "_"))
+    assert info.classes == (told.classes if told.tasks == 1 else told.tasks)
+    assert info.features == (told.features or told.edge_features)
+    assert info.metric == {"acc": "accuracy", "rocauc": "mean_roc_auc"}[told.metric]
+    assert told.address.startswith("https://")
+
+
+def test_settings_of_ogbn_arxiv_are_those_of_its_gcn():
+    expected = RecordedSettings(
+        hidden=256, depth=3, dropout=0.5, input_dropout=0.0, learning_rate=0.01, weight_decay=0.0, epochs=500
+    )
+    assert dataset_info("ogbn-arxiv").training == expected

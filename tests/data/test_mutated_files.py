@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
+import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gebt.data.archive import unpack
 from gebt.data.folder import read_folder
 from gebt.data.npz import read_npz
 from gebt.data.ogb import OGB, PARTS, OgbGraph, ogb_graph, read_ogb
 from gebt.data.ogb_write import write_ogb
 from gebt.data.planetoid import read_planetoid
+from gebt.data.pyg_sets import FILES, read_pyg_set
 from gebt.data.raw import RawGraph
 from gebt.data.tu import read_graph_set
 from gebt.graph.canonical import Graph, GraphError, canonical_graph
@@ -57,9 +62,10 @@ def mutated(content: bytes, mutations: list[tuple[float, str, bytes]]) -> bytes:
 def accepted(read) -> Graph | None:
     try:
         raw: RawGraph = read()
-        nodes = torch.arange(raw.labels.numel())
+        nodes = torch.arange(len(raw.labels))
         masks = raw.masks or (nodes == 0, nodes == 1, nodes > 1)
-        return canonical_graph("mutated", raw.edge_index, raw.features, raw.labels, masks, symmetrise=True)
+        given = (raw.edge_index, raw.features, raw.labels, masks)
+        return canonical_graph("mutated", *given, symmetrise=True, target=raw.target)
     except GraphError:
         return None
 
@@ -77,7 +83,12 @@ def assert_sound(graph: Graph | None) -> None:
     source, target = graph.pairs
     assert ((source >= 0) & (source < target) & (target < graph.num_nodes)).all()
     assert graph.features.shape[0] == graph.num_nodes
-    assert 0 <= graph.labels.min() <= graph.labels.max() < graph.num_classes
+    if graph.target == "number":
+        assert torch.isfinite(graph.labels).all()
+    elif graph.target == "multilabel":
+        assert -1 <= graph.labels.min() <= graph.labels.max() <= 1
+    else:
+        assert 0 <= graph.labels.min() <= graph.labels.max() < graph.num_classes
 
 
 @QUICK
@@ -105,7 +116,6 @@ def test_npz(tmp_path: Path, npz_arrays: dict[str, np.ndarray], mutations):
 def test_npy_inside_a_sound_npz(tmp_path: Path, npz_arrays: dict[str, np.ndarray], member, mutations):
     """The zip's checksum would hide most mutations from the code behind it: these are made before zipping."""
     import io
-    import zipfile
 
     path = tmp_path / "g.npz"
     np.savez(path, **{key: value for key, value in npz_arrays.items() if key != member})
@@ -199,3 +209,63 @@ def test_graph_set(real_root: Path, tmp_path: Path, mutations, archive):
     (tmp_path / f"{tmp_path.name}.txt").write_bytes(text if archive else mutated(text, mutations))
     (tmp_path / "10fold_idx.tar.gz").write_bytes(mutated(folds, mutations) if archive else folds)
     accepted_of(lambda: read_graph_set(tmp_path))
+
+
+@BRIEF
+@given(labels=st.sampled_from(["0,1\n1,-1\n-1,0\n", "0.5\n-2e1\n3\n"]), mutations=MUTATIONS)
+def test_labels_of_tasks_and_numbers(tmp_path: Path, labels, mutations):
+    np.save(tmp_path / "edges.npy", np.array([[0, 1], [1, 2]]))
+    np.save(tmp_path / "features.npy", np.eye(3))
+    (tmp_path / "labels.csv").write_bytes(mutated(labels.encode(), mutations))
+    np.savez(tmp_path / "splits.npz", train=[0], val=[1], test=[2])
+    assert_sound(accepted(lambda: read_folder(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def pyg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny PPI, two nodes a part, and a tiny Flickr, as PyG's raw files."""
+    folder = tmp_path_factory.mktemp("raw")
+    for part in ("train", "valid", "test"):
+        (folder / f"{part}_graph.json").write_text(json.dumps({"links": [{"source": 0, "target": 1}]}))
+        for name, values in (("graph_id", [1, 1]), ("feats", np.eye(2)), ("labels", np.eye(2))):
+            np.save(folder / f"{part}_{name}.npy", values)
+    np.savez(folder / "adj_full.npz", indices=[1, 0], indptr=[0, 1, 2, 2], shape=[3, 3])
+    np.save(folder / "feats.npy", np.eye(3))
+    (folder / "class_map.json").write_text(json.dumps({"0": 1, "1": 0, "2": 0}))
+    (folder / "role.json").write_text(json.dumps({"tr": [0], "va": [1], "te": [2]}))
+    for name in ("ppi", "flickr"):
+        assert accepted(lambda name=name: read_pyg_set(name, folder))
+    return folder
+
+
+RAW = [("ppi", name) for name in ("train_graph.json", "valid_graph_id.npy", "test_labels.npy", "train_feats.npy")]
+RAW += [("flickr", name) for name in FILES["flickr"]]
+
+
+@BRIEF
+@given(raw=st.sampled_from(RAW), mutations=MUTATIONS)
+def test_raw_files_of_pyg(pyg_folder: Path, raw, mutations):
+    of, name = raw
+    path = pyg_folder / name
+    sound = path.read_bytes()
+    try:
+        path.write_bytes(mutated(sound, mutations))
+        assert_sound(accepted(lambda: read_pyg_set(of, pyg_folder)))
+    finally:
+        path.write_bytes(sound)
+
+
+@BRIEF
+@given(mutations=MUTATIONS)
+def test_zip_files(tmp_path: Path, mutations):
+    """Mutations of a zip stay inside the folder, or are refused and leave nothing."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("set/raw/a", b"a" * 99)
+        archive.writestr("set/b", b"b", zipfile.ZIP_DEFLATED)
+    path, root = tmp_path / "set.zip", tmp_path / "root"
+    path.write_bytes(mutated(path.read_bytes(), mutations))
+    root.mkdir(exist_ok=True)
+    accepted_of(lambda: unpack(path, root / "set", "set.zip"))
+    assert {entry.name for entry in root.iterdir()} <= {"set"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"set.zip", "root"}
+    shutil.rmtree(root)

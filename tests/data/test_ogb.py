@@ -162,9 +162,33 @@ def test_one_way_edges_become_pairs_and_unknown_labels_zero_outside_the_split(tm
         ogb_graph(graph)
 
 
-def test_a_set_of_many_tasks_is_no_canonical_graph() -> None:
-    with pytest.raises(GraphError, match=r"'ogbn-proteins' \(got 112 tasks, 0 features\)"):
-        ogb_graph(drawn("ogbn-proteins"))
+def test_many_tasks_of_two_classes_are_a_multilabel_graph_on_the_mean_of_the_edges() -> None:
+    drawn_set = drawn("ogbn-proteins")
+    drawn_set.labels[0, 0] = UNKNOWN
+    graph = ogb_graph(drawn_set)
+    assert (graph.target, graph.metric, graph.num_classes) == ("multilabel", "mean_roc_auc", 112)
+    assert torch.equal(graph.labels, drawn_set.labels)
+    for node in range(NODES):
+        ends = [k for end in drawn_set.edges for k in (end == node).nonzero().ravel().tolist()]
+        expected = drawn_set.edge["edge_feat"][ends].mean(0) if ends else torch.zeros(8)
+        assert torch.allclose(graph.features[node], expected)
+
+
+def test_other_sets_are_no_canonical_graph() -> None:
+    for name, changes in (("ogbn-proteins", {"edge_features": 0}), ("ogbn-proteins", {"classes": 3})):
+        with pytest.raises(GraphError, match=r"'ogbn-proteins' \(got 112 tasks of . classes, 0 features of nodes"):
+            ogb_graph(drawn(name, **changes))
+    with pytest.raises(GraphError, match=r"'ogbl-collab' \(got 0 tasks"):
+        ogb_graph(drawn("ogbl-collab"))
+
+
+def test_tasks_come_back_as_they_went(tmp_path: Path) -> None:
+    tasks = ogb_graph(drawn("ogbn-proteins"))
+    graph = as_ogb(tasks)
+    write_ogb(tmp_path / "tasks", graph)
+    assert ogb_graph(read_ogb(tmp_path / "tasks", graph.info)).fingerprint == tasks.fingerprint
+    with pytest.raises(GraphError, match=r"got labels of the kind 'number'\), expected classes or tasks"):
+        as_ogb(replace(tasks, target="number"))
 
 
 def test_missing_files_are_named_with_their_origin(arxiv: Path) -> None:
