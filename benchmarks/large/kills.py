@@ -36,7 +36,7 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         while (
             sum(row["killed"] for row in rows) < kills
-        ):  # a run that was over before it could be killed does not count
+        ):  # one that was over before it could be killed does not count
             rows.append(_run(Path(folder) / str(len(rows)), peace, source))
     same = sum(row["same"] for row in rows)
     summary = {"in peace, s": peace["seconds"], "same ticket": f"{same} of {len(rows)}"}
