@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Metric = Literal["accuracy", "balanced_accuracy", "roc_auc"]
+NodeMetric = Literal["accuracy", "balanced_accuracy", "roc_auc"]
+LinkMetric = Literal["hits@10", "hits@20", "hits@50", "hits@100", "mrr", "roc_auc"]
+Metric = NodeMetric | LinkMetric
 
 
 def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy, its mean over the classes, or the ROC AUC of class 1 of two; of logits [n, C] and labels [n].
 
     The mean is over the classes that `labels` have, each counting the same however rare it is.
+    Raises `ValueError` for a metric of links.
     """
+    if metric not in get_args(NodeMetric):
+        raise ValueError(f"metric of nodes (got {metric!r}), expected one of {get_args(NodeMetric)}")
     if metric == "accuracy":
         return (logits.argmax(1) == labels).float().mean()
     if metric == "balanced_accuracy":
@@ -23,6 +28,24 @@ def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
         share = torch.zeros(logits.shape[1], device=hits.device).index_add_(0, labels, hits) / count.clamp(min=1)
         return share.sum() / (count > 0).sum()
     return roc_auc(logits[:, 1] - logits[:, 0], labels == 1)
+
+
+def link_measure(metric: Metric, positive: Tensor, negative: Tensor) -> Tensor:
+    """`hits_at` K, `roc_auc`, or the mean of 1 / rank, of scores of real pairs [p] against those of others [m].
+
+    "mrr": every real pair is ranked among all m others, as in `mean_reciprocal_rank`.
+    Raises `ValueError` for a metric of nodes.
+    """
+    if metric not in get_args(LinkMetric):
+        raise ValueError(f"metric of links (got {metric!r}), expected one of {get_args(LinkMetric)}")
+    if metric == "mrr":
+        others = negative.sort().values
+        not_below, above = (others.numel() - torch.searchsorted(others, positive, right=right) for right in (False, True))
+        return (1 / (1 + (above + not_below) / 2)).mean()
+    if metric == "roc_auc":
+        scores = torch.cat((positive, negative))
+        return roc_auc(scores, torch.arange(scores.numel(), device=scores.device) < positive.numel())
+    return hits_at(int(metric.removeprefix("hits@")), positive, negative)
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> Tensor:
