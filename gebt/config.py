@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from gebt.data.manifest import dataset_info
+from gebt.data.manifest import TaskName, dataset_info
 from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.models import kinds
 from gebt.models.kinds import ModelName
@@ -28,6 +28,10 @@ Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
 Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge", "released"]
 Method = Literal["gebt", "random", "dense"] | Rival
+# Rivals that ask nothing about classes.
+_OF_LINKS: tuple[Rival, ...] = ("ugs", "imp", "one-shot", "dropedge")
+# What a network for links is trained with where the data set was recorded for nodes (docs/method.md).
+_LINKS: dict[str, Any] = {"hidden": 128, "weight_decay": 0.0}
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
 # the data set), epochs of retraining, and the learning rates of search and retraining as multiples of the dense one.
@@ -47,6 +51,8 @@ class RunOptions:
     ----------
     dataset
         Name of the data set; `gebt data list` shows them.
+    task
+        What is learnt: what the "nodes" are, or which "links" are missing; default: what the data set is for.
     model
         The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28".
     edge_ratio
@@ -149,6 +155,7 @@ class RunOptions:
     """
 
     dataset: str = "digits"
+    task: TaskName | None = None
     model: ModelName = "gcn"
     edge_ratio: float = 0.2
     weight_ratio: float = 0.5
@@ -199,12 +206,19 @@ class RunOptions:
 
     def resolved(self) -> RunOptions:
         """The same options with every open one filled in, checked; raises `ValueError` naming what is wrong."""
-        recorded = dataset_info(self.dataset).training
+        info = dataset_info(self.dataset)
+        task = _given(self.task, info.task)
+        if task == "nodes" and info.task == "links":
+            raise ValueError(f"--task (got {task!r}), expected 'links': {info.name!r} has no classes of nodes")
+        recorded = info.training
+        if task == "links" and info.task == "nodes":
+            recorded = dataclasses.replace(recorded, **_LINKS)
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
         epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
+            "task": task,
             "hidden": recorded.hidden,
             "depth": recorded.depth,
             "dropout": recorded.dropout,
@@ -271,6 +285,8 @@ class RunOptions:
         methods = ("gebt", "random", "dense", *get_args(Rival))
         if unknown := [name for name in self.method if name not in methods]:
             raise ValueError(f"--method (got {', '.join(map(repr, unknown))}), expected some of {methods}")
+        if self.task == "links" and (unfit := [name for name in self.rivals if name not in _OF_LINKS]):
+            raise ValueError(f"--method (got {', '.join(map(repr, unfit))}), expected some of {_OF_LINKS} for links")
         self.training(), self.search(), self.retraining()
 
 

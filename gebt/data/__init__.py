@@ -3,7 +3,7 @@
 from gebt.data.folder import save_graph_folder
 from gebt.data.graphs import check_dataset, data_root, load_graph
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
-from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_graph, read_ogb
+from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_graph, ogb_links, read_ogb
 from gebt.data.ogb_write import as_ogb, write_ogb
 from gebt.data.pyg import from_pyg
 from gebt.data.raw import UnsafeFileError
@@ -29,6 +29,7 @@ __all__ = [
     "generate",
     "load_graph",
     "ogb_graph",
+    "ogb_links",
     "read_graph_set",
     "read_ogb",
     "save_graph_folder",

@@ -14,6 +14,7 @@ from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, DatasetInfo, FileInfo, dataset_info
 from gebt.data.npz import read_npz
+from gebt.data.ogb import ogb_links, read_ogb
 from gebt.data.planetoid import read_planetoid
 from gebt.data.raw import RawGraph, row_scaled
 from gebt.data.splits import seeded_split
@@ -36,11 +37,13 @@ def load_graph(
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
     0. Missing files are downloaded and verified unless `download` is False. `symmetrise` accepts one-way edges also
     where the manifest expects none. A surrogate has no files: it is generated at every call. Raises `GraphError` for an
-    unknown name, missing or unsound files, or counts other than the manifest's.
+    unknown name, missing or unsound files, or counts other than the manifest's. A link set of OGB is a `LinkGraph`.
     """
     info = dataset_info(name)
     if info.surrogate is not None:
         return generate(info.surrogate, info.seed, name, split_seed)
+    if info.format == "ogb":
+        return ogb_links(read_ogb(data_root(root) / info.folder, info.name))
     if info.split == "fixed" and not 0 <= split_seed < info.splits:
         raise GraphError(f"split seed (got {split_seed}), expected 0 to {info.splits - 1}, the splits of {name!r}")
     raw = _read(info, data_root(root), download, split_seed)
@@ -74,6 +77,9 @@ def check_dataset(name: str, root: str | Path | None = None) -> list[tuple[Path,
     """
     info = dataset_info(name)
     folder = data_root(root) / info.folder
+    if info.format == "ogb":
+        whole = folder / "raw" / "edge.csv.gz"
+        return [(whole, "present" if whole.is_file() else "missing")]
     return [(folder / file.name, _status(file, folder / file.name)) for file in info.files]
 
 

@@ -13,6 +13,9 @@ from gebt.data.surrogate import SurrogateSpec
 from gebt.graph.canonical import GraphError
 from gebt.graph.metrics import Metric
 
+# What is learnt on a graph: what its nodes are, or which links it lacks.
+TaskName = Literal["nodes", "links"]
+
 CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
 
 
@@ -50,12 +53,12 @@ class DatasetInfo:
     known before: counts of 0. `pairs` are undirected edges without self-loops. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
     direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
-    measured. `surrogate`: what to generate with `seed` where `format` is "surrogate".
+    measured, `task`: what is learnt. `surrogate`: what to generate with `seed` where `format` is "surrogate".
     """
 
     name: str
     title: str
-    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate", "folder"]
+    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate", "ogb", "folder"]
     folder: str
     nodes: int
     pairs: int
@@ -74,6 +77,7 @@ class DatasetInfo:
     seed: int = 0
     splits: int = 1
     metric: Metric = "accuracy"
+    task: TaskName = "nodes"
 
 
 _OWN: dict[str, Any] = {

@@ -18,7 +18,8 @@ from torch import Tensor
 from gebt.data.npz import arrays_of
 from gebt.data.raw import UnsafeFileError, check_nodes, indices_mask, known_labels, reading, single
 from gebt.data.tables import read_numbers, read_table
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.canonical import Graph, GraphError, canonical_graph, checked_features, undirected_pairs
+from gebt.graph.links import LinkGraph
 from gebt.sparse.pattern import INT32_LIMIT
 
 PARTS = ("train", "valid", "test")
@@ -148,6 +149,27 @@ def ogb_graph(found: OgbGraph) -> Graph:
     return canonical_graph(
         found.info.name, found.edges, found.features, labels, masks, found.info.classes, symmetrise=True
     )
+
+
+def ogb_links(found: OgbGraph) -> LinkGraph:
+    """The link task of a set: its training edges, its held-out edges and negatives, its metric.
+
+    Edges of several years are one pair; weights and years are not read. A pair that is held out for a later year may be
+    a training edge too, as published. Raises `GraphError` for a set of nodes, or without features or negatives.
+    """
+    info, nodes = found.info, found.num_nodes
+    held = [found.links.get(part, {}).get(name) for part in ("valid", "test") for name in ("edge", "edge_neg")]
+    if found.features is None or any(part is None for part in held):
+        lacking = "no features" if found.features is None else "no edges and negatives of valid and test"
+        raise GraphError(f"set {info.name!r} (got {lacking}), expected both to predict links")
+    none, labels = torch.zeros(nodes, dtype=torch.bool), torch.zeros(nodes, dtype=torch.long)
+    pairs, notes = undirected_pairs(info.name, found.links["train"]["edge"].t(), nodes, symmetrise=True)
+    features = checked_features(info.name, found.features, nodes)
+    val, val_negatives, test, test_negatives = (part.t().long().contiguous() for part in held if part is not None)
+    return LinkGraph(
+        info.name, pairs, features, labels, none, none, none, 1, tuple(notes), info.metric,  # type: ignore[arg-type]
+        val_edges=val, val_negatives=val_negatives, test_edges=test, test_negatives=test_negatives,
+    )  # fmt: skip
 
 
 def _known(name: str) -> OgbSet:

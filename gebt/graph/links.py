@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from torch import Tensor
 from gebt.graph.canonical import Graph, GraphError
 from gebt.graph.metrics import LinkMetric, Metric
 
-# Pairs without an edge that either held-out part is ranked against: as many as ogbl-collab has.
-NEGATIVES = 100_000
 HELD = ("val_edges", "val_negatives", "test_edges", "test_negatives")
 
 
@@ -71,18 +69,20 @@ def hold_out_links(
     shares: tuple[float, float, float] = (0.85, 0.05, 0.10),
     seed: int = 0,
     *,
-    negatives: int = NEGATIVES,
+    negatives: int | None = None,
     metric: LinkMetric = "hits@50",
 ) -> LinkGraph:
     """The link task of any graph: floor(share P) of its P pairs for validation, as many for test, the rest to train on.
 
     `shares`: train, validation, test, of sum 1. Either held-out part is ranked against `negatives` pairs without an
-    edge in the whole graph, no two of them equal, or half of all there are where those are fewer. The draw is `seed`'s.
+    edge in the whole graph, no two of them equal: as many as there are test edges (None), and at most half of all that
+    there are. Hits@K means another number for another count: 100,000 is that of ogbl-collab, with its 46,329 test
+    edges. The draw is `seed`'s.
     Raises `GraphError` for shares of another sum or outside (0, 1), a graph that leaves a part empty, no negatives.
     """
-    if abs(sum(shares) - 1) > 1e-9 or not 0 < min(shares):
+    if abs(sum(shares) - 1) > 1e-9 or not min(shares) > 0:
         raise GraphError(f"shares of train, validation, test (got {shares}), expected three above 0 of sum 1")
-    if negatives < 1:
+    if negatives is not None and negatives < 1:
         raise GraphError(f"negatives (got {negatives}), expected at least 1")
     generator, count, device = torch.Generator().manual_seed(seed), graph.num_pairs, graph.pairs.device
     # The smallest excess over a whole number is a rounding of the product, not a pair.
@@ -91,11 +91,11 @@ def hold_out_links(
         raise GraphError(f"graph {graph.name!r} (got {count} pairs), expected enough for shares of {shares}")
     order = torch.randperm(count, generator=generator).to(device)
     parts = [graph.pairs[:, part.sort().values] for part in order.split((val, test, count - val - test))]
-    drawn = _without_edge(graph, negatives, generator).to(device)
-    own = {entry.name: getattr(graph, entry.name) for entry in fields(Graph)}
+    drawn = _without_edge(graph, negatives or test, generator).to(device)
+    own: dict[str, Any] = {entry.name: getattr(graph, entry.name) for entry in fields(Graph)}
     own |= {"pairs": parts[2], "metric": metric, "notes": (*graph.notes, f"{val} + {test} pairs held out")}
     val_negatives, test_negatives = drawn.chunk(2, 1)
-    held = {"val_edges": parts[0], "test_edges": parts[1]}
+    held: dict[str, Any] = {"val_edges": parts[0], "test_edges": parts[1]}
     return LinkGraph(**own, **held, val_negatives=val_negatives, test_negatives=test_negatives)
 
 

@@ -40,7 +40,9 @@ def link_measure(metric: Metric, positive: Tensor, negative: Tensor) -> Tensor:
         raise ValueError(f"metric of links (got {metric!r}), expected one of {get_args(LinkMetric)}")
     if metric == "mrr":
         others = negative.sort().values
-        not_below, above = (others.numel() - torch.searchsorted(others, positive, right=right) for right in (False, True))
+        not_below, above = (
+            others.numel() - torch.searchsorted(others, positive, right=right) for right in (False, True)
+        )
         return (1 / (1 + (above + not_below) / 2)).mean()
     if metric == "roc_auc":
         scores = torch.cat((positive, negative))

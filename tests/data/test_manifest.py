@@ -11,7 +11,7 @@ from gebt.graph.canonical import GraphError
 
 def test_names_start_with_the_default_set():
     assert dataset_names()[:4] == ("digits", "cora", "citeseer", "pubmed")
-    assert len(dataset_names()) == 16
+    assert len(dataset_names()) == 17
 
 
 @pytest.mark.parametrize(("name", "near"), [("Cora", "cora"), ("pubmet", "pubmed"), ("coauthor_cs", "coauthor-cs")])
@@ -28,10 +28,14 @@ def test_a_name_near_to_nothing_is_answered_with_the_list():
 @pytest.mark.parametrize("name", dataset_names())
 def test_every_entry_is_complete(name):
     info = dataset_info(name)
-    assert min(info.nodes, info.pairs, info.features, info.classes) > 0
+    assert min(info.nodes, info.pairs, info.features) > 0
+    assert (info.classes > 0) == (info.task == "nodes")
     assert info.licence
     assert info.source
-    assert len(info.files) == {"digits": 0, "planetoid": 8, "npz": 1, "heterophilous": 1, "surrogate": 0}[info.format]
+    assert (
+        len(info.files)
+        == {"digits": 0, "planetoid": 8, "npz": 1, "heterophilous": 1, "surrogate": 0, "ogb": 0}[info.format]
+    )
     for file in info.files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.url.startswith("https://")
