@@ -30,8 +30,17 @@ Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge",
 Method = Literal["gebt", "random", "dense"] | Rival
 # Rivals that ask nothing about classes.
 _OF_LINKS: tuple[Rival, ...] = ("ugs", "imp", "one-shot", "dropedge")
-# What a network for links is trained with where the data set was recorded for nodes (docs/method.md).
-_LINKS: dict[str, Any] = {"hidden": 128, "weight_decay": 0.0}
+# What a network for links is trained with where the data set was recorded for nodes: by validation on Cora. A ticket's
+# training is as long as the dense one, and by its rate: no teacher helps it (docs/method.md).
+_LINKS: dict[str, Any] = {
+    "hidden": 64,
+    "depth": 1,
+    "dropout": 0.5,
+    "input_dropout": 0.8,
+    "learning_rate": 0.02,
+    "weight_decay": 0.0,
+    "epochs": 200,
+}
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
 # the data set), epochs of retraining, and the learning rates of search and retraining as multiples of the dense one.
@@ -216,6 +225,8 @@ class RunOptions:
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
         epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
+        if task == "links" and self.preset == "default":
+            retrain_epochs, retrain_factor = recorded.epochs, 1.0
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
             "task": task,

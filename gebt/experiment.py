@@ -74,7 +74,7 @@ def model_for(options: RunOptions, graph: Graph, seed: int) -> Network | LinkPre
     more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
     model: Network | LinkPredictor = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
     if links:
-        model = LinkPredictor(model, options.hidden, dropout=options.dropout, seed=seed)  # type: ignore[arg-type]
+        model = LinkPredictor(model, options.hidden, seed=seed)  # type: ignore[arg-type]
     return model.to(options.device)
 
 
