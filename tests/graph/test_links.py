@@ -63,7 +63,6 @@ def test_the_seed_draws_parts_and_negatives_and_the_fingerprint_covers_both(digi
     assert len({graph.fingerprint for graph in (held, swapped, fewer, held.to("cpu"))}) == 3
 
 
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -103,8 +103,13 @@ def test_edges_are_scored_by_values_and_by_embeddings(links: Found, score: Any) 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"edge_score": "need"}, {"edge_score": "mixed"}, {"spread": 0.5}, {"soft_labels": True}]
-    + [{"draw": "validation", "smoothing": 0.5}],
+    [
+        {"edge_score": "need"},
+        {"edge_score": "mixed"},
+        {"spread": 0.5},
+        {"soft_labels": True},
+        {"draw": "validation", "smoothing": 0.5},
+    ],
     ids=str,
 )
 def test_settings_that_need_classes_are_refused(links: Found, settings: Any) -> None:
