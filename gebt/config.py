@@ -31,7 +31,7 @@ Method = Literal["gebt", "random", "dense"] | Rival
 # Rivals that ask nothing about classes.
 _OF_LINKS: tuple[Rival, ...] = ("ugs", "imp", "one-shot", "dropedge")
 # What a network for links is trained with where the data set was recorded for nodes: by validation on Cora. A ticket's
-# training is as long as the dense one, and by its rate: no teacher helps it (docs/method.md).
+# training is as long as the dense one (docs/method.md).
 _LINKS: dict[str, Any] = {
     "hidden": 64,
     "depth": 1,
@@ -226,7 +226,7 @@ class RunOptions:
         search = search_preset(self.preset)
         epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
         if task == "links" and self.preset == "default":
-            retrain_epochs, retrain_factor = recorded.epochs, 1.0
+            retrain_epochs = recorded.epochs
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
             "task": task,

@@ -95,8 +95,7 @@ def test_the_task_is_the_data_sets_unless_one_is_given() -> None:
     nodes, links = RunOptions().resolved(), RunOptions(task="links").resolved()
     assert (nodes.task, links.task) == ("nodes", "links")
     assert links.hidden == model_for(links, graph_for(links, 0), 0).widths[0]
-    assert links.retraining().training == links.training()
-    assert links.retraining().training.learning_rate == links.learning_rate
+    assert links.retraining().training.epochs == links.training().epochs
     assert RunOptions(task="links", learning_rate=0.5, depth=3).resolved().depth == 3
 
 

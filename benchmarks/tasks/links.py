@@ -32,15 +32,16 @@ from gebt.train.links import LinkTask
 # What a variant changes of `gebt run --task links`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "a threshold of 0.003": {"threshold": 0.003},
     "edges by magnitude": {"edge_score": "magnitude"},
     "edges by agreement": {"edge_score": "agreement"},
     "drawn by validation": {"draw": "validation", "max_epochs": 200},
     "by validation, agreement": {"draw": "validation", "max_epochs": 200, "edge_score": "agreement"},
-    "by validation, magnitude": {"draw": "validation", "max_epochs": 200, "edge_score": "magnitude"},
-    "retrained at half the rate": {"retrain_learning_rate": 0.01},
-    "retrained at twice the rate": {"retrain_learning_rate": 0.04},
+    "retrained at the dense rate": {"retrain_learning_rate": 0.02},
+    "retrained at half the rate": {"retrain_learning_rate": 0.04},
+    "retrained for 400 epochs": {"retrain_epochs": 400},
+    "half of the features dropped": {"input_dropout": 0.5},
     "each tensor alone": {"scope": "tensor"},
-    "a threshold of 0.01": {"threshold": 0.01},
     "weights rewound": {"start": "rewind"},
 }
 ARMS = ("ticket", "random_edges", "random")
@@ -89,8 +90,8 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--dataset", default="cora")
     parser.add_argument("--model", default="gcn")
-    parser.add_argument("--ratios", nargs="+", default=["0.1,0.9"])
-    parser.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
+    parser.add_argument("--ratios", nargs="+", default=["0.1,0.8"])
+    parser.add_argument("--variants", nargs="+", default=["a threshold of 0.003"], choices=list(VARIANTS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--options", type=json.loads, default={}, help="JSON of options of `gebt run`, for all arms")
     parser.add_argument("--seeds", type=int, default=10)
