@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from gebt import comparison, report
+from gebt.bench.measure import bench
 from gebt.config import RunOptions
 from gebt.cost import macs_paper
 from gebt.data import check_dataset, load_graph, read_ogb, write_ogb
 from gebt.data import ogb as ogb_module
 from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_links
-from gebt.experiment import graph_for, graphs_for, macs_for, model_for
+from gebt.experiment import find_ticket, graph_for, graphs_for, macs_for, model_for
 from gebt.graph import GraphError, LinkGraph
 from gebt.models import LinkPredictor
 from gebt.prune.scores import prunable_weights
+from gebt.recipes import baselines
 from gebt.record import RunFolder
 
 FEW: dict[str, Any] = {"task": "links", "hidden": 8, "epochs": 3, "retrain_epochs": 3, "max_epochs": 4}
@@ -132,3 +134,18 @@ def test_a_run_of_links_is_recorded_and_told_by_its_metric(tmp_path: Path) -> No
     assert report.table(record).splitlines()[2].startswith("test hits@50, %")
     for arm in (*comparison.ARMS, "ugs", "imp", "one-shot", "dropedge"):
         assert 0 <= record["summary"][arm]["accuracy"]["mean"] <= 1
+
+
+def test_bench_says_that_it_measures_nodes_alone(tmp_path: Path) -> None:
+    options = RunOptions(**FEW).resolved()
+    graph = graph_for(options, 0)
+    ticket = baselines.random_ticket(model_for(options, graph, 0), graph, edge_ratio=0.2, weight_ratio=0.3)
+    with pytest.raises(ValueError, match=r"graph 'digits' \(got one of links to predict\), expected one of nodes"):
+        bench(options, ticket.save(tmp_path / "ticket.safetensors"))
+
+
+def test_a_preset_that_needs_classes_says_so() -> None:
+    options = RunOptions(**FEW, preset="best").resolved()
+    graph = graph_for(options, 0)
+    with pytest.raises(ValueError, match=r"edge score, soft labels, spread, smoothing of a search for links"):
+        find_ticket(options, graph, model_for(options, graph, 0), 0)
