@@ -20,6 +20,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
+from gebt.models.links import LinkPredictor
 from gebt.recipes import baselines, retrain
 from gebt.record import RunFolder
 from gebt.rivals import run_rival
@@ -31,6 +32,7 @@ from gebt.train.trained import Phase
 ARMS = ("dense", "random", "random_edges", "ticket")
 
 Progress = Callable[[str, int], object]
+Model = Network | LinkPredictor
 # What `fit_many` calls: the place in the group, the epoch, the history; True would end the training.
 Tick = Callable[[int, int, History], bool]
 
@@ -147,7 +149,7 @@ class Comparison:
             rows.append(row)
         return rows
 
-    def _models(self) -> list[Network]:
+    def _models(self) -> list[Model]:
         return [model_for(self.options, graph, seed) for graph, seed in zip(self.graphs, self.seeds, strict=True)]
 
     def _tick(self, arm: str) -> Tick:
@@ -174,7 +176,7 @@ class Comparison:
         given = zip(self.tickets, self.graphs, self.seeds, strict=True)
         return [baselines.random_edges(ticket, graph, seed=seed) for ticket, graph, seed in given]
 
-    def _dense(self, models: list[Network], tick: Tick) -> list[tuple[History, Edges | None]]:
+    def _dense(self, models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.training()
         if len(models) > 1:
             found = baselines.dense_many(
@@ -184,7 +186,7 @@ class Comparison:
         alone = partial(tick, 0)
         return [(baselines.dense(models[0], self.graphs[0], settings, seed=self.seeds[0], on_epoch=alone), None)]
 
-    def _retrain(self, tickets: list[Ticket], models: list[Network], tick: Tick) -> list[tuple[History, Edges | None]]:
+    def _retrain(self, tickets: list[Ticket], models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.retraining()
         if len(models) > 1:
             found = retrain.run_many(

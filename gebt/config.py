@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from gebt.data.manifest import dataset_info
+from gebt.data.manifest import TaskName, dataset_info
 from gebt.graph.plans import BatchSettings, Cut
 from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.models import kinds
@@ -30,6 +30,19 @@ Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
 Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge", "released"]
 Method = Literal["gebt", "random", "dense"] | Rival
+# Rivals that ask nothing about classes.
+_OF_LINKS: tuple[Rival, ...] = ("ugs", "imp", "one-shot", "dropedge")
+# What a network for links is trained with where the data set was recorded for nodes: by validation on Cora. A ticket's
+# training is as long as the dense one (docs/method.md).
+_LINKS: dict[str, Any] = {
+    "hidden": 64,
+    "depth": 1,
+    "dropout": 0.5,
+    "input_dropout": 0.8,
+    "learning_rate": 0.02,
+    "weight_decay": 0.0,
+    "epochs": 200,
+}
 
 # What a preset says beside its search settings (docs/method.md): epochs of dense training (None: those recorded for
 # the data set), epochs of retraining, and the learning rates of search and retraining as multiples of the dense one.
@@ -49,6 +62,8 @@ class RunOptions:
     ----------
     dataset
         Name of the data set; `gebt data list` shows them.
+    task
+        What is learnt: what the "nodes" are, or which "links" are missing; default: what the data set is for.
     model
         The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28".
     edge_ratio
@@ -176,6 +191,7 @@ class RunOptions:
     """
 
     dataset: str = "digits"
+    task: TaskName | None = None
     model: ModelName = "gcn"
     edge_ratio: float = 0.2
     weight_ratio: float = 0.5
@@ -244,12 +260,21 @@ class RunOptions:
                     f"--graph (got {self.graph}, which is no folder), expected one with edges and features"
                 )
             return dataclasses.replace(self, dataset=str(self.graph), graph=None).resolved()
-        recorded = dataset_info(self.dataset).training
+        info = dataset_info(self.dataset)
+        task = _given(self.task, info.task)
+        if task == "nodes" and info.task == "links":
+            raise ValueError(f"--task (got {task!r}), expected 'links': {info.name!r} has no classes of nodes")
+        recorded = info.training
+        if task == "links" and info.task == "nodes":
+            recorded = dataclasses.replace(recorded, **_LINKS)
         recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
         epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
+        if task == "links" and self.preset == "default":
+            retrain_epochs = recorded.epochs
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
+            "task": task,
             "hidden": recorded.hidden,
             "depth": recorded.depth,
             "dropout": recorded.dropout,
@@ -332,11 +357,24 @@ class RunOptions:
                 raise ValueError(f"{flag} (got {count}), expected at least 1")
         if self.timeout <= 0:
             raise ValueError(f"--timeout (got {self.timeout}), expected more than 0 seconds")
+        if self.task == "links" and (unfit := [name for name in self.rivals if name not in _OF_LINKS]):
+            raise ValueError(f"--method (got {', '.join(map(repr, unfit))}), expected some of {_OF_LINKS} for links")
         self.training(), self.search(), self.retraining()
         if self.batches is not None:
-            self.batching()
+            self._check_batches()
+
+    def _check_batches(self) -> None:
+        """Refuses what runs in batches do not do."""
+        self.batching()
+        given = {"--algorithm": self.algorithm, "--task": self.task}
+        for flag, (value, only) in {flag: (given[flag], own) for flag, own in _IN_BATCHES.items()}.items():
+            if value != only:
+                raise ValueError(f"{flag} (got {value!r} with --batches), expected {only!r}")
+        if self.rivals:
+            raise ValueError(f"--method (got {', '.join(self.rivals)} with --batches), expected 'gebt' alone")
 
 
+_IN_BATCHES = {"--algorithm": "joint", "--task": "nodes"}
 # Options of the search that come from its preset; the two that it shares with dense training come from the data set.
 _SEARCH_FIELDS = tuple(
     field.name for field in dataclasses.fields(SearchSettings) if field.name not in ("learning_rate", "weight_decay")

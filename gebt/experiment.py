@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,8 +17,10 @@ from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.data.mapped import HEADER, MappedGraph, open_mapped
 from gebt.graph.canonical import Graph
+from gebt.graph.links import LinkGraph, hold_out_links
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network, build
+from gebt.models.links import LinkPredictor
 from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
@@ -39,6 +42,8 @@ def graph_for(options: RunOptions, seed: int) -> Graph:
     """The graph of one seed: a drawn split follows the seed of the run unless one is fixed."""
     split_seed = _split_seed(options, seed)
     graph = load_graph(options.dataset, options.data_root, split_seed=split_seed, symmetrise=options.symmetrise)
+    if options.task == "links" and not isinstance(graph, LinkGraph):
+        graph = hold_out_links(graph, seed=_held_seed(options, seed))
     return graph if options.device == "cpu" else graph.to(options.device)
 
 
@@ -49,28 +54,42 @@ def is_mapped(options: RunOptions) -> bool:
 
 def source_for(options: RunOptions, seed: int) -> Graph | MappedGraph:
     """What a run in batches reads: a mapped graph with its own split, or `graph_for`."""
-    return open_mapped(options.dataset) if is_mapped(options) else graph_for(options, seed)
+    if is_mapped(options):
+        return open_mapped(options.dataset)
+    return graph_for(dataclasses.replace(options, device="cpu"), seed)  # batches are cut on the CPU
 
 
 def graphs_for(options: RunOptions, seeds: Sequence[int]) -> list[Graph]:
     """The graph of each seed; one and the same object where their splits are."""
-    splits = [_split_seed(options, seed) for seed in seeds]
+    splits = [(_split_seed(options, seed), _held_seed(options, seed)) for seed in seeds]
     loaded = {split: graph_for(options, seed) for split, seed in zip(splits, seeds, strict=True)}
     return [loaded[split] for split in splits]
 
 
+def _held_seed(options: RunOptions, seed: int) -> int:
+    """What draws the pairs that are held out, where the data set does not say which."""
+    drawn = options.task == "links" and dataset_info(options.dataset).task == "nodes"
+    return (seed if options.split_seed is None else options.split_seed) if drawn else 0
+
+
 def _split_seed(options: RunOptions, seed: int) -> int:
+    info = dataset_info(options.dataset)
+    if options.task == "links":
+        return 0  # nobody reads the split of the nodes
     if options.split_seed is not None:
         return options.split_seed
-    info = dataset_info(options.dataset)
     return {"seeded": seed, "fixed": seed % info.splits, "public": 0}[info.split]
 
 
-def model_for(options: RunOptions, graph: Graph, seed: int) -> Network:
-    """The network of one seed."""
-    sizes: tuple[Any, ...] = (options.hidden, graph.num_classes, options.depth, options.dropout)
+def model_for(options: RunOptions, graph: Graph, seed: int) -> Network | LinkPredictor:
+    """The network of one seed; for links one that gives embeddings of `hidden` numbers, under a predictor as wide."""
+    links = isinstance(graph, LinkGraph)
+    out = options.hidden if links else graph.num_classes
+    sizes: tuple[Any, ...] = (options.hidden, out, options.depth, options.dropout)
     more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
-    model = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
+    model: Network | LinkPredictor = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
+    if links:
+        model = LinkPredictor(model, options.hidden, seed=seed)  # type: ignore[arg-type]
     return model.to(options.device)
 
 
@@ -106,7 +125,7 @@ def epochs_of(options: RunOptions) -> int:
 def find_ticket(
     options: RunOptions,
     graph: Graph,
-    model: Network,
+    model: Network | LinkPredictor,
     seed: int,
     on_draw: search.DrawObserver | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
@@ -125,7 +144,7 @@ def find_ticket(
 def find_tickets(
     options: RunOptions,
     graphs: Sequence[Graph],
-    models: Sequence[Network],
+    models: Sequence[Network | LinkPredictor],
     seeds: Sequence[int],
     on_draw: search.DrawObserver | None = None,
     on_epoch: Callable[[int, int, History], bool] | None = None,
@@ -173,7 +192,7 @@ class DrawLog:
             if kind not in self._sample:
                 many = flat.numel() > PICTURED_ENTRIES
                 shuffled = torch.randperm(flat.numel(), generator=torch.Generator().manual_seed(0)) if many else None
-                self._sample[kind] = shuffled[:PICTURED_ENTRIES] if shuffled is not None else None
+                self._sample[kind] = shuffled[:PICTURED_ENTRIES].clone() if shuffled is not None else None
             sample = self._sample[kind]
             self._drawn[kind].append(flat if sample is None else flat[sample])
 
@@ -203,8 +222,15 @@ def _described(graph: Graph) -> dict[str, Any]:
         "pairs": graph.num_pairs,
         "features": graph.num_features,
         "classes": graph.num_classes,
-        "train": int(graph.train_mask.sum()),
-        "val": int(graph.val_mask.sum()),
-        "test": int(graph.test_mask.sum()),
+        **_parts(graph),
         "notes": list(graph.notes),
+        "metric": graph.metric,
     }
+
+
+def _parts(graph: Graph) -> dict[str, int]:
+    """How many nodes, or links, are in each part of the split."""
+    if isinstance(graph, LinkGraph):
+        return {"train": graph.num_pairs, "val": graph.val_edges.shape[1], "test": graph.test_edges.shape[1]}
+    masks = {"train": graph.train_mask, "val": graph.val_mask, "test": graph.test_mask}
+    return {part: int(mask.sum()) for part, mask in masks.items()}

@@ -33,7 +33,7 @@ def table(record: dict[str, Any]) -> str:
     summary = record["summary"]
     arms = _arms(summary)
     rows = [["", *arms.values()]]
-    rows.append(["test accuracy, %", *(_accuracy(summary[arm]) for arm in arms)])
+    rows.append([_measured(record), *(_accuracy(summary[arm]) for arm in arms)])
     rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"], record["config"].get("draw", "detector"))])
     rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in arms)])
     rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in arms)])
@@ -189,7 +189,7 @@ def _savings(record: dict[str, Any]) -> Figure:
     left.grid(axis="y", alpha=0.3)
     left.margins(x=0.15)
     left.set_xticks(range(len(arms)), arms.values(), rotation=25)
-    left.set_title("test accuracy, %")
+    left.set_title(_measured(record))
     measures = [
         ("macs_paper", "inference"), ("macs_paper", "training"), ("flops_executed", "inference"),
         ("flops_executed", "training"), ("seconds", "inference"), ("seconds", "training"),
@@ -216,7 +216,11 @@ def _training(record: dict[str, Any]) -> Figure:
     for part, colour in (("val", "#2166ac"), ("test", "#1b7837")):
         axes.plot(epochs, [100 * value for value in history[f"{part}_accuracy"]], color=colour, label=part)
     axes.axvline(best, color="black", ls="--", lw=1, label=f"best on validation, epoch {best}")
-    axes.set(xlabel="epoch", ylabel="accuracy, %", title=f"{record['dataset']}: training the ticket")
+    axes.set(
+        xlabel="epoch",
+        ylabel=_measured(record).removeprefix("test "),
+        title=f"{record['dataset']}: training the ticket",
+    )
     axes.legend(frameon=False)
     return figure
 
@@ -230,6 +234,11 @@ def _whole(arm: dict[str, Any], key: str, part: str) -> float:
     if (key, part) == ("seconds", "training"):
         return float(arm["seconds"]["search"] + arm["seconds"]["retrain"])
     return float(arm[key][part])
+
+
+def _measured(record: dict[str, Any]) -> str:
+    """What is measured: accuracy, or what says it for this graph."""
+    return f"test {record['graph'].get('metric', 'accuracy').replace('_', ' ')}, %"
 
 
 def _accuracy(arm: dict[str, Any]) -> str:

@@ -34,9 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         peace = _run(Path(folder) / "peace", None, source)
         rows: list[dict[str, Any]] = []
-        while (
-            sum(row["killed"] for row in rows) < kills
-        ):  # one that was over before it could be killed does not count
+        while sum(row["killed"] for row in rows) < kills:  # one that was over before it could be killed does not count
             rows.append(_run(Path(folder) / str(len(rows)), peace, source))
     same = sum(row["same"] for row in rows)
     summary = {"in peace, s": peace["seconds"], "same ticket": f"{same} of {len(rows)}"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Workbench:
 
     def model(self) -> Model:
         """The network as its seed draws it."""
-        return model_for(self.options, self.graph, self.seed)
+        return cast(Model, model_for(self.options, self.graph, self.seed))
 
     @cached_property
     def edges(self) -> Edges:

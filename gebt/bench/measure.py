@@ -21,6 +21,7 @@ from gebt.cost import Seconds, flops_executed, in_fresh_process, measure_in_turn
 from gebt.energy import energy_meter
 from gebt.experiment import graph_for
 from gebt.graph.canonical import Graph
+from gebt.graph.links import LinkGraph
 from gebt.sparse.memory import OutOfRoomError
 from gebt.ticket import Ticket
 from gebt.train.loop import seeded
@@ -50,7 +51,10 @@ def bench(
     if repeats < 1:
         raise ValueError(f"--repeats (got {repeats}), expected at least 1")
     ticket = Ticket.load(path)
-    bench = Workbench(options, ticket, graph_for(options, int(ticket.provenance["seed"])))
+    graph = graph_for(options, int(ticket.provenance["seed"]))
+    if isinstance(graph, LinkGraph):
+        raise ValueError(f"graph {graph.name!r} (got one of links to predict), expected one of nodes; use 'gebt run'")
+    bench = Workbench(options, ticket, graph)
     with seeded(bench.seed):
         return _Measurement(bench, path, progress).run(repeats), bench.graph
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from gebt.config import RunOptions
 from gebt.cost import peak_memory
 from gebt.data.surrogate import SurrogateSpec, generate
 from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.models.kinds import Network
 from gebt.recipes import retrain
 from gebt.sparse import backends
 from gebt.ticket import Ticket
@@ -67,7 +68,7 @@ def _libraries(options: RunOptions, arm: str) -> int:
         retrain_epochs=2,
         epochs=2,
     )
-    model = model_for(options, graph, 0)
+    model = cast(Network, model_for(options, graph, 0))
     if arm == "pyg":
         from gebt.bench.pyg import PygTraining
 

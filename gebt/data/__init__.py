@@ -4,7 +4,8 @@ from gebt.data.folder import save_graph_folder
 from gebt.data.graphs import check_dataset, check_folder, data_root, load_graph, names_here
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
 from gebt.data.mapped import MappedGraph, open_mapped
-from gebt.data.ogb import OGB, OgbGraph, OgbSet, ogb_graph, read_ogb
+from gebt.data.ogb import OGB, OgbGraph, OgbSet, read_ogb
+from gebt.data.ogb_graphs import ogb_graph, ogb_links
 from gebt.data.ogb_write import as_ogb, write_ogb
 from gebt.data.pyg import from_pyg
 from gebt.data.raw import UnsafeFileError
@@ -35,6 +36,7 @@ __all__ = [
     "load_graph",
     "names_here",
     "ogb_graph",
+    "ogb_links",
     "open_mapped",
     "read_graph_set",
     "read_ogb",

@@ -16,7 +16,8 @@ from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
 from gebt.data.npz import read_npz
-from gebt.data.ogb import OGB, needed_files, raw_graph, read_ogb
+from gebt.data.ogb import OGB, needed_files, read_ogb
+from gebt.data.ogb_graphs import ogb_links, raw_graph
 from gebt.data.planetoid import read_planetoid
 from gebt.data.pyg_sets import FILES, read_pyg_set
 from gebt.data.raw import RawGraph, row_scaled
@@ -40,11 +41,15 @@ def load_graph(
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
     0. Missing files are downloaded and verified unless `download` is False. `symmetrise` accepts one-way edges also
     where the manifest expects none. A surrogate has no files: it is generated at every call. Raises `GraphError` for an
-    unknown name, missing or unsound files, or counts other than the manifest's.
+    unknown name, missing or unsound files, or counts other than the manifest's. A link set of OGB is a `LinkGraph`.
     """
     info = dataset_info(name)
     if info.surrogate is not None:
         return generate(info.surrogate, info.seed, name, split_seed)
+    if info.task == "links":
+        folder = data_root(root) / info.folder
+        _whole(info, folder, download)
+        return ogb_links(read_ogb(folder, info.name))
     if info.split == "fixed" and not 0 <= split_seed < info.splits:
         raise GraphError(f"split seed (got {split_seed}), expected 0 to {info.splits - 1}, the splits of {name!r}")
     raw = _read(info, data_root(root), download, split_seed)

@@ -13,6 +13,9 @@ from gebt.data.surrogate import SurrogateSpec
 from gebt.graph.canonical import GraphError
 from gebt.graph.metrics import Metric
 
+# What is learnt on a graph: what its nodes are, or which links it lacks.
+TaskName = Literal["nodes", "links"]
+
 CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
 
 
@@ -52,7 +55,7 @@ class DatasetInfo:
     `PUBLISHED` formats those that its publisher counts, whatever is repeated among them. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
     direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
-    measured. `surrogate`: what to generate with `seed` where `format` is "surrogate".
+    measured, `task`: what is learnt. `surrogate`: what to generate with `seed` where `format` is "surrogate".
     """
 
     name: str
@@ -77,6 +80,7 @@ class DatasetInfo:
     splits: int = 1
     metric: Metric = "accuracy"
     archive: str = ""
+    task: TaskName = "nodes"
 
 
 # Formats of which the manifest has the publisher's counts of edges.

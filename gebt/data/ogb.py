@@ -6,7 +6,7 @@ import math
 import pickle
 import warnings
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.data.npz import arrays_of
-from gebt.data.raw import RawGraph, UnsafeFileError, check_nodes, indices_mask, known_labels, reading, single
+from gebt.data.raw import UnsafeFileError, check_nodes, indices_mask, reading, single
 from gebt.data.tables import read_numbers, read_table
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
-from gebt.graph.metrics import Metric, Target
-from gebt.sparse.memory import check_room
+from gebt.graph.canonical import GraphError
 from gebt.sparse.pattern import INT32_LIMIT
 
 PARTS = ("train", "valid", "test")
@@ -139,58 +137,6 @@ def read_ogb(folder: str | Path, info: OgbSet | str) -> OgbGraph:
         if len(twice):
             raise ValueError(f"{len(twice)} nodes in two parts, the first of them {int(twice[0])}")
     return graph
-
-
-def ogb_graph(found: OgbGraph) -> Graph:
-    """The canonical graph of a node set, measured as OGB does; one-way edges are read as undirected.
-
-    One label a node is its class; many tasks of two classes are a "multilabel" target. Nodes without features get the
-    mean of those of their edges, as in OGB's example for ogbn-proteins. Raises `GraphError` for any other set.
-    """
-    raw, info = raw_graph(found), found.info
-    outputs = info.classes if raw.target == "class" else info.tasks
-    graph = canonical_graph(
-        info.name, raw.edge_index, raw.features, raw.labels, found.masks(), outputs, symmetrise=True, target=raw.target
-    )
-    return replace(graph, metric=_METRICS[info.metric, raw.target])
-
-
-_METRICS: dict[tuple[str, Target], Metric] = {
-    ("acc", "class"): "accuracy", ("rocauc", "class"): "roc_auc", ("rocauc", "multilabel"): "mean_roc_auc",
-    ("acc", "multilabel"): "micro_f1",
-}  # fmt: skip
-# About what bringing a directed entry to canonical form takes at once.
-_BYTES_AN_EDGE = 64
-
-
-def raw_graph(found: OgbGraph) -> RawGraph:
-    """What `ogb_graph` makes a canonical graph of."""
-    info, edge_features = found.info, found.edge.get("edge_feat")
-    features = found.features
-    if features is None and edge_features is not None:
-        features = _mean_of_edges(found, edge_features)
-    if features is None or found.labels is None or (info.tasks > 1 and info.classes != 2):
-        got = f"{info.tasks} tasks of {info.classes} classes, {info.features} features of nodes and "
-        got += f"{info.edge_features} of edges"
-        raise GraphError(
-            f"set {info.name!r} (got {got}), expected features and one label a node, or tasks of two classes; "
-            "use read_ogb"
-        )
-    check_room(f"graph {info.name!r}", _BYTES_AN_EDGE * found.edges.shape[1], torch.device("cpu"))
-    masks = found.masks()
-    if info.tasks > 1:
-        return RawGraph(found.edges, features, found.labels, masks, "multilabel")
-    with reading(Path(info.name), "labels of all nodes of the split"):
-        return RawGraph(found.edges, features, known_labels(found.labels[:, 0], masks), masks)
-
-
-def _mean_of_edges(found: OgbGraph, edge_features: Tensor) -> Tensor:
-    """[N, F]: the mean over the edges at each node, both ends of an edge alike; 0 where there is none."""
-    total = torch.zeros(found.num_nodes, edge_features.shape[1])
-    for ends in found.edges:
-        total.index_add_(0, ends, edge_features.float())
-    count = torch.bincount(found.edges.flatten(), minlength=found.num_nodes)
-    return total / count.clamp(min=1)[:, None]
 
 
 def ogb_set(name: str) -> OgbSet:

@@ -128,7 +128,7 @@ def canonical_graph(
     nodes = labels.shape[0] if labels.dim() else 0
     if nodes == 0:
         raise GraphError(f"graph {name!r} (got 0 nodes), expected at least one")
-    pairs, notes = _undirected_pairs(name, edge_index, nodes, symmetrise)
+    pairs, notes = undirected_pairs(name, edge_index, nodes, symmetrise)
     stored = checked_features(name, features, nodes)
     known, classes = checked_labels(name, labels, num_classes, target)
     check_masks(name, masks, nodes)
@@ -138,7 +138,8 @@ def canonical_graph(
     return Graph(name, pairs, stored, known, *masks, num_classes=classes, **more)  # type: ignore[arg-type]
 
 
-def _undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: bool) -> tuple[Tensor, list[str]]:
+def undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: bool) -> tuple[Tensor, list[str]]:
+    """Canonical pairs [2, P] of directed entries, and notes of what was changed; raises as `canonical_graph`."""
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         got = f"{tuple(edge_index.shape)} {edge_index.dtype}"
         raise GraphError(f"edge index of {name!r} (got {got}), expected integers of shape (2, E)")

@@ -75,6 +75,11 @@ class Edges:
         """P."""
         return self.pairs.shape[1]
 
+    def to(self, device: torch.device | str) -> Edges:
+        """The same edges on another device."""
+        fixed = None if self.fixed is None else self.fixed.to(device)
+        return Edges.from_pairs(self.pairs.to(device), self.num_nodes, fixed)
+
     @cached_property
     def unit_weights(self) -> Tensor:
         """`normalised` of the fixed values, or of 1 for every pair, computed once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 # What a node's label is: one of C classes, 0 or 1 in each of T tasks (-1: unknown), or a number.
 Target = Literal["class", "multilabel", "number"]
-Metric = Literal[
+NodeMetric = Literal[
     "accuracy", "balanced_accuracy", "roc_auc", "micro_f1", "mean_roc_auc", "r2", "negative_mean_absolute_error"
 ]
-METRICS: dict[Target, tuple[Metric, ...]] = {
+LinkMetric = Literal["hits@10", "hits@20", "hits@50", "hits@100", "mrr", "roc_auc"]
+Metric = NodeMetric | LinkMetric
+METRICS: dict[Target, tuple[NodeMetric, ...]] = {
     "class": ("accuracy", "balanced_accuracy", "roc_auc"),
     "multilabel": ("micro_f1", "mean_roc_auc"),
     "number": ("r2", "negative_mean_absolute_error"),
@@ -40,8 +42,10 @@ def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
 
     Classes: accuracy, its mean over the classes that `labels` have, each counting the same however rare it is, or the
     ROC AUC of class 1 of two. Tasks: `micro_f1` of logit > 0 over the known entries, or `mean_roc_auc`. Numbers: `r2`,
-    or the mean absolute error times -1.
+    or the mean absolute error times -1. Raises `ValueError` for a metric of links.
     """
+    if metric not in get_args(NodeMetric):
+        raise ValueError(f"metric of nodes (got {metric!r}), expected one of {get_args(NodeMetric)}")
     if metric == "accuracy":
         return (logits.argmax(1) == labels).float().mean()
     if metric == "balanced_accuracy":
@@ -58,6 +62,26 @@ def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
     if metric == "negative_mean_absolute_error":
         return -(logits[:, 0] - labels).abs().mean()
     return roc_auc(logits[:, 1] - logits[:, 0], labels == 1)
+
+
+def link_measure(metric: Metric, positive: Tensor, negative: Tensor) -> Tensor:
+    """`hits_at` K, `roc_auc`, or the mean of 1 / rank, of scores of real pairs [p] against those of others [m].
+
+    "mrr": every real pair is ranked among all m others, as in `mean_reciprocal_rank`.
+    Raises `ValueError` for a metric of nodes.
+    """
+    if metric not in get_args(LinkMetric):
+        raise ValueError(f"metric of links (got {metric!r}), expected one of {get_args(LinkMetric)}")
+    if metric == "mrr":
+        others = negative.sort().values
+        not_below, above = (
+            others.numel() - torch.searchsorted(others, positive, right=right) for right in (False, True)
+        )
+        return (1 / (1 + (above + not_below) / 2)).mean()
+    if metric == "roc_auc":
+        scores = torch.cat((positive, negative))
+        return roc_auc(scores, torch.arange(scores.numel(), device=scores.device) < positive.numel())
+    return hits_at(int(metric.removeprefix("hits@")), positive, negative)
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from gebt.cost import measure_seconds
 from gebt.graph.canonical import Graph
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
+from gebt.models.links import LinkPredictor
 from gebt.models.projection import SemiStructuredProjection, SparseProjection
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import is_two_of_four
@@ -36,13 +37,13 @@ class Compact:
     `live`: for every group the indices of the units left. `products`: how each layer multiplies, with measured seconds.
     """
 
-    model: Network
+    model: Network | LinkPredictor
     graph: Graph
     mask: Mask | None
     live: dict[str, Tensor]
     products: list[dict[str, float | str]]
 
-    def restore(self, model: Network) -> None:
+    def restore(self, model: Network | LinkPredictor) -> None:
         """Writes the weights of the small network into the full one it was made from."""
         state = dict(self.model.state_dict())
         for name, part in self.model.named_modules():
@@ -53,7 +54,9 @@ class Compact:
         model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
 
 
-def compact(model: Network, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None) -> Compact:
+def compact(
+    model: Network | LinkPredictor, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None
+) -> Compact:
     """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
 
     Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.

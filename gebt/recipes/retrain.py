@@ -13,6 +13,7 @@ from gebt.graph.edges import Edges
 from gebt.models.compact import Compact, compact
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
+from gebt.models.links import LinkPredictor
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket
@@ -84,7 +85,7 @@ def run(
     ticket.start(model, settings.start, seed + REINIT_SEED)
     edges = ticket.edges(graph)
     soft, small = _soft_labels(ticket, model, settings), None
-    if not (settings.compaction and isinstance(model, Network)):
+    if not (settings.compaction and isinstance(model, Network | LinkPredictor)):
         history = _train(model, ticket.weight_mask, task_for(graph, edges, soft=soft), settings, seed, on_epoch)
     else:
         small = compact(model, ticket.weight_mask, graph)

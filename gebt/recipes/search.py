@@ -154,6 +154,15 @@ def _resolved(settings: SearchSettings | str) -> SearchSettings:
     return search_preset(settings) if isinstance(settings, str) else settings
 
 
+def _check_without_classes(settings: SearchSettings) -> None:
+    got = (settings.edge_score, settings.soft_labels, settings.spread, settings.smoothing)
+    if got[0] in ("need", "mixed") or any(got[1:]):
+        raise ValueError(
+            f"edge score, soft labels, spread, smoothing of a search for links (got {got}), expected 'magnitude', "
+            "'share' or 'agreement', False, 0 and 0: the others need opinions on classes"
+        )
+
+
 class _Search:
     """One search: the drawing and the detector around `fit`."""
 
@@ -185,6 +194,8 @@ class _Search:
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None
         self.weights, self.task = prunable_weights(model), task_for(graph)
+        if not self.task.classifies:
+            _check_without_classes(settings)
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
@@ -214,18 +225,23 @@ class _Search:
         if kind == "agreement":
             return agreement(opinions)
         none = Edges.from_pairs(self.graph.pairs[:, :0], self.graph.num_nodes)
-        need = need_of_neighbours(opinions, self.logits(task_for(self.graph, none)).softmax(1))
+        need = need_of_neighbours(opinions, self.said(task_for(self.graph, none)))
         return agreement(opinions, need, self.values if kind == "mixed" else None)
 
-    def logits(self, task: NodeTask | None = None) -> Tensor:
-        """What the model says of every node at present, [N, C], on the whole graph or in another task."""
+    def said(self, task: NodeTask | None = None) -> Tensor:
+        """What the model says of every node at present (`NodeTask.opinions`), on the whole graph or in another task."""
         self.model.eval()
         with torch.no_grad():
-            return (task or self.task).logits(self.model)
+            return (task or self.task).opinions(self.model)
 
     def opinions(self) -> Tensor:
-        """Probabilities [N, C]: the model's own, or those spread over the graph if that serves the validation nodes."""
-        own = self.logits().softmax(1) if self.best_smoothed is None else self.best_smoothed
+        """Probabilities [N, C]: the model's own, or those spread over the graph if that serves the validation nodes.
+
+        Of links: embeddings [N, d].
+        """
+        own = self.said() if self.best_smoothed is None else self.best_smoothed
+        if not self.task.classifies:
+            return own
         spread_out = spread(own, self.task.edges, self.settings.spread)
         return spread_out if self.task.val_accuracy(spread_out) >= self.task.val_accuracy(own) else own
 
@@ -300,7 +316,7 @@ class _Search:
         return self.ticket(history)
 
     def _smooth(self, best: bool) -> None:
-        now = self.logits().softmax(1)
+        now = self.said()
         self.smoothed = now if self.smoothed is None else torch.lerp(now, self.smoothed, self.settings.smoothing)
         self.best_smoothed = self.smoothed if best else self.best_smoothed
 

@@ -57,6 +57,8 @@ class SweepOptions(RunOptions):
         for name in ("datasets", "models", "ratios"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} (got none), expected at least one")
+        if self.batches is not None:
+            raise ValueError(f"--batches (got {self.batches!r} in a sweep), expected none: cells are trained whole")
         shared = RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
         pairs = [_pair(text) for text in self.ratios]
         return [

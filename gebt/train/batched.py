@@ -77,6 +77,7 @@ class Batched:
     processes: Processes = ALONE
     kept: Mask | None = None
     edges: Edges | None = None
+    device: str = "cpu"
 
     def graph_of(self, batch: Batch) -> Graph:
         """A batch as a graph of its own; only its targets are in a part of the split."""
@@ -86,7 +87,8 @@ class Batched:
         train, val, test = (mask[nodes] & counts for mask in (own.train_mask, own.val_mask, own.test_mask))
         given = (own.name, batch.pairs, own.features_of(nodes), own.labels[nodes])
         target = own.target if isinstance(own, Graph) else "class"
-        return Graph(*given, train, val, test, own.num_classes, metric=own.metric, target=target)
+        graph = Graph(*given, train, val, test, own.num_classes, metric=own.metric, target=target)
+        return graph if self.device == "cpu" else graph.to(self.device)
 
     def thinned(self, batch: Batch) -> Batch:
         """The batch without pruned pairs."""
@@ -105,12 +107,19 @@ class Batched:
         edges = ticket.edges(self.source) if isinstance(self.source, Graph) and self.edges is not None else None
         return replace(self, kept=ticket.edge_mask, edges=edges)
 
+    def _whole(self) -> NodeTask:
+        """The task of the whole graph, which is in memory."""
+        assert isinstance(self.source, Graph)
+        if self.device == "cpu":
+            return task_for(self.source, self.edges)
+        return task_for(self.source.to(self.device), self.edges.to(self.device) if self.edges else None)
+
     def infer(self, model: nn.Module) -> None:
         """One inference of all nodes by this process: at once where the graph is in memory, else part by part."""
         model.eval()
         with torch.no_grad():
             if isinstance(self.source, Graph) and self.edges is not None:
-                task_for(self.source, self.edges).logits(model)
+                self._whole().logits(model)
                 return
             for number in range(self.plan.num_parts):
                 graph = self.graph_of(self.thinned(self.plan.part(number)))
@@ -123,7 +132,7 @@ class Batched:
         Else part by part, shared by the processes: pairs between parts are then left out.
         """
         if isinstance(self.source, Graph) and self.edges is not None:
-            return task_for(self.source, self.edges).evaluate(model)
+            return self._whole().evaluate(model)
         said: list[list[Tensor]] = [[], [], [], []]
         model.eval()
         for number in self.processes.share(range(self.plan.num_parts)):
@@ -257,14 +266,14 @@ class BatchedFit:
     def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
         batch = self.batched.thinned(self.batched.plan.batch(epoch, number))
         # A_hat X would be computed for one product.
-        return task_for(self.batched.graph_of(batch), batch.edges, keep_aggregated=False), batch.pair_ids
+        return task_for(self.batched.graph_of(batch), keep_aggregated=False), batch.pair_ids
 
     def _backward(self, task: NodeTask, ids: Tensor, weight: int, nodes: int, idle: bool) -> float:
         """Adds the gradients of one batch, of `weight` among the `nodes` of its group; returns its mean loss."""
         leaf = None
         if self.values is not None:
             read = self.values.read(ids)
-            leaf = read if not idle else read.new_ones(task.graph.num_pairs)
+            leaf = (read if not idle else read.new_ones(task.graph.num_pairs)).to(self.batched.device)
             leaf.requires_grad_(not idle)
         logits = task.logits(self._shared, leaf)
         loss = task.loss(logits) if weight else logits.sum() * 0

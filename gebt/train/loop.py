@@ -70,8 +70,11 @@ class NodeTask:
 
     `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
     `soft`: labels of all nodes to learn from beside those of the training nodes (distillation), where a label is one
-    class, else `GraphError`. `also`: a further term of the loss, from the logits of all nodes.
+    class, else `GraphError`. `also`: a further term of the loss, from the logits of all nodes. `classifies`: the logits
+    are opinions on classes, one row a node.
     """
+
+    classifies = True
 
     def __init__(
         self,
@@ -105,6 +108,10 @@ class NodeTask:
         if gates is None and getattr(model, "starts_from_aggregated", False):
             return model(self.graph.features, self.edges, None, self.aggregated)
         return model(self.graph.features, self.edges, gates)
+
+    def opinions(self, model: nn.Module) -> Tensor:
+        """What the model says of every node: probabilities [N, C]."""
+        return self.logits(model).softmax(1)
 
     def loss(self, logits: Tensor) -> Tensor:
         """`label_loss` of the training nodes; with soft labels q, + weight * mean over all nodes of KL(q || p).

@@ -73,8 +73,8 @@ ALONE = Processes()
 def processes(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Processes]:
     """The processes that torchrun has started, connected; `ALONE` where it has not.
 
-    Over gloo on a CPU, NCCL on a GPU; every wait ends after `timeout` seconds. Without GLOO_SOCKET_IFNAME processes of
-    one machine talk over its loopback.
+    Tensors of a CPU go over gloo, those of a GPU over NCCL; every wait ends after `timeout` seconds. Without
+    GLOO_SOCKET_IFNAME processes of one machine talk over its loopback.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -82,7 +82,7 @@ def processes(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Process
         return
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "nccl" if device == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))

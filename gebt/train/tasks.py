@@ -8,6 +8,8 @@ from torch import Tensor
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.links import LinkGraph
+from gebt.train.links import LinkTask
 from gebt.train.loop import NodeTask, SoftLabels
 
 
@@ -19,5 +21,10 @@ def task_for(
     soft: SoftLabels | None = None,
     also: Callable[[Tensor], Tensor] | None = None,
 ) -> NodeTask:
-    """The task of this kind of graph, seen through the given edges (the graph's own, or a ticket's); see `NodeTask`."""
+    """The task of this kind of graph, seen through the given edges (the graph's own, or a ticket's); see `NodeTask`.
+
+    `LinkTask` where links are to be found.
+    """
+    if isinstance(graph, LinkGraph):
+        return LinkTask(graph, edges, keep_aggregated=keep_aggregated, soft=soft, also=also)
     return NodeTask(graph, edges, keep_aggregated=keep_aggregated, soft=soft, also=also)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from gebt.data.archive import unpack
 from gebt.data.folder import read_folder
 from gebt.data.npz import read_npz
-from gebt.data.ogb import OGB, PARTS, OgbGraph, ogb_graph, read_ogb
+from gebt.data.ogb import OGB, PARTS, OgbGraph, read_ogb
+from gebt.data.ogb_graphs import ogb_graph
 from gebt.data.ogb_write import write_ogb
 from gebt.data.planetoid import read_planetoid
 from gebt.data.pyg_sets import FILES, read_pyg_set

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from gebt.data import load_graph
-from gebt.data.ogb import OGB, PARTS, UNKNOWN, OgbGraph, OgbSet, ogb_graph, read_ogb
+from gebt.data.ogb import OGB, PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
+from gebt.data.ogb_graphs import ogb_graph
 from gebt.data.ogb_write import as_ogb, write_ogb
 from gebt.data.raw import UnsafeFileError
 from gebt.graph.canonical import GraphError
