@@ -169,6 +169,13 @@ class SparseMatrix:
         smaller = self.pattern.keep(stays)
         return SparseMatrix(Pattern(smaller.crow, col[stays], (self.shape[0], kept.numel())), self.values[stays])
 
+    def rows(self, kept: Tensor) -> SparseMatrix:
+        """The matrix of the rows where `kept` [R] is True alone."""
+        stays = kept[self.pattern.row.long()]
+        ends = torch.cumsum(self.pattern.crow.diff()[kept], 0, dtype=self.pattern.crow.dtype)
+        pattern = Pattern(torch.cat((ends.new_zeros(1), ends)), self.pattern.col[stays], (len(ends), self.shape[1]))
+        return SparseMatrix(pattern, self.values[stays])
+
     def to_dense(self) -> Tensor:
         """The matrix as a dense [R, C] tensor (small matrices and tests only)."""
         dense = torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.sets import FoldOfGraphs
+from gebt.train.graphs import GraphsTask
 from gebt.train.loop import NodeTask, SoftLabels
 
 
@@ -20,4 +22,6 @@ def task_for(
     also: Callable[[Tensor], Tensor] | None = None,
 ) -> NodeTask:
     """The task of this kind of graph, seen through the given edges (the graph's own, or a ticket's); see `NodeTask`."""
+    if isinstance(graph, FoldOfGraphs):
+        return GraphsTask(graph, edges, soft=soft, also=also)
     return NodeTask(graph, edges, keep_aggregated=keep_aggregated, soft=soft, also=also)
