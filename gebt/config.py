@@ -48,7 +48,8 @@ class RunOptions:
     dataset
         Name of the data set; `gebt data list` shows them.
     model
-        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28".
+        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28"; default: "gcn", or "gin" for a set
+        of graphs.
     edge_ratio
         Share of undirected edges to prune, in [0, 1).
     weight_ratio
@@ -112,7 +113,8 @@ class RunOptions:
         Weight of the L1 penalty on the edge values.
     edge_score
         What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, the "agreement" of
-        what the network says of their nodes, also the "need" of a node for neighbours, or need and values "mixed".
+        what the network says of their nodes, also the "need" of a node for neighbours, or need and values "mixed"; or a
+        "rule", a function of their nodes that also prunes graphs never seen, as those of a set are.
     edge_values
         What the kept edges of a ticket count: 1 each ("unit"), their "trained" values, or what makes up for the pruned
         ones in the "degree".
@@ -149,7 +151,7 @@ class RunOptions:
     """
 
     dataset: str = "digits"
-    model: ModelName = "gcn"
+    model: ModelName | None = None
     edge_ratio: float = 0.2
     weight_ratio: float = 0.5
     feature_ratio: float | None = None
@@ -199,12 +201,19 @@ class RunOptions:
 
     def resolved(self) -> RunOptions:
         """The same options with every open one filled in, checked; raises `ValueError` naming what is wrong."""
-        recorded = dataset_info(self.dataset).training
-        recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
+        info = dataset_info(self.dataset)
+        of_graphs, recorded = info.format == "graphs", info.training
+        model = self.model or ("gin" if of_graphs else "gcn")
         search = search_preset(self.preset)
         epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
+        if of_graphs:
+            search = dataclasses.replace(search, max_epochs=recorded.epochs, **_OF_GRAPHS)
+            epochs, retrain_epochs, search_factor, retrain_factor = None, recorded.epochs, 1.0, 1.0
+        else:
+            recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(model, {}))
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
+            "model": model,
             "hidden": recorded.hidden,
             "depth": recorded.depth,
             "dropout": recorded.dropout,
@@ -217,11 +226,13 @@ class RunOptions:
             "retrain_learning_rate": learning_rate * retrain_factor,
             "distill": RetrainSettings().distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
-            "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(self.model, search.scope),
+            "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(model, search.scope),
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
         full = dataclasses.replace(full, method=tuple(full.method))  # JSON has lists
         full._check()
+        if of_graphs:
+            full._check_of_graphs()
         return full
 
     @property
@@ -273,7 +284,22 @@ class RunOptions:
             raise ValueError(f"--method (got {', '.join(map(repr, unknown))}), expected some of {methods}")
         self.training(), self.search(), self.retraining()
 
+    def _check_of_graphs(self) -> None:
+        expected = {"model": "gin", "edge_score": "rule", "edge_values": "unit", "spread": 0.0}
+        for name, only in expected.items():
+            if getattr(self, name) != only:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} (got {getattr(self, name)!r}), expected {only!r} for a set of graphs")
+        if self.rivals or self.algorithm == "graph":
+            got = (*self.rivals, self.algorithm)
+            raise ValueError(
+                f"--method, --algorithm (got {got}), expected 'gebt', 'random', 'dense' and 'joint' or 'weights' for a "
+                "set of graphs"
+            )
 
+
+# What a search on a set of graphs does otherwise than its preset says: edges never seen are pruned too.
+_OF_GRAPHS: dict[str, Any] = {"edge_score": "rule", "edge_learning_rate": 0.01, "spread": 0.0, "edge_l1": 0.0}
 # Options of the search that come from its preset; the two that it shares with dense training come from the data set.
 _SEARCH_FIELDS = tuple(
     field.name for field in dataclasses.fields(SearchSettings) if field.name not in ("learning_rate", "weight_decay")

@@ -14,12 +14,14 @@ from gebt.cost import macs_paper
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.graph.canonical import Graph
+from gebt.graph.sets import FoldOfGraphs
 from gebt.models.gnn import GCN
+from gebt.models.graph_classifier import GraphClassifier
 from gebt.models.kinds import Network, build
 from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.recipes import baselines, search
+from gebt.recipes import baselines, inductive, search
 from gebt.record import machine
 from gebt.rivals import rival_epochs
 from gebt.sparse import backends
@@ -58,6 +60,9 @@ def model_for(options: RunOptions, graph: Graph, seed: int) -> Network:
     """The network of one seed."""
     sizes: tuple[Any, ...] = (options.hidden, graph.num_classes, options.depth, options.dropout)
     more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
+    if isinstance(graph, FoldOfGraphs):
+        own = {"input_dropout": options.input_dropout}
+        return GraphClassifier(graph.num_features, *sizes, seed, **own).to(options.device)
     model = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
     return model.to(options.device)
 
@@ -102,6 +107,8 @@ def find_ticket(
     """The ticket of one seed by the chosen algorithm; a graph-only search pretrains the network first."""
     common: dict[str, Any] = {"settings": options.search(), "seed": seed, "on_draw": on_draw, "on_epoch": on_epoch}
     weights: dict[str, Any] = {"weight_ratio": options.weight_ratio, "feature_ratio": options.feature_ratio}
+    if options.algorithm == "joint" and options.edge_score == "rule":
+        return inductive.joint(model, graph, edge_ratio=options.edge_ratio, **weights, **common)
     if options.algorithm == "joint":
         return search.joint(model, graph, edge_ratio=options.edge_ratio, **weights, **common)
     if options.algorithm == "weights":

@@ -21,7 +21,7 @@ from gebt.files import write_atomically
 from gebt.graph.canonical import Graph, structure_digest
 from gebt.graph.edges import Edges
 from gebt.graph.rules import EdgeRule
-from gebt.prune.mask import Mask, pack_bits, unpack_bits
+from gebt.prune.mask import Mask, deflated, inflated
 from gebt.prune.scores import prunable_weights
 from gebt.sparse.memory import check_room
 
@@ -137,8 +137,8 @@ class Ticket:
                 f"graph {graph.name!r} (got fingerprint {graph.fingerprint[:12]}...), expected {expected}; "
                 "the same data, feature scaling and split are needed"
             )
-        if self.soft_labels is not None and self.soft_labels.shape != (graph.num_nodes, graph.num_classes):
-            got, size = tuple(self.soft_labels.shape), (graph.num_nodes, graph.num_classes)
+        if self.soft_labels is not None and self.soft_labels.shape != (len(graph.labels), graph.num_classes):
+            got, size = tuple(self.soft_labels.shape), (len(graph.labels), graph.num_classes)
             raise TicketError(f"soft labels of the ticket (got shape {got}), expected {size} as the graph has")
 
     def _check_model(self, model: nn.Module) -> None:
@@ -221,9 +221,9 @@ class Ticket:
 
     def save(self, path: str | Path) -> Path:
         """Writes the ticket (safetensors, masks as bits, kept weights only); never leaves half a file."""
-        tensors = {f"mask.{EDGES}": _deflated(self.edge_mask[EDGES])}
+        tensors = {f"mask.{EDGES}": deflated(self.edge_mask[EDGES])}
         for name, kept in self.weight_mask.items():
-            tensors[f"mask.{name}"] = _deflated(kept)
+            tensors[f"mask.{name}"] = deflated(kept)
         for group, state in self._states():
             for name, tensor in state.items():
                 if not bool(torch.isfinite(tensor).all()):
@@ -290,8 +290,8 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     # A short stream of zeros may stand for a huge mask: bits being unpacked, then one number an entry in either state.
     entries = pairs + sum(map(math.prod, shapes.values()))
     check_room(f"ticket of {entries} entries", 8 * entries, torch.device("cpu"))
-    weight_mask = Mask({name: _inflated(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
-    edge_mask = Mask({EDGES: _inflated(tensors[f"mask.{EDGES}"], (pairs,))})
+    weight_mask = Mask({name: inflated(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
+    edge_mask = Mask({EDGES: inflated(tensors[f"mask.{EDGES}"], (pairs,))})
     seeded = header["initial"]
     groups = ("drawn",) if seeded else ("drawn", "initial")
     states: list[Any] = [
@@ -318,23 +318,6 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     _check_provenance(header["provenance"])
     return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"], soft_labels, values, rule)
-
-
-def _deflated(kept: Tensor) -> Tensor:
-    """A mask as bits, deflated: nine pruned of ten is 0.55 bits an entry, a mask of whole rows next to nothing."""
-    return torch.frombuffer(bytearray(zlib.compress(pack_bits(kept).cpu().numpy().tobytes(), 9)), dtype=torch.uint8)
-
-
-def _inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-    length = (math.prod(shape) + 7) // 8
-    inflating = zlib.decompressobj()
-    # One byte more than there may be, so that a longer stream shows without being unpacked in full.
-    found = inflating.decompress(stored.numpy().tobytes(), length + 1)
-    if len(found) != length or not inflating.eof:
-        raise ValueError(f"mask (got {len(found)} bytes or more), expected {length} for shape {shape}")
-    if inflating.unused_data:
-        raise ValueError(f"mask (got {len(inflating.unused_data)} bytes after its end), expected none")
-    return unpack_bits(torch.frombuffer(bytearray(found), dtype=torch.uint8), shape)
 
 
 def _read_seed(seed: object, digest: object) -> Seeded:
@@ -371,12 +354,11 @@ def make_ticket(
     provenance: Mapping[str, Any],
     soft_labels: Tensor | None = None,
     edge_values: Tensor | None = None,
-    rule: EdgeRule | None = None,
 ) -> Ticket:
     """A ticket of the model as it stands now, masks applied to both its start states.
 
     `initial`: the model's state before the search; `soft_labels`: logits [N, C] to learn from; `edge_values` [P]: what
-    the pairs count, where they do not all count 1; `rule`: what scored them, where that is a function of their nodes.
+    the pairs count, where they do not all count 1.
     Raises `ValueError` when a mask does not cover the model's weights.
     """
     weights = prunable_weights(model)
@@ -389,8 +371,7 @@ def make_ticket(
     # Half precision: the numbers are a teacher's opinions, and the ticket's largest tensor.
     said = None if soft_labels is None else soft_labels.detach().log_softmax(1).clamp(min=-1e4).half()
     values = None if edge_values is None else edge_values.detach()[edge_mask[EDGES]].clone()
-    drawn, own_rule = _masked(model.state_dict(), weight_mask), copy.deepcopy(rule)
-    return Ticket(edge_mask, weight_mask, drawn, start, origin, said, values, own_rule)
+    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin, said, values)
 
 
 def _masked(state: Mapping[str, Tensor], weight_mask: Mask) -> dict[str, Tensor]:

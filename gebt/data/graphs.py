@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
+from gebt.data.fold import fold_of
 from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, DatasetInfo, FileInfo, dataset_info
@@ -18,6 +19,7 @@ from gebt.data.planetoid import read_planetoid
 from gebt.data.raw import RawGraph, row_scaled
 from gebt.data.splits import seeded_split
 from gebt.data.surrogate import generate
+from gebt.data.tu import read_graph_set
 from gebt.graph.canonical import Graph, GraphError, canonical_graph
 from gebt.sparse.pattern import SparseMatrix
 
@@ -34,15 +36,22 @@ def load_graph(
 
     Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.folder` says.
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
-    0. Missing files are downloaded and verified unless `download` is False. `symmetrise` accepts one-way edges also
-    where the manifest expects none. A surrogate has no files: it is generated at every call. Raises `GraphError` for an
-    unknown name, missing or unsound files, or counts other than the manifest's.
+    0, and a set of graphs is its fold of that number (`gebt.data.fold`). Missing files are downloaded and verified
+    unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none. A surrogate has
+    no files: it is generated at every call. Raises `GraphError` for an unknown name, missing or unsound files, or
+    counts other than the manifest's.
     """
     info = dataset_info(name)
     if info.surrogate is not None:
         return generate(info.surrogate, info.seed, name, split_seed)
     if info.split == "fixed" and not 0 <= split_seed < info.splits:
         raise GraphError(f"split seed (got {split_seed}), expected 0 to {info.splits - 1}, the splits of {name!r}")
+    if info.format == "graphs":
+        folder = data_root(root) / info.folder
+        _complete(info, folder, download=False)  # the folds were packed by hand: no address has the archive
+        fold = fold_of(read_graph_set(folder), split_seed)
+        _check_counts(fold, fold.labels, info)
+        return replace(fold, name=info.name, metric=info.metric)
     raw = _read(info, data_root(root), download, split_seed)
     masks = _masks(info, raw, split_seed)
     features = raw.features
@@ -51,7 +60,7 @@ def load_graph(
     one_way = symmetrise or info.one_way_edges
     graph = canonical_graph(info.name, raw.edge_index, features, raw.labels, masks, info.classes or None, one_way)
     if info.format != "folder":
-        _check_counts(graph, raw, info)
+        _check_counts(graph, raw.labels, info)
     return replace(graph, metric=info.metric)
 
 
@@ -122,12 +131,12 @@ def _masks(info: DatasetInfo, raw: RawGraph, split_seed: int) -> tuple[Tensor, T
     return raw.masks
 
 
-def _check_counts(graph: Graph, raw: RawGraph, info: DatasetInfo) -> None:
+def _check_counts(graph: Graph, labels: Tensor, info: DatasetInfo) -> None:
     found = {
         "nodes": graph.num_nodes,
         "pairs": graph.num_pairs,
         "features": graph.num_features,
-        "classes": int(raw.labels.max()) + 1,
+        "classes": int(labels.max()) + 1,
     }
     for what, count in found.items():
         if count != getattr(info, what):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.sets import FoldOfGraphs
-from gebt.prune.mask import Mask
 from gebt.prune.selection import keep_within
 from gebt.prune.ties import TieOrder
 from gebt.sparse.ops import matmul

@@ -30,7 +30,7 @@ from gebt.sparse.structure import (
     unit_scores,
 )
 from gebt.ticket import EDGES, Ticket, make_ticket
-from gebt.train.loop import History, NodeTask, adam, copy_state, fit
+from gebt.train.loop import Gates, History, NodeTask, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
 from gebt.train.search_settings import SearchSettings as SearchSettings
 from gebt.train.search_settings import search_preset as search_preset
@@ -156,6 +156,8 @@ def _resolved(settings: SearchSettings | str) -> SearchSettings:
 class _Search:
     """One search: the drawing and the detector around `fit`."""
 
+    by_rule = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -167,6 +169,9 @@ class _Search:
         train_weights: bool = True,
         train_edges: bool = True,
     ) -> None:
+        if train_edges and (settings.edge_score == "rule") != self.by_rule:
+            got, expected = settings.edge_score, "'rule' in gebt.recipes.inductive.joint, and there alone"
+            raise ValueError(f"edge score (got {got!r}), expected {expected}")
         self.model, self.graph, self.settings, self.seed = model, graph, settings, seed
         edge_ratio, weight_ratio, feature_ratio = ratios
         self.ratios = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
@@ -200,11 +205,15 @@ class _Search:
         else:
             scores = {EDGES: self.edge_scores(self.agreement)}
             edge_mask = select(scores, ratio=self.ratios["edge_ratio"], order=self.edge_order, allow_empty=True)
+        return self.draw_weights(), edge_mask
+
+    def draw_weights(self) -> Mask:
+        """The mask over weights (or over units) of the present weights."""
         if self.structured:
-            return self.draw_units(), edge_mask
+            return self.draw_units()
         if self.settings.weight_structure == "2:4":
-            return two_of_four(magnitude(self.weights), self.weight_order), edge_mask
-        return self.weight_drawing.draw(self.weights), edge_mask
+            return two_of_four(magnitude(self.weights), self.weight_order)
+        return self.weight_drawing.draw(self.weights)
 
     def edge_scores(self, agreement: Agreement) -> Tensor:
         """Scores [P] from what the model says of the nodes, with and without their neighbours."""
@@ -282,7 +291,7 @@ class _Search:
                 self._optimizers(),
                 settings.max_epochs,
                 seed=self.seed,
-                gates=self.values if self.train_edges else None,
+                gates=self.gates(),
                 penalty=self._penalty if self.train_edges and settings.edge_l1 else None,
                 evaluate=by_validation,
                 on_epoch=after_epoch,
@@ -291,11 +300,19 @@ class _Search:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         if by_validation:
-            self.values = self.values if history.best_gates is None else history.best_gates
+            self.restore(history)
             self.drawn = self.draw()
             if on_draw is not None:
                 on_draw(history.best_epoch, *self.drawn)
         return self.ticket(history)
+
+    def restore(self, history: History) -> None:
+        """Puts back the edge values of the best epoch, as `fit` did the weights."""
+        self.values = self.values if history.best_gates is None else history.best_gates
+
+    def gates(self) -> Gates:
+        """The soft edge values that training sees."""
+        return self.values if self.train_edges else None
 
     def _smooth(self, best: bool) -> None:
         now = self.logits().softmax(1)

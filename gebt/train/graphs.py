@@ -17,7 +17,6 @@ from gebt.graph.metrics import measure
 from gebt.graph.sets import FoldOfGraphs
 from gebt.train.loop import NodeTask, SoftLabels
 
-
 # Graphs of a step: few enough for many steps an epoch, enough for the statistics of batch normalisation.
 BATCH = 64
 

@@ -29,7 +29,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 class SearchSettings:
     """How a ticket is searched for; the values of the presets and why are in docs/method.md.
 
-    `edge_score` "agreement" and "need" need no edge values, so none are trained. `draw` "validation" trains for all
+    `edge_score` "agreement" and "need" need no edge values, so none are trained; "rule" trains a function of the nodes
+    instead (`recipes.inductive`). `draw` "validation" trains for all
     `max_epochs` and draws from the network of the best validation epoch. `soft_labels`: what that network says of every
     node goes into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread`
     over the graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes; with
@@ -78,7 +79,7 @@ class SearchSettings:
     @property
     def trains_edges(self) -> bool:
         """Whether edge values train beside the weights."""
-        return self.edge_score not in ("agreement", "need")
+        return self.edge_score not in ("agreement", "need", "rule")
 
     def training(self) -> TrainingSettings:
         """The settings of the weights' optimizer."""
