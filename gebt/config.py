@@ -48,8 +48,8 @@ class RunOptions:
     dataset
         Name of the data set; `gebt data list` shows them.
     model
-        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28"; default: "gcn", or "gin" for a set
-        of graphs.
+        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28"; default: "gcn", or "gin" for
+        a set of graphs.
     edge_ratio
         Share of undirected edges to prune, in [0, 1).
     weight_ratio

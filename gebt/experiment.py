@@ -61,8 +61,9 @@ def model_for(options: RunOptions, graph: Graph, seed: int) -> Network:
     sizes: tuple[Any, ...] = (options.hidden, graph.num_classes, options.depth, options.dropout)
     more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
     if isinstance(graph, FoldOfGraphs):
-        own = {"input_dropout": options.input_dropout}
-        return GraphClassifier(graph.num_features, *sizes, seed, **own).to(options.device)
+        widths = (options.hidden, graph.num_classes, options.depth, options.dropout)
+        classifier = GraphClassifier(graph.num_features, *widths, seed, input_dropout=options.input_dropout)  # type: ignore[arg-type]
+        return classifier.to(options.device)
     model = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
     return model.to(options.device)
 

@@ -68,8 +68,8 @@ class Ticket:
     can draw the latter again from its seed, `initial` is that seed alone, and the file a third smaller.
     `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
     `soft_labels`: log-probabilities [N, C] (float16) that the searched network gave every node, where it is a teacher.
-    `edge_values`: of the kept pairs, in their order, where they do not all count 1. `rule`: what scored the pairs, where
-    that is a function of their nodes; such a ticket is one for every graph with features of that width.
+    `edge_values`: of the kept pairs, in their order, where they do not all count 1. `rule`: what scored the pairs,
+    where a function of their nodes did; such a ticket is one for every graph with features of that width.
     """
 
     edge_mask: Mask

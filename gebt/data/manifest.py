@@ -50,7 +50,8 @@ class DatasetInfo:
     known before: counts of 0. `pairs` are undirected edges without self-loops. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
     direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
-    measured. "graphs": a set of many graphs, whose labels and splits (folds) are of graphs. `surrogate`: what to generate with `seed` where `format` is "surrogate".
+    measured. `surrogate`: what to generate with `seed` where `format` is "surrogate". Where that is "graphs", labels
+    and splits (folds) are of many small graphs.
     """
 
     name: str

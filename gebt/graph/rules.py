@@ -36,7 +36,8 @@ class EdgeRule(nn.Module):
             raise ValueError(f"features, width, hops of an edge rule (got {got}), expected at least 1, 1 and 0")
         self.reads = nn.ParameterList(nn.Parameter(torch.empty(width, num_features + 1)) for _ in range(hops + 1))
         self.shift = nn.Parameter(torch.empty(width))
-        self.inner = nn.Linear(width, width)
+        self.mix = nn.Parameter(torch.empty(width, width))
+        self.mix_shift = nn.Parameter(torch.empty(width))
         self.outer = nn.Parameter(torch.empty(width))
         self.reset(seed)
 
@@ -49,8 +50,9 @@ class EdgeRule(nn.Module):
             raise ValueError("edge rule (got NaN, infinity or whole numbers), expected finite floating-point numbers")
         # Nothing is allocated before the sizes are known to be those of the tensors.
         width, features = sizes["width"], sizes["num_features"] + 1
+        expected: dict[str, tuple[int, ...]]
         expected = {f"reads.{number}": (width, features) for number in range(min(sizes["hops"], len(state)) + 1)}
-        expected |= {"shift": (width,), "inner.weight": (width, width), "inner.bias": (width,), "outer": (width,)}
+        expected |= {"shift": (width,), "mix": (width, width), "mix_shift": (width,), "outer": (width,)}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if found != expected:
             raise ValueError(f"edge rule (got tensors {found}), expected {expected}")
@@ -71,9 +73,9 @@ class EdgeRule(nn.Module):
     def reset(self, seed: int) -> None:
         """Draws fresh weights from `seed`."""
         generator = torch.Generator().manual_seed(seed)
-        for weight in (*self.reads, self.inner.weight):
+        for weight in (*self.reads, self.mix):
             nn.init.xavier_uniform_(weight, generator=generator)
-        for zero in (self.shift, self.inner.bias, self.outer):
+        for zero in (self.shift, self.mix_shift, self.outer):
             nn.init.zeros_(zero)
 
     def forward(self, features: Tensor | SparseMatrix, edges: Edges) -> Tensor:
@@ -90,7 +92,7 @@ class EdgeRule(nn.Module):
                 around = edges.propagate(entries, around) * share
         phi = torch.relu(around + self.shift)
         u, v = edges.pairs
-        return torch.relu(self.inner(phi[u] + phi[v])) @ self.outer
+        return torch.relu((phi[u] + phi[v]) @ self.mix.t() + self.mix_shift) @ self.outer
 
     def values(self, features: Tensor | SparseMatrix, edges: Edges) -> Tensor:
         """Soft edge values 2 sigmoid(s) [P] in (0, 2), differentiable: what the rule is trained through."""

@@ -46,7 +46,7 @@ class SumReadout(nn.Module):
 
 
 class GraphClassifier(GNN):
-    """GIN for graphs: `depth` - 1 graph isomorphism convolutions, and sums over the nodes of every layer, read linearly.
+    """GIN for graphs: `depth` - 1 graph isomorphism convolutions, and sums over the nodes of each, read linearly.
 
     X_{l+1} = relu(norm(MLP_l((1 + eps) X_l + sum of the neighbours))), then `SumReadout` of X_1, X_2, ...: the last of
     the `depth` layers. `dropout` acts on the sums. Xu et al. 2019; other options as `GNN`. Raises `ValueError` as that,

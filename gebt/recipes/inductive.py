@@ -32,7 +32,7 @@ def joint(
     on_draw: DrawObserver | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> Ticket:
-    """GEBT's joint search (`search.joint`) with edge values a_uv = 2 sigmoid(s_uv) of an `EdgeRule` instead of free ones.
+    """GEBT's joint search (`search.joint`) with edge values a_uv = 2 sigmoid(s_uv) of an `EdgeRule`.
 
     Each step trains the weights and the rule from one loss; each epoch draws the weight mask and, of every training
     graph, the edge mask of highest s, and the detector watches both. Of a set of graphs nothing that is held out is

@@ -36,6 +36,7 @@ class GraphsTask(NodeTask):
     """
 
     graph: FoldOfGraphs
+    one_step = False
 
     def __init__(
         self,

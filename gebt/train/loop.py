@@ -117,6 +117,8 @@ class NodeTask:
         said = self.soft.log_probabilities
         return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
+    one_step = True
+
     def steps(self) -> Sequence[NodeTask]:
         """The tasks of an epoch's steps, in turn: this one alone."""
         return (self,)
@@ -182,12 +184,12 @@ def fit(
     on_epoch: Callable[[int, History], bool] | None = None,
     replay: bool | None = None,
 ) -> History:
-    """Trains `model` on `task`, one step an epoch for each of the task's `steps`, all optimizers from one backward pass.
+    """Trains `model` on `task`: an epoch takes the task's `steps`, in each all optimizers from one backward pass.
 
-    `gates` [P] are soft edge values for the training forward, or say what they are for a step's task; `penalty` is added to the loss. With `evaluate`
-    the model is evaluated after every step and ends in the state of its best validation epoch. `on_epoch`
-    is called with the epoch (from 1) and the history so far; returning True ends the fit. `replay`: run epochs as a
-    recorded CUDA graph; None: where that pays (`train.replay`). Results do not depend on it.
+    `gates` [P] are soft edge values for the training forward, or say what they are for the task of a step; `penalty` is
+    added to the loss. With `evaluate` the model is evaluated after every epoch and ends in the state of its best
+    validation epoch. `on_epoch` is called with the epoch (from 1) and the history so far; returning True ends the fit.
+    `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.replay`). Results do not depend on it.
     Raises `ValueError` when the loss is no longer a finite number.
     """
 
@@ -197,7 +199,8 @@ def fit(
         return torch.cat((loss, task.measures(model))) if evaluate else loss
 
     pattern = task.edges.pattern
-    if replay if replay is not None else replays(pattern.col.device, pattern.nnz):
+    # An order of steps that is drawn anew cannot be recorded.
+    if replay if replay is not None else task.one_step and replays(pattern.col.device, pattern.nnz):
         run_epoch = Replay(run_epoch)
     history, best = History(), (-1.0, 0.0)
     with seeded(seed):

@@ -11,7 +11,7 @@ from gebt.graph.canonical import GraphError
 
 def test_names_start_with_the_default_set():
     assert dataset_names()[:4] == ("digits", "cora", "citeseer", "pubmed")
-    assert len(dataset_names()) == 16
+    assert len(dataset_names()) == 21
 
 
 @pytest.mark.parametrize(("name", "near"), [("Cora", "cora"), ("pubmet", "pubmed"), ("coauthor_cs", "coauthor-cs")])
@@ -31,7 +31,10 @@ def test_every_entry_is_complete(name):
     assert min(info.nodes, info.pairs, info.features, info.classes) > 0
     assert info.licence
     assert info.source
-    assert len(info.files) == {"digits": 0, "planetoid": 8, "npz": 1, "heterophilous": 1, "surrogate": 0}[info.format]
+    assert (
+        len(info.files)
+        == {"digits": 0, "planetoid": 8, "npz": 1, "heterophilous": 1, "graphs": 2, "surrogate": 0}[info.format]
+    )
     for file in info.files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.url.startswith("https://")
