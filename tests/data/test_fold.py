@@ -38,9 +38,7 @@ def test_folds_that_are_not_there_are_refused() -> None:
     for number in (-1, 2):
         with pytest.raises(GraphError, match=rf"fold \(got {number}\), expected 0 to 1, the folds of 'SMALL'"):
             fold_of(small(), number)
-    with pytest.raises(
-        GraphError, match=r"class 1 of 'SMALL' \(got 4 training graphs in fold 1\), expected more than 4"
-    ):
+    with pytest.raises(GraphError, match=r"class 1 of 'SMALL' \(got 4 training graphs in fold 1\), expected more"):
         fold_of(small(), 1, val_share=0.95)
 
 
