@@ -18,15 +18,14 @@ from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, macs_for, macs_with, model_for, opening
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.graph.rules import EdgeRule
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
 from gebt.recipes import baselines, retrain
-from gebt.recipes.inductive import rule_gates
 from gebt.record import RunFolder
 from gebt.rivals import run_rival
 from gebt.ticket import Ticket
 from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded
+from gebt.train.rules import TrainedRule
 from gebt.train.tasks import task_for
 from gebt.train.trained import Phase
 
@@ -268,7 +267,7 @@ class Comparison:
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
         gates: Gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
         if algorithm == "joint" and self.options.edge_score == "rule":
-            gates = rule_gates(EdgeRule(graph.num_features).to(graph.pairs.device))
+            gates = TrainedRule(task, 0).gates
         drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")
         if algorithm != "graph":
             return drawn

@@ -21,7 +21,7 @@ from gebt.models.kinds import Network, build
 from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.recipes import baselines, inductive, search
+from gebt.recipes import baselines, search
 from gebt.record import machine
 from gebt.rivals import rival_epochs
 from gebt.sparse import backends
@@ -108,8 +108,6 @@ def find_ticket(
     """The ticket of one seed by the chosen algorithm; a graph-only search pretrains the network first."""
     common: dict[str, Any] = {"settings": options.search(), "seed": seed, "on_draw": on_draw, "on_epoch": on_epoch}
     weights: dict[str, Any] = {"weight_ratio": options.weight_ratio, "feature_ratio": options.feature_ratio}
-    if options.algorithm == "joint" and options.edge_score == "rule":
-        return inductive.joint(model, graph, edge_ratio=options.edge_ratio, **weights, **common)
     if options.algorithm == "joint":
         return search.joint(model, graph, edge_ratio=options.edge_ratio, **weights, **common)
     if options.algorithm == "weights":

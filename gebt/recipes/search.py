@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from gebt.sparse.structure import (
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import Gates, History, NodeTask, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.rules import TrainedRule, check_edge_score
 from gebt.train.search_settings import SearchSettings as SearchSettings
 from gebt.train.search_settings import search_preset as search_preset
 from gebt.train.tasks import task_for
@@ -58,7 +60,8 @@ def joint(
     Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
     CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(s(a), edge_ratio), n = select(|W|, weight_ratio), with
     s(a) = |a| (edge_score "magnitude", the paper's), `NeighbourhoodShare` ("share") or `Agreement` of what the network
-    says ("agreement" and "need" without values a, "mixed" with), and the detector takes d(m, m_before) and d(n,
+    says ("agreement" and "need" without values a, "mixed" with), or an `EdgeRule` ("rule": it trains instead of values a, a(s)
+    = 2 sigmoid(s), and goes into the ticket; of a set of graphs nothing held out is read), and the detector takes d(m, m_before) and d(n,
     n_before). The ticket is drawn in the epoch the detector fires, or in the last one (`ticket.fired` is then False).
     `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
     edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
@@ -156,8 +159,6 @@ def _resolved(settings: SearchSettings | str) -> SearchSettings:
 class _Search:
     """One search: the drawing and the detector around `fit`."""
 
-    by_rule = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -169,9 +170,8 @@ class _Search:
         train_weights: bool = True,
         train_edges: bool = True,
     ) -> None:
-        if train_edges and (settings.edge_score == "rule") != self.by_rule:
-            got, expected = settings.edge_score, "'rule' in gebt.recipes.inductive.joint, and there alone"
-            raise ValueError(f"edge score (got {got!r}), expected {expected}")
+        if train_edges:
+            check_edge_score(settings, graph)
         self.model, self.graph, self.settings, self.seed = model, graph, settings, seed
         edge_ratio, weight_ratio, feature_ratio = ratios
         self.ratios = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
@@ -188,6 +188,7 @@ class _Search:
         self.smoothed: Tensor | None = None
         self.best_smoothed: Tensor | None = None
         self.weights, self.task = prunable_weights(model), task_for(graph)
+        self.rule = TrainedRule(self.task, seed) if train_edges and settings.edge_score == "rule" else None
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
@@ -200,7 +201,9 @@ class _Search:
 
     def draw(self) -> tuple[Mask, Mask]:
         """The mask over weights (or over units) and the edge mask of the present weights and edge values."""
-        if self.agreement is None:
+        if self.rule is not None:
+            edge_mask = Mask({EDGES: self.rule.mask(self.ratios["edge_ratio"])})
+        elif self.agreement is None:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
             scores = {EDGES: self.edge_scores(self.agreement)}
@@ -257,13 +260,16 @@ class _Search:
     def ticket(self, history: History) -> Ticket:
         """The ticket of the last draw."""
         weight_mask, edge_mask = self.drawn
+        if self.rule is not None:
+            edge_mask = Mask({EDGES: self.rule.mask(self.ratios["edge_ratio"], self.graph)})
         if self.structured:
             weight_mask = entry_mask(self.groups, weight_mask, self.model)
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
         soft_labels = self.opinions().clamp(min=LEAST).log() if self.settings.soft_labels else None
         provenance = self._provenance(history)
         given = (self.model, self.graph, edge_mask, weight_mask, self.initial, provenance, soft_labels)
-        return make_ticket(*given, edge_values=self._edge_values(edge_mask[EDGES]))
+        found = make_ticket(*given, edge_values=self._edge_values(edge_mask[EDGES]))
+        return found if self.rule is None else dataclasses.replace(found, rule=copy.deepcopy(self.rule.rule))
 
     def _edge_values(self, kept: Tensor) -> Tensor | None:
         """What the pairs count in the ticket, [P]; None: 1 each."""
@@ -276,6 +282,8 @@ class _Search:
         self.begin()
 
         def after_epoch(epoch: int, history: History) -> bool:
+            if self.rule is not None and history.best_epoch == epoch:
+                self.rule.note_best()
             if settings.smoothing:
                 self._smooth(history.best_epoch == epoch)
             stop = not by_validation and self.update(epoch, on_draw)
@@ -307,11 +315,15 @@ class _Search:
         return self.ticket(history)
 
     def restore(self, history: History) -> None:
-        """Puts back the edge values of the best epoch, as `fit` did the weights."""
+        """Puts back the edge values, or the rule, of the best epoch, as `fit` did the weights."""
+        if self.rule is not None:
+            self.rule.restore()
         self.values = self.values if history.best_gates is None else history.best_gates
 
     def gates(self) -> Gates:
         """The soft edge values that training sees."""
+        if self.rule is not None:
+            return self.rule.gates
         return self.values if self.train_edges else None
 
     def _smooth(self, best: bool) -> None:
@@ -323,6 +335,8 @@ class _Search:
         optimizers: list[optim.Optimizer] = []
         if self.train_weights:
             optimizers.append(adam(self.model, self.settings.training()))
+        if self.rule is not None:
+            optimizers.append(self.rule.optimizer(self.settings.edge_learning_rate))
         if self.train_edges:
             optimizers.append(
                 optim.Adam(

@@ -14,7 +14,7 @@ from gebt.graph.rules import EdgeRule
 from gebt.graph.sets import FoldOfGraphs
 from gebt.models import GCN
 from gebt.models.graph_classifier import GraphClassifier
-from gebt.recipes import baselines, inductive, retrain, search
+from gebt.recipes import baselines, retrain, search
 from gebt.ticket import EDGES, Ticket, TicketError
 from gebt.train.loop import TrainingSettings
 from gebt.train.search_settings import SearchSettings
@@ -28,7 +28,7 @@ def classifier(features: int = 3) -> GraphClassifier:
 
 
 def found_on(fold: FoldOfGraphs, settings: SearchSettings = SETTINGS) -> Ticket:
-    return inductive.joint(classifier(), fold, **RATIOS, settings=settings, seed=7)
+    return search.joint(classifier(), fold, **RATIOS, settings=settings, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def test_test_graphs_do_not_enter_the_search(fold: FoldOfGraphs, draw: str) -> N
 
 def test_a_best_epochs_rule_is_the_tickets(fold: FoldOfGraphs) -> None:
     states: list[dict[str, torch.Tensor]] = []
-    search_ = inductive._RuleSearch(classifier(), fold, (0.3, 0.5, None), replace(SETTINGS, draw="validation"), 7)
+    search_ = search._Search(classifier(), fold, (0.3, 0.5, None), replace(SETTINGS, draw="validation"), 7)
 
     def note(*_: object) -> bool:
-        states.append({name: tensor.clone() for name, tensor in search_.rule.state_dict().items()})
+        states.append({name: tensor.clone() for name, tensor in search_.rule.rule.state_dict().items()})
         return False
 
     found = search_.run(None, note)
@@ -119,18 +119,18 @@ def test_soft_labels_do_not_follow_to_other_graphs(fold: FoldOfGraphs, make_fold
 def test_a_rule_of_nodes_prunes_another_graph(make_graph: Callable[..., Graph]) -> None:
     here, there = make_graph(), make_graph(nodes=15, seed=4, name="there")
     model = GCN(here.num_features, 4, 3)
-    found = inductive.joint(model, here, **RATIOS, settings=SETTINGS, seed=1)
+    found = search.joint(model, here, **RATIOS, settings=SETTINGS, seed=1)
     assert found.edge_mask.kept == here.num_pairs - int(0.3 * here.num_pairs)
     found.check(model, there)
     assert found.edges(there).num_pairs == there.num_pairs - int(0.3 * there.num_pairs)
 
 
 def test_settings_that_no_rule_serves_are_refused(fold: FoldOfGraphs, toy: Graph) -> None:
-    with pytest.raises(ValueError, match=r"edge score \(got 'share'\), expected 'rule' in gebt.recipes.inductive"):
+    with pytest.raises(ValueError, match=r"edge score \(got 'share'\), expected 'rule' for a set of graphs"):
         found_on(fold, SearchSettings())
-    with pytest.raises(ValueError, match=r"edge score \(got 'rule'\), expected 'rule' in gebt.recipes.inductive"):
-        search.joint(GCN(toy.num_features, 4, 3), toy, **RATIOS, settings=SETTINGS)
+    with pytest.raises(ValueError, match=r"edge score \(got 'rule'\), expected one that trains edge values"):
+        search.graph_only(GCN(toy.num_features, 4, 3), toy, edge_ratio=0.3, settings=SETTINGS)
     with pytest.raises(ValueError, match=r"edge values \(got 'degree'\), expected 'unit' with edge score 'rule'"):
-        found_on(fold, replace(SETTINGS, edge_values="degree"))
+        replace(SETTINGS, edge_values="degree")
     with pytest.raises(ValueError, match=r"spread \(got 0.5\), expected 0: graphs of a set have no neighbours"):
         found_on(fold, replace(SETTINGS, spread=0.5))
