@@ -21,6 +21,7 @@ from gebt.cost import Seconds, flops_executed, in_fresh_process, measure_in_turn
 from gebt.energy import energy_meter
 from gebt.experiment import graph_for
 from gebt.graph.canonical import Graph
+from gebt.graph.sets import FoldOfGraphs
 from gebt.sparse.memory import OutOfRoomError
 from gebt.ticket import Ticket
 from gebt.train.loop import seeded
@@ -50,7 +51,13 @@ def bench(
     if repeats < 1:
         raise ValueError(f"--repeats (got {repeats}), expected at least 1")
     ticket = Ticket.load(path)
-    bench = Workbench(options, ticket, graph_for(options, int(ticket.provenance["seed"])))
+    graph = graph_for(options, int(ticket.provenance["seed"]))
+    if isinstance(graph, FoldOfGraphs):
+        got = f"{options.dataset!r}, a set of graphs"
+        raise ValueError(
+            f"data set to bench (got {got}), expected one graph with labelled nodes; gebt run measures sets"
+        )
+    bench = Workbench(options, ticket, graph)
     with seeded(bench.seed):
         return _Measurement(bench, path, progress).run(repeats), bench.graph
 

@@ -60,10 +60,10 @@ def joint(
     Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
     CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(s(a), edge_ratio), n = select(|W|, weight_ratio), with
     s(a) = |a| (edge_score "magnitude", the paper's), `NeighbourhoodShare` ("share") or `Agreement` of what the network
-    says ("agreement" and "need" without values a, "mixed" with), or an `EdgeRule` ("rule": it trains instead of values a, a(s)
-    = 2 sigmoid(s), and goes into the ticket; of a set of graphs nothing held out is read), and the detector takes d(m, m_before) and d(n,
-    n_before). The ticket is drawn in the epoch the detector fires, or in the last one (`ticket.fired` is then False).
-    `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
+    says ("agreement" and "need" without values a, "mixed" with), or an `EdgeRule` ("rule": it trains instead of values,
+    a = 2 sigmoid(s), and goes into the ticket; of a set of graphs nothing that is held out is read), and the detector
+    takes d(m, m_before) and d(n, n_before). The ticket is drawn in the epoch the detector fires, or in the last one
+    (`ticket.fired` is then False). `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
     edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
