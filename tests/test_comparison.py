@@ -52,9 +52,8 @@ def test_every_arm_is_measured_on_a_set_of_graphs(fold: FoldOfGraphs) -> None:
     assert {row[arm]["edge_sparsity"] for arm in ARMS[1:]} == {ticket.edge_sparsity}
     assert {row[arm]["weight_sparsity"] for arm in ARMS[1:]} == {ticket.weight_sparsity}
     assert row["random"]["flops_executed"]["training"] < row["ticket"]["flops_executed"]["training"]
-    assert all(
-        0 < row[arm]["flops_executed"]["inference"] < row["dense"]["flops_executed"]["inference"] for arm in ARMS[1:]
-    )
+    inference = [row[arm]["flops_executed"]["inference"] for arm in ARMS]
+    assert 0 < max(inference[1:]) < inference[0]
 
 
 @pytest.mark.skipif("GEBT_DATA" not in os.environ, reason="GEBT_DATA is not set")

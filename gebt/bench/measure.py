@@ -54,9 +54,7 @@ def bench(
     graph = graph_for(options, int(ticket.provenance["seed"]))
     if isinstance(graph, FoldOfGraphs):
         got = f"{options.dataset!r}, a set of graphs"
-        raise ValueError(
-            f"data set to bench (got {got}), expected one graph with labelled nodes; gebt run measures sets"
-        )
+        raise ValueError(f"data set to bench (got {got}), expected one graph; gebt run measures sets")
     bench = Workbench(options, ticket, graph)
     with seeded(bench.seed):
         return _Measurement(bench, path, progress).run(repeats), bench.graph

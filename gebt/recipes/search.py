@@ -63,8 +63,9 @@ def joint(
     says ("agreement" and "need" without values a, "mixed" with), or an `EdgeRule` ("rule": it trains instead of values,
     a = 2 sigmoid(s), and goes into the ticket; of a set of graphs nothing that is held out is read), and the detector
     takes d(m, m_before) and d(n, n_before). The ticket is drawn in the epoch the detector fires, or in the last one
-    (`ticket.fired` is then False). `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
-    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named).
+    (`ticket.fired` is then False). `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset.
+    `on_draw(epoch, weight_mask, edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would
+    empty a layer (named), and for edge scores that the graph has not.
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
     return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
