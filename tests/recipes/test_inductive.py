@@ -53,6 +53,14 @@ def test_counts_are_exact_and_the_rule_is_trained(fold: FoldOfGraphs, ticket: Ti
     assert controls.rule is None
 
 
+def test_masks_are_watched_on_the_training_graphs_alone(fold: FoldOfGraphs) -> None:
+    drawn: list[int] = []
+    watch = {"settings": SETTINGS, "on_draw": lambda epoch, weights, edges: drawn.append(edges.size)}
+    ticket = search.joint(classifier(), fold, **RATIOS, **watch)
+    assert drawn == [fold.part(fold.train_mask).num_pairs] * SETTINGS.max_epochs
+    assert ticket.edge_mask.size == fold.num_pairs
+
+
 @pytest.mark.parametrize("draw", ["detector", "validation"])
 def test_test_graphs_do_not_enter_the_search(fold: FoldOfGraphs, draw: str) -> None:
     settings = replace(SETTINGS, draw=draw)
