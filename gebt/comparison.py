@@ -25,7 +25,8 @@ from gebt.recipes import baselines, retrain
 from gebt.record import RunFolder
 from gebt.rivals import run_rival
 from gebt.ticket import Ticket
-from gebt.train.loop import History, NodeTask, TrainingSettings, seeded
+from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded
+from gebt.train.rules import TrainedRule
 from gebt.train.tasks import task_for
 from gebt.train.trained import Phase
 
@@ -267,7 +268,9 @@ class Comparison:
     def _search_flops(self, model: nn.Module, graph: Graph, ticket: Ticket) -> float:
         task, algorithm = task_for(graph), self.options.algorithm
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
-        gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
+        gates: Gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
+        if algorithm == "joint" and self.options.edge_score == "rule":
+            gates = TrainedRule(task, 0).gates
         drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")
         if algorithm != "graph":
             return drawn
@@ -292,12 +295,12 @@ class _Clock:
         return self.last - self.start, time.perf_counter() - self.last
 
 
-def _step_flops(model: nn.Module, task: NodeTask, gates: torch.Tensor | None, train_weights: bool = True) -> int:
+def _step_flops(model: nn.Module, task: NodeTask, gates: Gates, train_weights: bool = True) -> int:
     # On a copy and under a seed of its own: counting must not move the gradients or random state of a run.
     counted = copy.deepcopy(model).train().requires_grad_(train_weights)
 
     def step() -> None:
-        task.loss(task.logits(counted, gates)).backward()
+        task.loss(task.logits(counted, gates_of(gates, task))).backward()
 
     with seeded(0):
         step()  # products that "auto" times on their first call are no part of it

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from gebt.combinations import check_together
 from gebt.data.manifest import TaskName, dataset_info
 from gebt.graph.plans import BatchSettings, Cut
 from gebt.graph.scores import EdgeScore, EdgeValues
@@ -30,8 +31,6 @@ Preset = Literal["paper", "default", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
 Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge", "released"]
 Method = Literal["gebt", "random", "dense"] | Rival
-# Rivals that ask nothing about classes.
-_OF_LINKS: tuple[Rival, ...] = ("ugs", "imp", "one-shot", "dropedge")
 # What a network for links is trained with where the data set was recorded for nodes: by validation on Cora. A ticket's
 # training is as long as the dense one (docs/method.md).
 _LINKS: dict[str, Any] = {
@@ -63,9 +62,11 @@ class RunOptions:
     dataset
         Name of the data set; `gebt data list` shows them.
     task
-        What is learnt: what the "nodes" are, or which "links" are missing; default: what the data set is for.
+        What is learnt: what the "nodes" are, which "links" are missing, what whole "graphs" are; default: what the data
+        set is for.
     model
-        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28".
+        The network: "gcn", "gat", "gin", "sage", or "resgcn7", "resgcn14", "resgcn28"; default: "gcn", or "gin" for
+        a set of graphs.
     edge_ratio
         Share of undirected edges to prune, in [0, 1).
     weight_ratio
@@ -131,7 +132,8 @@ class RunOptions:
         Weight of the L1 penalty on the edge values.
     edge_score
         What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, the "agreement" of
-        what the network says of their nodes, also the "need" of a node for neighbours, or need and values "mixed".
+        what the network says of their nodes, also the "need" of a node for neighbours, or need and values "mixed"; or a
+        "rule", a function of their nodes that also prunes graphs never seen, as those of a set are.
     edge_values
         What the kept edges of a ticket count: 1 each ("unit"), their "trained" values, or what makes up for the pruned
         ones in the "degree".
@@ -192,7 +194,7 @@ class RunOptions:
 
     dataset: str = "digits"
     task: TaskName | None = None
-    model: ModelName = "gcn"
+    model: ModelName | None = None
     edge_ratio: float = 0.2
     weight_ratio: float = 0.5
     feature_ratio: float | None = None
@@ -261,20 +263,25 @@ class RunOptions:
                 )
             return dataclasses.replace(self, dataset=str(self.graph), graph=None).resolved()
         info = dataset_info(self.dataset)
-        task = _given(self.task, info.task)
-        if task == "nodes" and info.task == "links":
-            raise ValueError(f"--task (got {task!r}), expected 'links': {info.name!r} has no classes of nodes")
-        recorded = info.training
+        task, recorded = _given(self.task, info.task), info.training
+        if task not in _TASKS[info.task]:
+            raise ValueError(f"--task (got {task!r}), expected one of {_TASKS[info.task]} for {info.name!r}")
+        model = self.model or ("gin" if task == "graphs" else "gcn")
         if task == "links" and info.task == "nodes":
             recorded = dataclasses.replace(recorded, **_LINKS)
-        recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(self.model, {}))
         search = search_preset(self.preset)
         epochs, retrain_epochs, search_factor, retrain_factor = _AROUND[self.preset]
+        if task == "graphs":
+            search = dataclasses.replace(search, max_epochs=recorded.epochs, **_OF_GRAPHS)
+            epochs, retrain_epochs, search_factor, retrain_factor = None, recorded.epochs, 1.0, 1.0
+        else:
+            recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(model, {}))
         if task == "links" and self.preset == "default":
             retrain_epochs = recorded.epochs
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
             "task": task,
+            "model": model,
             "hidden": recorded.hidden,
             "depth": recorded.depth,
             "dropout": recorded.dropout,
@@ -287,11 +294,12 @@ class RunOptions:
             "retrain_learning_rate": learning_rate * retrain_factor,
             "distill": RetrainSettings().distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
-            "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(self.model, search.scope),
+            "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(model, search.scope),
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
         full = dataclasses.replace(full, method=tuple(full.method), fanouts=tuple(full.fanouts))  # JSON has lists
         full._check()
+        check_together(full)
         return full
 
     @property
@@ -357,24 +365,15 @@ class RunOptions:
                 raise ValueError(f"{flag} (got {count}), expected at least 1")
         if self.timeout <= 0:
             raise ValueError(f"--timeout (got {self.timeout}), expected more than 0 seconds")
-        if self.task == "links" and (unfit := [name for name in self.rivals if name not in _OF_LINKS]):
-            raise ValueError(f"--method (got {', '.join(map(repr, unfit))}), expected some of {_OF_LINKS} for links")
         self.training(), self.search(), self.retraining()
         if self.batches is not None:
-            self._check_batches()
-
-    def _check_batches(self) -> None:
-        """Refuses what runs in batches do not do."""
-        self.batching()
-        given = {"--algorithm": self.algorithm, "--task": self.task}
-        for flag, (value, only) in {flag: (given[flag], own) for flag, own in _IN_BATCHES.items()}.items():
-            if value != only:
-                raise ValueError(f"{flag} (got {value!r} with --batches), expected {only!r}")
-        if self.rivals:
-            raise ValueError(f"--method (got {', '.join(self.rivals)} with --batches), expected 'gebt' alone")
+            self.batching()
 
 
-_IN_BATCHES = {"--algorithm": "joint", "--task": "nodes"}
+# What a search on a set of graphs does otherwise than its preset says: edges never seen are pruned too.
+_OF_GRAPHS: dict[str, Any] = {"edge_score": "rule", "edge_learning_rate": 0.01, "spread": 0.0, "edge_l1": 0.0}
+# What can be learnt on a data set that is for this.
+_TASKS: dict[TaskName, tuple[TaskName, ...]] = {"nodes": ("nodes", "links"), "links": ("links",), "graphs": ("graphs",)}
 # Options of the search that come from its preset; the two that it shares with dense training come from the data set.
 _SEARCH_FIELDS = tuple(
     field.name for field in dataclasses.fields(SearchSettings) if field.name not in ("learning_rate", "weight_decay")

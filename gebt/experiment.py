@@ -18,7 +18,9 @@ from gebt.data.manifest import dataset_info
 from gebt.data.mapped import HEADER, MappedGraph, open_mapped
 from gebt.graph.canonical import Graph
 from gebt.graph.links import LinkGraph, hold_out_links
+from gebt.graph.sets import FoldOfGraphs
 from gebt.models.gnn import GCN
+from gebt.models.graph_classifier import GraphClassifier
 from gebt.models.kinds import Network, build
 from gebt.models.links import LinkPredictor
 from gebt.prune.detector import pairwise_distances
@@ -87,6 +89,9 @@ def model_for(options: RunOptions, graph: Graph, seed: int) -> Network | LinkPre
     out = options.hidden if links else graph.num_classes
     sizes: tuple[Any, ...] = (options.hidden, out, options.depth, options.dropout)
     more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
+    if isinstance(graph, FoldOfGraphs):
+        classifier = GraphClassifier(graph.num_features, *sizes, seed, input_dropout=options.input_dropout)  # type: ignore[call-arg]
+        return classifier.to(options.device)
     model: Network | LinkPredictor = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
     if links:
         model = LinkPredictor(model, options.hidden, seed=seed)  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from gebt.files import write_atomically
 from gebt.graph.canonical import Graph, structure_digest
 from gebt.graph.edges import Edges
-from gebt.prune.mask import Mask, pack_bits, unpack_bits
+from gebt.graph.rules import EdgeRule
+from gebt.prune.mask import Mask, deflated, inflated
 from gebt.prune.scores import prunable_weights
 from gebt.sparse.memory import check_room
 
@@ -28,6 +29,7 @@ FORMAT = 2
 EDGES = "edges"
 SOFT_LABELS = "soft_labels"
 EDGE_VALUES = "edge_values"
+RULE = "rule"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 34
 # What every ticket says of itself, and what a reader may rely on.
@@ -66,7 +68,8 @@ class Ticket:
     can draw the latter again from its seed, `initial` is that seed alone, and the file a third smaller.
     `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
     `soft_labels`: log-probabilities [N, C] (float16) that the searched network gave every node, where it is a teacher.
-    `edge_values`: of the kept pairs, in their order, where they do not all count 1.
+    `edge_values`: of the kept pairs, in their order, where they do not all count 1. `rule`: what scored the pairs,
+    where a function of their nodes did; such a ticket is one for every graph with features of that width.
     """
 
     edge_mask: Mask
@@ -76,12 +79,19 @@ class Ticket:
     provenance: dict[str, Any]
     soft_labels: Tensor | None = None
     edge_values: Tensor | None = None
+    rule: EdgeRule | None = None
 
     def edges(self, graph: Graph) -> Edges:
         """The kept edges of `graph`: what the ticket is trained and served with."""
-        device = graph.pairs.device
-        values = None if self.edge_values is None else self.edge_values.to(device)
-        return Edges.from_pairs(graph.pairs[:, self.edge_mask[EDGES].to(device)], graph.num_nodes, values)
+        values = None if self.edge_values is None else self.edge_values.to(graph.pairs.device)
+        return Edges.from_pairs(graph.pairs[:, self.edge_mask_for(graph)], graph.num_nodes, values)
+
+    def edge_mask_for(self, graph: Graph) -> Tensor:
+        """[P] bool: the pairs of `graph` that stay, by the ticket's own mask, or by its rule on another graph."""
+        if self.rule is None or graph.fingerprint == self.provenance["fingerprint"]:
+            return self.edge_mask[EDGES].to(graph.pairs.device)
+        own = copy.deepcopy(self.rule).to(graph.pairs.device)
+        return own.mask(graph, float(self.provenance["edge_ratio"]), self.provenance["seed"])
 
     @property
     def epoch_drawn(self) -> int:
@@ -110,6 +120,14 @@ class Ticket:
 
     def check(self, model: nn.Module, graph: Graph) -> None:
         """Raises `TicketError` naming what differs when the ticket belongs to another graph or model."""
+        if self.rule is None:
+            self._check_graph(graph)
+        elif graph.num_features != self.rule.num_features:
+            got, width = graph.num_features, self.rule.num_features
+            raise TicketError(f"graph {graph.name!r} (got {got} features), expected {width} as the ticket's edge rule")
+        self._check_model(model)
+
+    def _check_graph(self, graph: Graph) -> None:
         pairs = self.edge_mask[EDGES].numel()
         if pairs != graph.num_pairs:
             raise TicketError(f"graph {graph.name!r} (got {graph.num_pairs} pairs), expected {pairs} as in the ticket")
@@ -119,9 +137,11 @@ class Ticket:
                 f"graph {graph.name!r} (got fingerprint {graph.fingerprint[:12]}...), expected {expected}; "
                 "the same data, feature scaling and split are needed"
             )
-        if self.soft_labels is not None and self.soft_labels.shape != (graph.num_nodes, graph.num_classes):
-            got, size = tuple(self.soft_labels.shape), (graph.num_nodes, graph.num_classes)
+        if self.soft_labels is not None and self.soft_labels.shape != (len(graph.labels), graph.num_classes):
+            got, size = tuple(self.soft_labels.shape), (len(graph.labels), graph.num_classes)
             raise TicketError(f"soft labels of the ticket (got shape {got}), expected {size} as the graph has")
+
+    def _check_model(self, model: nn.Module) -> None:
         state = model.state_dict()
         for name, tensor in self.drawn.items():
             if name not in state:
@@ -201,9 +221,9 @@ class Ticket:
 
     def save(self, path: str | Path) -> Path:
         """Writes the ticket (safetensors, masks as bits, kept weights only); never leaves half a file."""
-        tensors = {f"mask.{EDGES}": _deflated(self.edge_mask[EDGES])}
+        tensors = {f"mask.{EDGES}": deflated(self.edge_mask[EDGES])}
         for name, kept in self.weight_mask.items():
-            tensors[f"mask.{name}"] = _deflated(kept)
+            tensors[f"mask.{name}"] = deflated(kept)
         for group, state in self._states():
             for name, tensor in state.items():
                 if not bool(torch.isfinite(tensor).all()):
@@ -212,6 +232,8 @@ class Ticket:
                 tensors[f"{group}.{name}"] = kept_values.contiguous()
         more = {SOFT_LABELS: self.soft_labels, EDGE_VALUES: self.edge_values}
         tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
+        if self.rule is not None:
+            tensors |= {f"{RULE}.{name}": tensor for name, tensor in self.rule.state_dict().items()}
         header = {
             "format": FORMAT,
             "pairs": self.edge_mask[EDGES].numel(),
@@ -219,6 +241,7 @@ class Ticket:
             "masked": sorted(self.weight_mask),
             "initial": vars(self.initial) if isinstance(self.initial, Seeded) else None,
             "provenance": self.provenance,
+            **({} if self.rule is None else {RULE: self.rule.sizes}),
         }
         # One metadata key: the writer does not promise an order among several, and equal tickets are equal bytes.
         metadata = {"gebt": json.dumps(header, sort_keys=True)}
@@ -267,8 +290,8 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     # A short stream of zeros may stand for a huge mask: bits being unpacked, then one number an entry in either state.
     entries = pairs + sum(map(math.prod, shapes.values()))
     check_room(f"ticket of {entries} entries", 8 * entries, torch.device("cpu"))
-    weight_mask = Mask({name: _inflated(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
-    edge_mask = Mask({EDGES: _inflated(tensors[f"mask.{EDGES}"], (pairs,))})
+    weight_mask = Mask({name: inflated(tensors[f"mask.{name}"], shapes[name]) for name in header["masked"]})
+    edge_mask = Mask({EDGES: inflated(tensors[f"mask.{EDGES}"], (pairs,))})
     seeded = header["initial"]
     groups = ("drawn",) if seeded else ("drawn", "initial")
     states: list[Any] = [
@@ -286,27 +309,15 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ticke
     if values is not None and (values.shape != (edge_mask.kept,) or not bool(torch.isfinite(values).all())):
         got = f"shape {tuple(values.shape)} or NaN"
         raise ValueError(f"edge values (got {got}), expected ({edge_mask.kept},) finite numbers as the mask keeps")
+    rule = None
+    if RULE in header:
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{RULE}.")}
+        rule = EdgeRule.of({name.removeprefix(f"{RULE}."): tensor for name, tensor in own.items()}, header[RULE])
+        expected |= own.keys()
     if extra := sorted(tensors.keys() - expected - {SOFT_LABELS, EDGE_VALUES}):
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     _check_provenance(header["provenance"])
-    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"], soft_labels, values)
-
-
-def _deflated(kept: Tensor) -> Tensor:
-    """A mask as bits, deflated: nine pruned of ten is 0.55 bits an entry, a mask of whole rows next to nothing."""
-    return torch.frombuffer(bytearray(zlib.compress(pack_bits(kept).cpu().numpy().tobytes(), 9)), dtype=torch.uint8)
-
-
-def _inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-    length = (math.prod(shape) + 7) // 8
-    inflating = zlib.decompressobj()
-    # One byte more than there may be, so that a longer stream shows without being unpacked in full.
-    found = inflating.decompress(stored.numpy().tobytes(), length + 1)
-    if len(found) != length or not inflating.eof:
-        raise ValueError(f"mask (got {len(found)} bytes or more), expected {length} for shape {shape}")
-    if inflating.unused_data:
-        raise ValueError(f"mask (got {len(inflating.unused_data)} bytes after its end), expected none")
-    return unpack_bits(torch.frombuffer(bytearray(found), dtype=torch.uint8), shape)
+    return Ticket(edge_mask, weight_mask, states[0], states[1], header["provenance"], soft_labels, values, rule)
 
 
 def _read_seed(seed: object, digest: object) -> Seeded:

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from gebt.data import load_graph
 from gebt.graph import Graph, canonical_graph
+from gebt.graph.sets import FoldOfGraphs
 from gebt.sparse import SparseMatrix
 
 # Same examples at every run, and no clock: a busy machine is no failure.
@@ -61,3 +62,29 @@ def sparse64(sparse: Graph) -> Iterator[Graph]:
 @pytest.fixture(scope="session")
 def digits() -> Graph:
     return load_graph("digits")
+
+
+@pytest.fixture(scope="session")
+def make_fold() -> Callable[..., FoldOfGraphs]:
+    """Random graphs of 4 to 9 nodes, two classes in turn, real features; every fifth validates, every sixth tests."""
+
+    def make(graphs: int = 30, features: int = 3, seed: int = 0) -> FoldOfGraphs:
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [4 + number % 6 for number in range(graphs)]
+        graph_of = torch.arange(graphs).repeat_interleave(torch.tensor(sizes))
+        nodes = len(graph_of)
+        linked = (torch.rand(nodes, nodes, generator=generator) < 0.7) & (graph_of[:, None] == graph_of)
+        pairs = linked.triu(1).nonzero().t()
+        number = torch.arange(graphs)
+        val, test = number % 5 == 0, (number % 6 == 0) & (number % 5 > 0)
+        return FoldOfGraphs(
+            "fold", pairs, torch.rand(nodes, features, generator=generator), number % 2, ~(val | test), val, test, 2,
+            graph_of=graph_of,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fold(make_fold: Callable[..., FoldOfGraphs]) -> FoldOfGraphs:
+    return make_fold()

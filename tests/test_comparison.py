@@ -12,6 +12,7 @@ from gebt.comparison import ARMS, Comparison
 from gebt.config import RunOptions
 from gebt.experiment import TOGETHER, graphs_for, groups
 from gebt.graph import Graph
+from gebt.graph.sets import FoldOfGraphs
 from gebt.ticket import Ticket
 
 SEEDS = (0, 1, 2)
@@ -41,6 +42,18 @@ def test_a_group_is_compared_as_its_seeds_alone(sparse64: Graph) -> None:
             assert {name: row[arm][name] for name in SAME} == {name: other[arm][name] for name in SAME}
             assert (row[arm]["seconds"]["search"] > 0) == (arm in ("ticket", "random_edges"))
     assert sorted(ticks) == sorted(ticks_alone)
+
+
+def test_every_arm_is_measured_on_a_set_of_graphs(fold: FoldOfGraphs) -> None:
+    options = RunOptions(dataset="mutag", edge_ratio=0.3, **FEW).resolved()
+    work = Comparison(options, [fold], [0], lambda arm, seed: None)
+    row, ticket = work.rows()[0], work.tickets[0]
+    assert ticket.rule is not None
+    assert {row[arm]["edge_sparsity"] for arm in ARMS[1:]} == {ticket.edge_sparsity}
+    assert {row[arm]["weight_sparsity"] for arm in ARMS[1:]} == {ticket.weight_sparsity}
+    assert row["random"]["flops_executed"]["training"] < row["ticket"]["flops_executed"]["training"]
+    inference = [row[arm]["flops_executed"]["inference"] for arm in ARMS]
+    assert 0 < max(inference[1:]) < inference[0]
 
 
 @pytest.mark.skipif("GEBT_DATA" not in os.environ, reason="GEBT_DATA is not set")

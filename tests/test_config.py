@@ -135,6 +135,29 @@ def test_networks_have_settings_of_their_own_where_the_data_set_s_are_a_gcn_s(mo
     assert RunOptions(dataset="cora", model=model, preset="paper").resolved().scope == "global"
 
 
+def test_a_set_of_graphs_is_searched_by_a_rule_for_as_long_as_its_network_is_trained():
+    options = RunOptions(dataset="proteins", preset="best").resolved()
+    epochs = dataset_info("proteins").training.epochs
+    assert (options.model, options.edge_score, options.spread, options.draw) == ("gin", "rule", 0.0, "validation")
+    assert (options.epochs, options.max_epochs, options.retrain_epochs) == (epochs, epochs, epochs)
+    assert options.search_learning_rate == options.retrain_learning_rate == options.learning_rate
+    assert (RunOptions().resolved().model, RunOptions(dataset="proteins", epochs=7).resolved().epochs) == ("gcn", 7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "gcn"}, r"--model \(got 'gcn'\), expected 'gin' for a set of graphs"),
+        ({"edge_score": "share"}, r"--edge-score \(got 'share'\), expected 'rule' for a set of graphs"),
+        ({"method": ("ugs",)}, r"--method, --algorithm \(got \('ugs', 'joint'\)\), expected 'gebt', 'random'"),
+        ({"algorithm": "graph"}, r"--method, --algorithm \(got \('graph',\)\)"),
+    ],
+)
+def test_what_a_set_of_graphs_has_not_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        RunOptions(dataset="mutag", **given).resolved()
+
+
 def test_multiply_adds_are_those_of_the_convention_for_every_network(digits):
     """heads (L M F + N W_head), W_head the weights that one head has."""
     nodes, pairs, features, classes = digits.num_nodes, digits.num_pairs, digits.num_features, digits.num_classes

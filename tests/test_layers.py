@@ -21,6 +21,7 @@ LEVELS = (
     ("bench", "comparison", "callbacks"),
     ("experiment", "rivals", "anymodel"),
     ("config", "record"),
+    ("combinations",),
     ("recipes",),
     ("train", "models", "data"),
     ("ticket", "cost", "energy", "graph"),

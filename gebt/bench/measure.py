@@ -22,6 +22,7 @@ from gebt.energy import energy_meter
 from gebt.experiment import graph_for
 from gebt.graph.canonical import Graph
 from gebt.graph.links import LinkGraph
+from gebt.graph.sets import FoldOfGraphs
 from gebt.sparse.memory import OutOfRoomError
 from gebt.ticket import Ticket
 from gebt.train.loop import seeded
@@ -52,8 +53,9 @@ def bench(
         raise ValueError(f"--repeats (got {repeats}), expected at least 1")
     ticket = Ticket.load(path)
     graph = graph_for(options, int(ticket.provenance["seed"]))
-    if isinstance(graph, LinkGraph):
-        raise ValueError(f"graph {graph.name!r} (got one of links to predict), expected one of nodes; use 'gebt run'")
+    if isinstance(graph, LinkGraph | FoldOfGraphs):
+        got = f"{options.dataset!r}, {'links to predict' if isinstance(graph, LinkGraph) else 'a set of graphs'}"
+        raise ValueError(f"data set to bench (got {got}), expected nodes of one graph; 'gebt run' measures others")
     bench = Workbench(options, ticket, graph)
     with seeded(bench.seed):
         return _Measurement(bench, path, progress).run(repeats), bench.graph

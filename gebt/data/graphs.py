@@ -12,6 +12,7 @@ from torch import Tensor
 from gebt.data.archive import check_sums, check_unchanged, fetch_folder, is_there
 from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
+from gebt.data.fold import fold_of
 from gebt.data.folder import read_folder
 from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
@@ -23,6 +24,7 @@ from gebt.data.pyg_sets import FILES, read_pyg_set
 from gebt.data.raw import RawGraph, row_scaled
 from gebt.data.splits import seeded_split
 from gebt.data.surrogate import generate
+from gebt.data.tu import read_graph_set
 from gebt.graph.canonical import Graph, GraphError, canonical_graph
 from gebt.sparse.pattern import SparseMatrix
 
@@ -39,9 +41,10 @@ def load_graph(
 
     Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.folder` says.
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
-    0. Missing files are downloaded and verified unless `download` is False. `symmetrise` accepts one-way edges also
-    where the manifest expects none. A surrogate has no files: it is generated at every call. Raises `GraphError` for an
-    unknown name, missing or unsound files, or counts other than the manifest's. A link set of OGB is a `LinkGraph`.
+    0, and a set of graphs is its fold of that number (`gebt.data.fold`). Missing files are downloaded and verified
+    unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none. A surrogate has
+    no files: it is generated at every call. Raises `GraphError` for an unknown name, missing or unsound files, or
+    counts other than the manifest's. A link set of OGB is a `LinkGraph`.
     """
     info = dataset_info(name)
     if info.surrogate is not None:
@@ -52,6 +55,12 @@ def load_graph(
         return ogb_links(read_ogb(folder, info.name))
     if info.split == "fixed" and not 0 <= split_seed < info.splits:
         raise GraphError(f"split seed (got {split_seed}), expected 0 to {info.splits - 1}, the splits of {name!r}")
+    if info.format == "graphs":
+        folder = data_root(root) / info.folder
+        _complete(info, folder, download=False)  # the folds were packed by hand: no address has the archive
+        fold = fold_of(read_graph_set(folder), split_seed)
+        _check_counts(fold, fold.labels, info)
+        return replace(fold, name=info.name, metric=info.metric)
     raw = _read(info, data_root(root), download, split_seed)
     masks = _masks(info, raw, split_seed)
     features = raw.features
@@ -63,7 +72,7 @@ def load_graph(
     if info.format == "folder":
         return graph
     if info.format != "ogb":  # whose reader has held the files to what was published
-        _check_counts(graph, raw, info)
+        _check_counts(graph, raw.labels, info)
     return replace(graph, metric=info.metric)
 
 
@@ -189,12 +198,12 @@ def _masks(info: DatasetInfo, raw: RawGraph, split_seed: int) -> tuple[Tensor, T
     return raw.masks
 
 
-def _check_counts(graph: Graph, raw: RawGraph, info: DatasetInfo) -> None:
+def _check_counts(graph: Graph, labels: Tensor, info: DatasetInfo) -> None:
     found = {
         "nodes": graph.num_nodes,
         "pairs": graph.num_pairs,
         "features": graph.num_features,
-        "classes": int(raw.labels.max()) + 1 if raw.target == "class" else graph.num_classes,
+        "classes": int(labels.max()) + 1 if graph.target == "class" else graph.num_classes,
     }
     for what, count in found.items():
         if what == "pairs" and info.format in PUBLISHED:

@@ -14,7 +14,7 @@ from gebt.graph.canonical import GraphError
 from gebt.graph.metrics import Metric
 
 # What is learnt on a graph: what its nodes are, or which links it lacks.
-TaskName = Literal["nodes", "links"]
+TaskName = Literal["nodes", "links", "graphs"]
 
 CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -55,12 +55,13 @@ class DatasetInfo:
     `PUBLISHED` formats those that its publisher counts, whatever is repeated among them. `train_per_class`
     and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
     direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
-    measured, `task`: what is learnt. `surrogate`: what to generate with `seed` where `format` is "surrogate".
+    measured, `task`: what is learnt. `surrogate`: what to generate with `seed` where `format` is "surrogate". Where
+    that is "graphs", labels and splits (folds) are of many small graphs.
     """
 
     name: str
     title: str
-    format: Literal["digits", "planetoid", "npz", "heterophilous", "surrogate", "folder", "ogb", "pyg"]
+    format: Literal["digits", "planetoid", "npz", "heterophilous", "graphs", "surrogate", "folder", "ogb", "pyg"]
     folder: str
     nodes: int
     pairs: int

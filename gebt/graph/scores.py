@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gebt.prune.ties import Order, ranks
 
-EdgeScore = Literal["magnitude", "share", "agreement", "need", "mixed"]
+EdgeScore = Literal["magnitude", "share", "agreement", "need", "mixed", "rule"]
 # What the kept edges of a ticket count: 1, their trained values, or as much more as makes up for those that went.
 EdgeValues = Literal["unit", "trained", "degree"]
 

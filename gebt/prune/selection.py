@@ -184,6 +184,24 @@ def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]
     return kept, threshold
 
 
+def keep_within(score: Tensor, group: Tensor, ratio: float, rank: Tensor) -> Tensor:
+    """Which entries [n] stay when of each group of m entries the floor(ratio * m) of lowest `score` go.
+
+    `group` [n]: the number of each entry's group; of equal scores those of larger `rank` [n] stay. Raises `ValueError`
+    for a ratio outside [0, 1) or a NaN score.
+    """
+    refuse_nan({"entries": score})
+    order = rank.argsort()
+    for key in (score, group):
+        order = order[key[order].argsort(stable=True)]
+    counts = torch.bincount(group)
+    sizes, which = counts.unique(return_inverse=True)
+    gone = torch.tensor([pruned_count(size, ratio) for size in sizes.tolist()], device=group.device)[which]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=group.device) - (counts.cumsum(0) - counts)[group[order]]
+    return place >= gone[group]
+
+
 def thinned(scores: Tensor, left: Tensor, prune: int, order: Order) -> Tensor:
     """`left` [n] boolean without the `prune` entries of lowest score among those it has; ties by `order`."""
     if not prune:

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from gebt.graph.canonical import Graph
+from gebt.graph.rules import keep_of_each_graph
+from gebt.graph.sets import FoldOfGraphs
 from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
 from gebt.prune.patterns import two_of_four
 from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
+from gebt.prune.ties import TieOrder
 from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
@@ -118,8 +121,12 @@ def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
     edge_ratio = float(ticket.provenance["edge_ratio"])
     edge_mask = _random_edges(graph, edge_ratio, torch.Generator().manual_seed(seed))
     provenance = {**ticket.provenance, "method": "random_edges"}
-    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance, edge_values=None)
+    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance, edge_values=None, rule=None)
 
 
 def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:
-    return select(random({EDGES: torch.empty(graph.num_pairs)}, generator), ratio=edge_ratio)
+    scores = random({EDGES: torch.empty(graph.num_pairs)}, generator)
+    if isinstance(graph, FoldOfGraphs):
+        # As many of each graph as a rule takes.
+        return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieOrder.drawn(generator))})
+    return select(scores, ratio=edge_ratio)

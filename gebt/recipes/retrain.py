@@ -16,7 +16,7 @@ from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask
-from gebt.ticket import EDGES, StartWeights, Ticket
+from gebt.ticket import EDGES, StartWeights, Ticket, TicketError
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for
@@ -84,7 +84,7 @@ def run(
     ticket.check(model, graph)
     ticket.start(model, settings.start, seed + REINIT_SEED)
     edges = ticket.edges(graph)
-    soft, small = _soft_labels(ticket, model, settings), None
+    soft, small = _soft_labels(ticket, model, graph, settings), None
     if not (settings.compaction and isinstance(model, Network | LinkPredictor)):
         history = _train(model, ticket.weight_mask, task_for(graph, edges, soft=soft), settings, seed, on_epoch)
     else:
@@ -153,9 +153,14 @@ def _train(
             handle.remove()
 
 
-def _soft_labels(ticket: Ticket, model: nn.Module, settings: RetrainSettings) -> SoftLabels | None:
+def _soft_labels(ticket: Ticket, model: nn.Module, graph: Graph, settings: RetrainSettings) -> SoftLabels | None:
     if not settings.distill or ticket.soft_labels is None:
         return None
+    if ticket.provenance["fingerprint"] != graph.fingerprint:
+        own = ticket.provenance["graph"]
+        raise TicketError(
+            f"distill (got {settings.distill}), expected 0 on {graph.name!r}: the ticket's labels are of {own!r}"
+        )
     return SoftLabels(ticket.soft_labels.to(next(model.parameters())), settings.distill)
 
 

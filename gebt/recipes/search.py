@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,8 +31,9 @@ from gebt.sparse.structure import (
     unit_scores,
 )
 from gebt.ticket import EDGES, Ticket, make_ticket
-from gebt.train.loop import History, NodeTask, adam, copy_state, fit
+from gebt.train.loop import Gates, History, NodeTask, adam, copy_state, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.rules import TrainedRule, check_edge_score
 from gebt.train.search_settings import SearchSettings as SearchSettings
 from gebt.train.search_settings import search_preset as search_preset
 from gebt.train.tasks import task_for
@@ -58,11 +60,13 @@ def joint(
     Each epoch: one step on the weights W and one on the pair values a [P] from the same loss
     CE(GCN(A(a), X; W)) + edge_l1 * sum|a|; then m = select(s(a), edge_ratio), n = select(|W|, weight_ratio), with
     s(a) = |a| (edge_score "magnitude", the paper's), `NeighbourhoodShare` ("share") or `Agreement` of what the network
-    says ("agreement" and "need" without values a, "mixed" with), and the detector takes d(m, m_before) and d(n,
-    n_before). The ticket is drawn in the epoch the detector fires, or in the last one (`ticket.fired` is then False).
-    `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset. `on_draw(epoch, weight_mask,
-    edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer (named), and
-    `GraphError` for scores and soft labels that need classes where the graph's labels are none.
+    says ("agreement" and "need" without values a, "mixed" with), or an `EdgeRule` ("rule": it trains instead of values,
+    a = 2 sigmoid(s), and goes into the ticket; of a set of graphs nothing that is held out is read), and the detector
+    takes d(m, m_before) and d(n, n_before). The ticket is drawn in the epoch the detector fires, or in the last one
+    (`ticket.fired` is then False). `model` is left as trained. `settings`: a `SearchSettings` or the name of a preset.
+    `on_draw(epoch, weight_mask, edge_mask)` watches. Raises `ValueError` for a ratio outside [0, 1) or one that would
+    empty a layer (named), and for edge scores that the graph has not; `GraphError` for scores and soft labels that need
+    classes where the graph's labels are none.
     """
     ratios = (edge_ratio, weight_ratio, feature_ratio)
     return _Search(model, graph, ratios, _resolved(settings), seed).run(on_draw, on_epoch)
@@ -177,6 +181,8 @@ class _Search:
         train_weights: bool = True,
         train_edges: bool = True,
     ) -> None:
+        if train_edges:
+            check_edge_score(settings, graph)
         self.model, self.graph, self.settings, self.seed = model, graph, settings, seed
         edge_ratio, weight_ratio, feature_ratio = ratios
         self.ratios = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
@@ -196,6 +202,7 @@ class _Search:
         self.weights, self.task = prunable_weights(model), task_for(graph)
         if not self.task.classifies:
             _check_without_classes(settings)
+        self.rule = TrainedRule(self.task, seed) if train_edges and settings.edge_score == "rule" else None
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
@@ -208,16 +215,22 @@ class _Search:
 
     def draw(self) -> tuple[Mask, Mask]:
         """The mask over weights (or over units) and the edge mask of the present weights and edge values."""
-        if self.agreement is None:
+        if self.rule is not None:
+            edge_mask = Mask({EDGES: self.rule.mask(self.ratios["edge_ratio"])})
+        elif self.agreement is None:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
             scores = {EDGES: self.edge_scores(self.agreement)}
             edge_mask = select(scores, ratio=self.ratios["edge_ratio"], order=self.edge_order, allow_empty=True)
+        return self.draw_weights(), edge_mask
+
+    def draw_weights(self) -> Mask:
+        """The mask over weights (or over units) of the present weights."""
         if self.structured:
-            return self.draw_units(), edge_mask
+            return self.draw_units()
         if self.settings.weight_structure == "2:4":
-            return two_of_four(magnitude(self.weights), self.weight_order), edge_mask
-        return self.weight_drawing.draw(self.weights), edge_mask
+            return two_of_four(magnitude(self.weights), self.weight_order)
+        return self.weight_drawing.draw(self.weights)
 
     def edge_scores(self, agreement: Agreement) -> Tensor:
         """Scores [P] from what the model says of the nodes, with and without their neighbours."""
@@ -266,13 +279,16 @@ class _Search:
     def ticket(self, history: History) -> Ticket:
         """The ticket of the last draw."""
         weight_mask, edge_mask = self.drawn
+        if self.rule is not None:
+            edge_mask = Mask({EDGES: self.rule.mask(self.ratios["edge_ratio"], self.graph)})
         if self.structured:
             weight_mask = entry_mask(self.groups, weight_mask, self.model)
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])
         soft_labels = self.opinions().clamp(min=LEAST).log() if self.settings.soft_labels else None
         provenance = self._provenance(history)
         given = (self.model, self.graph, edge_mask, weight_mask, self.initial, provenance, soft_labels)
-        return make_ticket(*given, edge_values=self._edge_values(edge_mask[EDGES]))
+        found = make_ticket(*given, edge_values=self._edge_values(edge_mask[EDGES]))
+        return found if self.rule is None else dataclasses.replace(found, rule=copy.deepcopy(self.rule.rule))
 
     def _edge_values(self, kept: Tensor) -> Tensor | None:
         """What the pairs count in the ticket, [P]; None: 1 each."""
@@ -285,6 +301,8 @@ class _Search:
         self.begin()
 
         def after_epoch(epoch: int, history: History) -> bool:
+            if self.rule is not None and history.best_epoch == epoch:
+                self.rule.note_best()
             if settings.smoothing:
                 self._smooth(history.best_epoch == epoch)
             stop = not by_validation and self.update(epoch, on_draw)
@@ -300,7 +318,7 @@ class _Search:
                 self._optimizers(),
                 settings.max_epochs,
                 seed=self.seed,
-                gates=self.values if self.train_edges else None,
+                gates=self.gates(),
                 penalty=self._penalty if self.train_edges and settings.edge_l1 else None,
                 evaluate=by_validation,
                 on_epoch=after_epoch,
@@ -309,11 +327,23 @@ class _Search:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         if by_validation:
-            self.values = self.values if history.best_gates is None else history.best_gates
+            self.restore(history)
             self.drawn = self.draw()
             if on_draw is not None:
                 on_draw(history.best_epoch, *self.drawn)
         return self.ticket(history)
+
+    def restore(self, history: History) -> None:
+        """Puts back the edge values, or the rule, of the best epoch, as `fit` did the weights."""
+        if self.rule is not None:
+            self.rule.restore()
+        self.values = self.values if history.best_gates is None else history.best_gates
+
+    def gates(self) -> Gates:
+        """The soft edge values that training sees."""
+        if self.rule is not None:
+            return self.rule.gates
+        return self.values if self.train_edges else None
 
     def _smooth(self, best: bool) -> None:
         now = self.said()
@@ -324,6 +354,8 @@ class _Search:
         optimizers: list[optim.Optimizer] = []
         if self.train_weights:
             optimizers.append(adam(self.model, self.settings.training()))
+        if self.rule is not None:
+            optimizers.append(self.rule.optimizer(self.settings.edge_learning_rate))
         if self.train_edges:
             optimizers.append(
                 optim.Adam(

@@ -43,7 +43,7 @@ class SweepOptions(RunOptions):
     ratios: Annotated[tuple[str, ...], _SEVERAL] = ("0.2,0.5",)
     threads: int | None = None
     dataset: Annotated[str, _HIDDEN] = RunOptions.dataset
-    model: Annotated[ModelName, _HIDDEN] = RunOptions.model
+    model: Annotated[ModelName | None, _HIDDEN] = RunOptions.model
     edge_ratio: Annotated[float, _HIDDEN] = RunOptions.edge_ratio
     weight_ratio: Annotated[float, _HIDDEN] = RunOptions.weight_ratio
 
@@ -99,7 +99,7 @@ def plan(runs: list[RunOptions], threads: int, folder: Path) -> list[Cell]:
     Raises `ValueError` for data and networks that cannot be had, and for a run that is there twice.
     """
     cells: list[Cell] = []
-    grouped: dict[tuple[str, str], list[list[int]]] = {}
+    grouped: dict[tuple[str, str | None], list[list[int]]] = {}
     for options in runs:
         key = (options.dataset, options.model)
         if key not in grouped:

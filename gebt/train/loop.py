@@ -127,6 +127,12 @@ class NodeTask:
         said = self.soft.log_probabilities
         return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
+    one_step = True
+
+    def steps(self) -> Sequence[NodeTask]:
+        """The tasks of an epoch's steps, in turn: this one alone."""
+        return (self,)
+
     def val_accuracy(self, opinions: Tensor) -> float:
         """What `measures` would say of the validation nodes for opinions [N, C]."""
         nodes, labels = self._val
@@ -155,6 +161,10 @@ class NodeTask:
         return val_accuracy, val_loss, test_accuracy
 
 
+# Soft edge values [P] as they are, or as they are found anew for the task of each step.
+Gates = Tensor | Callable[[NodeTask], Tensor] | None
+
+
 def adam(model: nn.Module, settings: TrainingSettings) -> optim.Adam:
     """Adam for a model with a `first` part: weight decay on that one only, as in Kipf & Welling's GCN."""
     first = list(model.first.parameters())  # type: ignore[union-attr]
@@ -181,28 +191,31 @@ def fit(
     epochs: int,
     *,
     seed: int = 0,
-    gates: Tensor | None = None,
+    gates: Gates = None,
     penalty: Callable[[], Tensor] | None = None,
     evaluate: bool = True,
     on_epoch: Callable[[int, History], bool] | None = None,
     replay: bool | None = None,
 ) -> History:
-    """Trains `model` on `task`, one full-batch step an epoch, all optimizers from one backward pass.
+    """Trains `model` on `task`: an epoch takes the task's `steps`, in each all optimizers from one backward pass.
 
-    `gates` [P] are soft edge values for the training forward; `penalty` is added to the loss. With `evaluate`
-    the model is evaluated after every step and ends in the state of its best validation epoch. `on_epoch`
-    is called with the epoch (from 1) and the history so far; returning True ends the fit. `replay`: run epochs as a
-    recorded CUDA graph; None: where that pays (`train.replay`). Results do not depend on it.
+    `gates` [P] are soft edge values for the training forward, or say what they are for the task of a step; `penalty` is
+    added to the loss. With `evaluate` the model is evaluated after every epoch and ends in the state of its best
+    validation epoch. `on_epoch` is called with the epoch (from 1) and the history so far; returning True ends the fit.
+    `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.replay`). Results do not depend on it.
     Raises `ValueError` when the loss is no longer a finite number.
     """
 
     def run_epoch() -> Tensor:
-        loss = _step(model, task, optimizers, gates, penalty).unsqueeze(0)
+        losses = [_step(model, own, optimizers, gates, penalty) for own in task.steps()]
+        loss = torch.stack(losses).mean().unsqueeze(0)
         return torch.cat((loss, task.measures(model))) if evaluate else loss
 
     pattern = task.edges.pattern
     waits = evaluate and task.graph.metric in WAITING
-    if replay if replay is not None else replays(pattern.col.device, pattern.nnz) and not waits:
+    # An order of steps that is drawn anew cannot be recorded.
+    recorded = task.one_step and not waits and replays(pattern.col.device, pattern.nnz)
+    if replay if replay is not None else recorded:
         run_epoch = Replay(run_epoch)
     history, best = History(), (-math.inf, 0.0)
     with seeded(seed):
@@ -220,7 +233,7 @@ def fit(
                 if (val_accuracy, -val_loss) > best:
                     best = (val_accuracy, -val_loss)
                     history.best_epoch, history.best_state = epoch, copy_state(model)
-                    history.best_gates = None if gates is None else gates.detach().clone()
+                    history.best_gates = gates.detach().clone() if isinstance(gates, Tensor) else None
             if on_epoch is not None and on_epoch(epoch, history):
                 break
     if evaluate:
@@ -237,14 +250,14 @@ def _step(
     model: nn.Module,
     task: NodeTask,
     optimizers: Sequence[optim.Optimizer],
-    gates: Tensor | None,
+    gates: Gates,
     penalty: Callable[[], Tensor] | None,
 ) -> Tensor:
     """One step; returns the loss before it, still on its device."""
     model.train()
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss = task.loss(task.logits(model, gates))
+    loss = task.loss(task.logits(model, gates_of(gates, task)))
     total = loss if penalty is None else loss + penalty()
     total.backward()
     for optimizer in optimizers:
@@ -252,7 +265,12 @@ def _step(
     return loss.detach()
 
 
-def _not_finite(model: nn.Module, task: NodeTask, gates: Tensor | None, loss: str) -> str:
+def gates_of(gates: Gates, task: NodeTask) -> Tensor | None:
+    """The soft edge values of a step."""
+    return gates(task) if callable(gates) else gates
+
+
+def _not_finite(model: nn.Module, task: NodeTask, gates: Gates, loss: str) -> str:
     """What to tell when a loss is NaN or infinite: the first layer whose weights or output are."""
     found: list[str] = []
 
@@ -268,7 +286,7 @@ def _not_finite(model: nn.Module, task: NodeTask, gates: Tensor | None, loss: st
         handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
         try:
             with torch.no_grad():
-                task.logits(model, gates)
+                task.logits(model, gates_of(gates, task))
         finally:
             for handle in handles:
                 handle.remove()

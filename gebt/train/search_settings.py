@@ -30,7 +30,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 class SearchSettings:
     """How a ticket is searched for; the values of the presets and why are in docs/method.md.
 
-    `edge_score` "agreement" and "need" need no edge values, so none are trained. `draw` "validation" trains for all
+    `edge_score` "agreement" and "need" need no edge values, so none are trained; "rule" trains a function of the nodes
+    instead (`gebt.graph.rules`). `draw` "validation" trains for all
     `max_epochs` and draws from the network of the best validation epoch. `soft_labels`: what that network says of every
     node goes into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread`
     over the graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes; with
@@ -71,6 +72,8 @@ class SearchSettings:
         if self.edge_values == "trained" and not self.trains_edges:
             score = self.edge_score
             raise ValueError(f"edge values (got 'trained', but edge score {score!r} trains none), expected 'unit'")
+        if self.edge_score == "rule" and self.edge_values != "unit":
+            raise ValueError(f"edge values (got {self.edge_values!r}), expected 'unit' with edge score 'rule'")
         if self.smoothing and self.draw != "validation":
             raise ValueError(f"smoothing (got {self.smoothing}), expected 0 unless draw is 'validation'")
         self.training()
@@ -79,7 +82,7 @@ class SearchSettings:
     @property
     def trains_edges(self) -> bool:
         """Whether edge values train beside the weights."""
-        return self.edge_score not in ("agreement", "need")
+        return self.edge_score not in ("agreement", "need", "rule")
 
     def check(self, graph: Graph) -> None:
         """Raises `GraphError` where the graph's labels are no classes and these settings need some."""

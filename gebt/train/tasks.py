@@ -9,6 +9,8 @@ from torch import Tensor
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.links import LinkGraph
+from gebt.graph.sets import FoldOfGraphs
+from gebt.train.graphs import GraphsTask
 from gebt.train.links import LinkTask
 from gebt.train.loop import NodeTask, SoftLabels
 
@@ -23,8 +25,10 @@ def task_for(
 ) -> NodeTask:
     """The task of this kind of graph, seen through the given edges (the graph's own, or a ticket's); see `NodeTask`.
 
-    `LinkTask` where links are to be found.
+    `LinkTask` where links are to be found, `GraphsTask` where whole graphs are to be told apart.
     """
     if isinstance(graph, LinkGraph):
         return LinkTask(graph, edges, keep_aggregated=keep_aggregated, soft=soft, also=also)
+    if isinstance(graph, FoldOfGraphs):
+        return GraphsTask(graph, edges, soft=soft, also=also)
     return NodeTask(graph, edges, keep_aggregated=keep_aggregated, soft=soft, also=also)

@@ -11,7 +11,7 @@ from gebt.graph.canonical import GraphError
 
 def test_names_start_with_the_default_set():
     assert dataset_names()[:4] == ("digits", "cora", "citeseer", "pubmed")
-    assert len(dataset_names()) == 24
+    assert len(dataset_names()) == 29
 
 
 @pytest.mark.parametrize(("name", "near"), [("Cora", "cora"), ("pubmet", "pubmed"), ("coauthor_cs", "coauthor-cs")])
@@ -29,10 +29,10 @@ def test_a_name_near_to_nothing_is_answered_with_the_list():
 def test_every_entry_is_complete(name):
     info = dataset_info(name)
     assert min(info.nodes, info.pairs, info.features) > 0
-    assert (info.classes > 0) == (info.task == "nodes")
+    assert (info.classes > 0) == (info.task != "links")
     assert info.licence
     assert info.source
-    assert len(info.files) == {"planetoid": 8, "npz": 1, "heterophilous": 1}.get(info.format, 0)
+    assert len(info.files) == {"planetoid": 8, "npz": 1, "heterophilous": 1, "graphs": 2}.get(info.format, 0)
     assert not info.archive or (info.format == "pyg" and info.archive.startswith("https://"))
     for file in info.files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)

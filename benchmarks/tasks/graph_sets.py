@@ -1,0 +1,119 @@
+"""Graph classification on the given folds: dense, random, inductive tickets, their weights with random edges.
+
+python benchmarks/tasks/graph_sets.py [--datasets mutag proteins nci1] [--ratios 0.2,0.5] [--folds 10] [--preset NAME]
+    [--store FILE] [--quick] [--json OUT]
+
+Fold k with seed k. `test`: accuracy at the best validation epoch, percent, mean and unbiased deviation over the folds;
+`minus_dense`: the mean of the paired differences, with half its 95 % interval. `val`: the same epoch's on the
+validation graphs, which alone settle anything. Edges of held-out graphs are pruned by the ticket's rule.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import Store, finish, half_interval, options, spread
+
+from gebt.config import RunOptions
+from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.recipes import baselines, retrain
+from gebt.ticket import Ticket
+from gebt.train.loop import History
+
+ARMS = ("dense", "random", "random_edges", "ticket")
+
+
+def main() -> None:
+    """One row a data set, pair of ratios and arm."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--datasets", nargs="+", default=["mutag", "proteins", "nci1"])
+    parser.add_argument("--ratios", nargs="+", default=["0.2,0.5"], help="edge,weight ratios")
+    parser.add_argument("--folds", type=int, default=10)
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--store", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    store, rows = Store(arguments.store), list[dict[str, Any]]()
+    for dataset in arguments.datasets[: 1 if arguments.quick else None]:
+        for ratios in arguments.ratios:
+            edge_ratio, weight_ratio = map(float, ratios.split(","))
+            asked = {"dataset": dataset, "edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
+            few = {"epochs": 2, "max_epochs": 2, "retrain_epochs": 2, "hidden": 4} if arguments.quick else {}
+            root, preset = arguments.data_root, arguments.preset
+            chosen = RunOptions(**asked, **few, preset=preset, data_root=root).resolved()
+            folds = [fold(chosen, number, store) for number in range(2 if arguments.quick else arguments.folds)]
+            rows += [row(dataset, ratios, arm, folds) for arm in ARMS]
+            for shown in rows[-len(ARMS) :]:
+                print(shown, flush=True)
+    finish(f"Sets of graphs, preset {arguments.preset}, {len(folds)} fold(s)", rows, {}, arguments.json)
+
+
+def fold(options: RunOptions, number: int, store: Store) -> dict[str, dict[str, Any]]:
+    """What each arm measured on one fold."""
+    name = options.to_json()
+    tickets: dict[str, Ticket] = {}
+
+    def ticket() -> Ticket:
+        if not tickets:
+            graph = graph_for(options, number)
+            tickets["found"] = find_ticket(options, graph, model_for(options, graph, number), number)
+        return tickets["found"]
+
+    def find(arm: str) -> dict[str, Any]:
+        return store.get(f"{number} {arm} {name}", lambda: outcome(options, number, arm, ticket))
+
+    return {arm: find(arm) for arm in ARMS}
+
+
+def outcome(options: RunOptions, number: int, arm: str, ticket: Any) -> dict[str, Any]:
+    """Accuracies of one arm on one fold, and what it took."""
+    graph, start = graph_for(options, number), time.perf_counter()
+    model, settings = model_for(options, graph, number), options.retraining()
+    if arm == "dense":
+        history = baselines.dense(model, graph, options.training(), seed=number)
+        return {**measured(history, start), "edges": 0.0, "weights": 0.0}
+    if arm == "random":
+        ratios = {"edge_ratio": options.edge_ratio, "weight_ratio": options.weight_ratio}
+        own = baselines.random_ticket(model, graph, seed=number, **ratios)
+    else:
+        own = ticket() if arm == "ticket" else baselines.random_edges(ticket(), graph, seed=number)
+    history = retrain.run(own, model, graph, settings, seed=number).history
+    drawn = {"epoch_drawn": own.epoch_drawn, "fired": own.fired}
+    return {**measured(history, start), "edges": own.edge_sparsity, "weights": own.weight_sparsity, **drawn}
+
+
+def measured(history: History, start: float) -> dict[str, Any]:
+    """Test and validation accuracy at the best epoch, in percent, and seconds since `start`."""
+    val = history.val_accuracy[history.best_epoch - 1]
+    return {"test": 100 * history.accuracy, "val": 100 * val, "seconds": time.perf_counter() - start}
+
+
+def row(dataset: str, ratios: str, arm: str, folds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The folds of one arm, and their paired differences to dense."""
+    test = [own[arm]["test"] for own in folds]
+    less = [own[arm]["test"] - own["dense"]["test"] for own in folds]
+    return {
+        "dataset": dataset,
+        "ratios": ratios,
+        "arm": arm,
+        "folds": len(folds),
+        "test": statistics.fmean(test),
+        "std": spread(test),
+        "minus_dense": statistics.fmean(less),
+        "half": half_interval(less),
+        "val": statistics.fmean(own[arm]["val"] for own in folds),
+        "edges_gone": 100 * statistics.fmean(own[arm]["edges"] for own in folds),
+        "weights_gone": 100 * statistics.fmean(own[arm]["weights"] for own in folds),
+        "seconds": statistics.median(own[arm]["seconds"] for own in folds),
+    }
+
+
+if __name__ == "__main__":
+    main()

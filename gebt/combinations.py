@@ -1,0 +1,40 @@
+"""Which options of a run go together: what tasks, and runs in batches, do not do is refused before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gebt.config import RunOptions
+
+# Ways to a ticket that need no opinions on classes.
+OF_LINKS = ("ugs", "imp", "one-shot", "dropedge")
+# What there is alone for a set of graphs, and in batches.
+OF_GRAPHS = {"model": "gin", "edge_score": "rule", "edge_values": "unit", "spread": 0.0}
+IN_BATCHES = {"algorithm": "joint", "task": "nodes", "weight_structure": "entry"}
+
+
+def check_together(options: RunOptions) -> None:
+    """Raises `ValueError` naming the option of resolved `options` that does not go with another."""
+    if options.task == "links" and (unfit := [name for name in options.rivals if name not in OF_LINKS]):
+        raise ValueError(f"--method (got {', '.join(map(repr, unfit))}), expected some of {OF_LINKS} for links")
+    if options.task == "graphs":
+        _check_only(options, OF_GRAPHS, "for a set of graphs")
+        if options.rivals or options.algorithm == "graph":
+            got = (*options.rivals, options.algorithm)
+            raise ValueError(
+                f"--method, --algorithm (got {got}), expected 'gebt', 'random', 'dense' and 'joint' or 'weights' for a "
+                "set of graphs"
+            )
+    if options.batches is not None:
+        _check_only(options, IN_BATCHES, "with --batches")
+        if options.rivals:
+            raise ValueError(f"--method (got {', '.join(options.rivals)}), expected 'gebt' alone with --batches")
+
+
+def _check_only(options: RunOptions, only: Mapping[str, object], where: str) -> None:
+    for name, value in only.items():
+        if getattr(options, name) != value:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} (got {getattr(options, name)!r}), expected {value!r} {where}")

@@ -1,0 +1,58 @@
+"""Many small graphs as one, for tasks that are about whole graphs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gebt.graph.canonical import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class FoldOfGraphs(Graph):
+    """G graphs of N nodes in all, as parts of one graph without a pair between them; what is learnt is of graphs.
+
+    `graph_of` [N] int64: the graph of each node, rising. `labels` [G], `train_mask`, `val_mask`, `test_mask` [G];
+    pairs and features as in `Graph`.
+    """
+
+    graph_of: Tensor = field(kw_only=True)
+
+    @property
+    def num_graphs(self) -> int:
+        """G."""
+        return self.labels.numel()
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.graph_of.numel()
+
+    @cached_property
+    def graph_of_pair(self) -> Tensor:
+        """The graph of each pair, [P]."""
+        return self.graph_of[self.pairs[0]]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what `Graph` counts, and of which node is in which graph."""
+        digest = hashlib.sha256(super().fingerprint.encode())
+        digest.update(self.graph_of.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> FoldOfGraphs:
+        """The same graphs on another device."""
+        return replace(super().to(device), graph_of=self.graph_of.to(device))  # type: ignore[return-value, call-arg]
+
+    def part(self, chosen: Tensor) -> FoldOfGraphs:
+        """The graphs where `chosen` [G] is True, numbered anew in their order, alone."""
+        nodes = chosen[self.graph_of]
+        number, place = nodes.cumsum(0) - 1, chosen.cumsum(0) - 1
+        features = self.features_of(nodes.nonzero().squeeze(1))
+        split = {name: getattr(self, name)[chosen] for name in ("labels", "train_mask", "val_mask", "test_mask")}
+        pairs = number[self.pairs[:, chosen[self.graph_of_pair]]]
+        return replace(self, pairs=pairs, features=features, graph_of=place[self.graph_of[nodes]], **split)

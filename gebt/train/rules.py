@@ -1,0 +1,59 @@
+"""An edge rule in training: soft values of the edges that a network sees, and the rule at its best."""
+
+from __future__ import annotations
+
+from torch import Tensor, optim
+
+from gebt.graph.canonical import Graph
+from gebt.graph.edges import Edges
+from gebt.graph.rules import EdgeRule
+from gebt.graph.sets import FoldOfGraphs
+from gebt.train.graphs import GraphsTask
+from gebt.train.loop import NodeTask, copy_state
+from gebt.train.search_settings import SearchSettings
+
+
+class TrainedRule:
+    """The `EdgeRule` of one search: of a set of graphs it sees the training graphs alone, else the whole graph."""
+
+    def __init__(self, task: NodeTask, seed: int) -> None:
+        self.graph, self.seed = _seen(task)[0], seed
+        self.rule = EdgeRule(self.graph.num_features, seed).to(self.graph.pairs.device)
+        self._best = copy_state(self.rule)
+
+    def gates(self, task: NodeTask) -> Tensor:
+        """The soft edge values [P] of what a network in training sees in this task."""
+        graph, edges = _seen(task)
+        return self.rule.values(graph.features, edges)
+
+    def mask(self, ratio: float, graph: Graph | None = None) -> Tensor:
+        """The pairs of `graph`, or of what it is trained on, that stay, [P] bool."""
+        return self.rule.mask(graph or self.graph, ratio, self.seed)
+
+    def note_best(self) -> None:
+        """Keeps a copy of the rule as it is."""
+        self._best = copy_state(self.rule)
+
+    def restore(self) -> None:
+        """Goes back to that copy."""
+        self.rule.load_state_dict(self._best)
+
+    def optimizer(self, learning_rate: float) -> optim.Optimizer:
+        """Adam for the rule."""
+        on_device = self.graph.pairs.device.type == "cuda"
+        return optim.Adam(self.rule.parameters(), lr=learning_rate, fused=True, capturable=on_device)
+
+
+def check_edge_score(settings: SearchSettings, graph: Graph) -> None:
+    """Raises `ValueError` for settings that score edges in a way that this kind of graph has not."""
+    if not isinstance(graph, FoldOfGraphs):
+        return
+    if settings.edge_score != "rule":
+        got = settings.edge_score
+        raise ValueError(f"edge score (got {got!r}), expected 'rule' for a set of graphs: some of them are never seen")
+    if settings.spread:
+        raise ValueError(f"spread (got {settings.spread}), expected 0: graphs of a set have no neighbours")
+
+
+def _seen(task: NodeTask) -> tuple[Graph, Edges]:
+    return task.seen if isinstance(task, GraphsTask) else (task.graph, task.edges)
