@@ -27,7 +27,7 @@ from torch import Tensor
 from gebt.data.npz import npy_header
 from gebt.data.raw import reading
 from gebt.graph.canonical import SPARSE_FEATURE_DENSITY, Graph, GraphError, checked_features
-from gebt.graph.metrics import Metric
+from gebt.graph.metrics import Metric, NodeMetric
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import index_dtype
 
@@ -287,7 +287,7 @@ def _read_header(path: Path) -> MappedHeader:
         counts = {name: getattr(header, name) for name in ("nodes", "pairs", "features", "classes")}
         if not all(type(count) is int and count >= (name != "pairs") for name, count in counts.items()):
             raise ValueError(f"{counts}")
-        if header.metric not in get_args(Metric):
+        if header.metric not in get_args(NodeMetric):
             raise ValueError(f"metric {header.metric!r}")
         return header
 

@@ -126,7 +126,7 @@ def test_the_difference_is_paired_with_the_interval_of_student(
     finished: tuple[Path, dict[str, Any], str], tmp_path: Path
 ) -> None:
     record = read_record(finished[0] / "cells" / NAMES[0])
-    options = RunOptions(edge_ratio=0.2, weight_ratio=0.5)
+    options = RunOptions(edge_ratio=0.2, weight_ratio=0.5).resolved()
     cells, dense, ticket = [], (0.5, 0.7, 0.6), (0.52, 0.71, 0.66)
     for seed, values in enumerate(zip(dense, ticket, strict=True)):
         cells.append(Cell(options, tmp_path / str(seed)))
