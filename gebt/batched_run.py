@@ -19,7 +19,7 @@ from gebt import __version__
 from gebt.comparison import summarise
 from gebt.config import RunOptions
 from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
-from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, source_for
+from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
 from gebt.files import write_atomically
 from gebt.graph.batches import Sampler
 from gebt.graph.canonical import Graph
@@ -72,16 +72,15 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
     same_everywhere("options", options.to_json())
     per_seed: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
-    draws = DrawLog()
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        arms = _Arms(options, folder, own, seed, progress, draws)
+        arms = _Arms(options, folder, own, seed, progress)
         per_seed.append(arms.row())
         record = {
             **opening(options, arms.source, complete=len(per_seed) == options.seeds),
             "processes": own.count,
             "summary": summarise(per_seed),
             "per_seed": per_seed,
-            "pairwise": draws.pairwise() if own.first else {},
+            "pairwise": record.get("pairwise") or arms.ticket[1]["pairwise"],
         }
         if own.first:
             folder.write(record)
@@ -92,10 +91,8 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
 class _Arms:
     """The arms of one seed."""
 
-    def __init__(
-        self, options: RunOptions, folder: RunFolder, own: Processes, seed: int, progress: Progress, draws: DrawLog
-    ) -> None:
-        self.options, self.folder, self.own, self.seed, self.draws = options, folder, own, seed, draws
+    def __init__(self, options: RunOptions, folder: RunFolder, own: Processes, seed: int, progress: Progress) -> None:
+        self.options, self.folder, self.own, self.seed = options, folder, own, seed
         self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
         self.source: Any = source_for(options, seed)
         same_everywhere("data", self.source.fingerprint)
@@ -134,7 +131,7 @@ class _Arms:
         return row
 
     @cached_property
-    def ticket(self) -> tuple[Ticket, dict[str, float]]:
+    def ticket(self) -> tuple[Ticket, dict[str, Any]]:
         """The ticket, from its file if it has been found before, and what its search took."""
         path = self.folder.ticket(self.seed, self.options.seeds)
         searched = self._done("search", lambda: self._search(path))
@@ -157,30 +154,31 @@ class _Arms:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _search(self, path: Path) -> dict[str, Any]:
-        model, clock = self._model(), _Clock(self, "search")
+        model, clock, draws = self._model(), _Clock(self, "search"), DrawLog()
         values_in = None if self.batched.edges is not None else self.at / "search" / f"values-{self.own.rank}"
         ticket = batched.joint(
             model, self.batched, **self._ratios, settings=self.options.search(), seed=self.seed, values_in=values_in,
             checkpoints=Checkpoints(self.at / "search", self.own), every=self.options.checkpoint_every,
-            on_draw=self.draws if self.own.first and self.seed == self.options.first_seed else None, on_epoch=clock,
+            on_draw=draws, on_epoch=clock,
         )  # fmt: skip
         if self.own.first:
             ticket.save(path)
         epochs = ticket.epochs_searched
         flops = epochs * self._epoch_flops(model, self.batched, searches=True)
-        return {"epochs": epochs, "seconds": clock.seconds(epochs), "flops": flops}
+        pairwise = draws.pairwise()  # of the epochs since the last start
+        return {"epochs": epochs, "seconds": clock.seconds(epochs), "flops": flops, "pairwise": pairwise}
 
     def _dense(self) -> dict[str, Any]:
         return self._measured("dense", self._model(), None, None, lambda model, **more: batched.train(
             model, self.batched, self.options.training(), **more))  # fmt: skip
 
-    def _retrained(self, arm: str, ticket: Ticket, searched: dict[str, float] | None) -> dict[str, Any]:
+    def _retrained(self, arm: str, ticket: Ticket, searched: dict[str, Any] | None) -> dict[str, Any]:
         settings = self.options.retraining()
         return self._measured(arm, self._model(), ticket, searched, lambda model, **more: batched.retrain(
             ticket, model, self.batched, settings.training, start=settings.start, **more))  # fmt: skip
 
     def _measured(
-        self, arm: str, model: nn.Module, ticket: Ticket | None, searched: dict[str, float] | None,
+        self, arm: str, model: nn.Module, ticket: Ticket | None, searched: dict[str, Any] | None,
         work: Callable[..., History],
     ) -> dict[str, Any]:  # fmt: skip
         clock = _Clock(self, arm)
@@ -201,6 +199,7 @@ class _Arms:
                 "retrain": clock.seconds(epochs),
                 "inference": self._inference_seconds(seen, model),
             },
+            "parameters": parameters_of(self.options, self.source, model, ticket),
             "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
             "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
             "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + search_epochs * whole)},

@@ -15,7 +15,17 @@ from torch import nn
 
 from gebt.config import Rival, RunOptions
 from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
-from gebt.experiment import DrawLog, find_tickets, graphs_for, groups, macs_for, macs_with, model_for, opening
+from gebt.experiment import (
+    DrawLog,
+    find_tickets,
+    graphs_for,
+    groups,
+    macs_for,
+    macs_with,
+    model_for,
+    opening,
+    parameters_of,
+)
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
@@ -83,6 +93,8 @@ def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
         summary[arm] = {
             "accuracy": {"mean": statistics.fmean(values), "std": _std(values), "values": values},
             "val_accuracy": statistics.fmean(row["val_accuracy"] for row in rows),
+            "val_accuracy_std": _std([row["val_accuracy"] for row in rows]),
+            "parameters": _over(rows, "parameters", statistics.fmean),
             "seconds": _over(rows, "seconds", statistics.median),
             "seconds_std": _over(rows, "seconds", _std),
             "edge_sparsity": statistics.fmean(row["edge_sparsity"] for row in rows),
@@ -225,6 +237,7 @@ class Comparison:
             "val_accuracy": history.val_accuracy[history.best_epoch - 1],
             "best_epoch": history.best_epoch,
             "seconds": {"search": search_seconds, "retrain": trained.seconds, "inference": inference.median},
+            "parameters": parameters_of(self.options, trained.graph, model, ticket),
             "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
             "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
             "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + searched * whole)},

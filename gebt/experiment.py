@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from gebt.config import RunOptions
 from gebt.cost import macs_paper
@@ -118,6 +119,20 @@ def macs_with(options: RunOptions, graph: Graph, pairs: int, weights: int) -> fl
         depth=options.depth,  # type: ignore[arg-type]
         heads=heads,
     )
+
+
+def parameters_of(options: RunOptions, graph: Any, model: nn.Module, ticket: Ticket | None) -> dict[str, int]:
+    """Trainable numbers of both stages, as OGB asks: of the training, without pruned weights, and of the search before.
+
+    A search trains all weights, and one value a pair where its scores are trained. `ticket`: None where none was found.
+    """
+    whole = sum(p.numel() for p in model.parameters())
+    if ticket is None:
+        return {"training": whole, "search": 0}
+    pruned = ticket.weight_mask.size - ticket.weight_mask.kept
+    trains = options.algorithm != "weights" and options.search().trains_edges
+    searched = whole + trains * graph.num_pairs if ticket.epochs_searched else 0
+    return {"training": whole - pruned, "search": searched}
 
 
 def epochs_of(options: RunOptions) -> int:

@@ -34,9 +34,12 @@ def table(record: dict[str, Any]) -> str:
     arms = _arms(summary)
     rows = [["", *arms.values()]]
     rows.append([_measured(record), *(_accuracy(summary[arm]) for arm in arms)])
+    rows.append(["... on validation", *(_validation(summary[arm]) for arm in arms)])
     rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"], record["config"].get("draw", "detector"))])
     rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in arms)])
     rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in arms)])
+    rows.append(["parameters, search", *(_searched(summary[arm]) for arm in arms)])
+    rows.append(["parameters, (re)training", *_against_dense(summary, "parameters", "training", _count)])
     counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
     rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
     # A rival's seconds before its last training stand under "search".
@@ -245,6 +248,15 @@ def _accuracy(arm: dict[str, Any]) -> str:
     accuracy = arm["accuracy"]
     spread = f" ± {100 * accuracy['std']:.2f}" if accuracy["std"] is not None else ""
     return f"{100 * accuracy['mean']:.2f}{spread}"
+
+
+def _validation(arm: dict[str, Any]) -> str:
+    spread = f" ± {100 * arm['val_accuracy_std']:.2f}" if arm["val_accuracy_std"] is not None else ""
+    return f"{100 * arm['val_accuracy']:.2f}{spread}"
+
+
+def _searched(arm: dict[str, Any]) -> str:
+    return _count(arm["parameters"]["search"]) if arm["parameters"]["search"] else ""
 
 
 def _epochs(ticket: dict[str, Any], draw: str) -> str:

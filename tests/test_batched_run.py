@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,26 +103,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path:
 
 
 def test_processes_with_other_options_are_refused_before_training_and_named(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(2):
-        own = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # fmt: skip
-        command = [
-            sys.executable,
-            "-m",
-            "gebt",
-            "run",
-            *OPTIONS,
-            "--out",
-            str(tmp_path),
-            "--edge-ratio",
-            f"0.{rank + 1}",
-        ]
-        started.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    for process in started:
+    for process in two_by_hand(tmp_path, ["--edge-ratio", "0.1"], ["--edge-ratio", "0.2"]):
         code, said, err = ended(process)
         assert code == 2
         assert not said
@@ -153,3 +135,31 @@ def test_a_run_goes_on_only_with_its_own_options(alone: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["run", *OPTIONS, "--out", str(alone), "--threads", "1", "--resume", "--depth", "3"])
     assert "--resume (got a run with depth 2 in" in capsys.readouterr().err
+
+
+def test_a_process_whose_other_has_gone_says_so_and_ends_in_time(tmp_path: Path) -> None:
+    started = two_by_hand(tmp_path / "run", ["--timeout", "20"], ["--timeout", "20"])
+    checkpoint, start = tmp_path / "run" / CHECKPOINTS / "seed-0" / "dense", time.monotonic()
+    while not list(checkpoint.glob("*/complete.json")) and time.monotonic() < start + LIMIT:
+        time.sleep(0.005)
+    started[1].kill()
+    code, said, err = ended(started[0])
+    ended(started[1])
+    assert code == 2
+    assert not said
+    assert re.search(r"gebt: error: process 0 of 2 \(got: .+\), expected an answer within 20 s; another process", err)
+
+
+def two_by_hand(out: Path, *options: list[str]) -> list[subprocess.Popen[str]]:
+    """Two processes as torchrun would start them, each with options of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank, more in enumerate(options):
+        own = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # fmt: skip
+        command = [sys.executable, "-m", "gebt", "run", *OPTIONS, "--out", str(out), *more]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=own, text=True, **pipes))
+    return started

@@ -161,6 +161,8 @@ class _Search:
     ) -> Ticket:
         if checkpoints is not None and (found := checkpoints.load()) is not None:
             self._load(*found[1:])
+            if on_draw is not None and self.drawn is not None:
+                on_draw(found[0], *self.drawn)
 
         def after_epoch(epoch: int, history: History) -> bool:
             stop = self._draw(epoch, on_draw)

@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 # Seconds after which a process that waits for a dead one gives up.
 TIMEOUT = 300.0
@@ -85,9 +87,9 @@ def processes(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Process
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    rank = distributed.get_rank()
+    rank = int(os.environ["RANK"])
     try:
+        _connect(backend, timedelta(seconds=timeout))
         yield Processes(rank, count)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in GONE):
@@ -98,4 +100,13 @@ def processes(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Process
             "ended or hangs: see what it said. Start again with --resume, or with torchrun --max-restarts"
         ) from error
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _connect(backend: str, timeout: timedelta) -> None:
+    # A restart may find the store of the attempt before, with the addresses of processes that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, count = next(rendezvous("env://", timeout=timeout))
+    store = PrefixStore(f"attempt-{attempt}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
