@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from gebt.config import RunOptions
+
+class Chosen(Protocol):
+    """What is read here of the options of a run (`gebt.config.RunOptions`)."""
+
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def batches(self) -> str | None: ...
+    @property
+    def rivals(self) -> tuple[str, ...]: ...
+
 
 # Ways to a ticket that need no opinions on classes.
 OF_LINKS = ("ugs", "imp", "one-shot", "dropedge")
@@ -15,7 +26,7 @@ OF_GRAPHS = {"model": "gin", "edge_score": "rule", "edge_values": "unit", "sprea
 IN_BATCHES = {"algorithm": "joint", "task": "nodes", "weight_structure": "entry"}
 
 
-def check_together(options: RunOptions) -> None:
+def check_together(options: Chosen) -> None:
     """Raises `ValueError` naming the option of resolved `options` that does not go with another."""
     if options.task == "links" and (unfit := [name for name in options.rivals if name not in OF_LINKS]):
         raise ValueError(f"--method (got {', '.join(map(repr, unfit))}), expected some of {OF_LINKS} for links")
@@ -33,7 +44,7 @@ def check_together(options: RunOptions) -> None:
             raise ValueError(f"--method (got {', '.join(options.rivals)}), expected 'gebt' alone with --batches")
 
 
-def _check_only(options: RunOptions, only: Mapping[str, object], where: str) -> None:
+def _check_only(options: Chosen, only: Mapping[str, object], where: str) -> None:
     for name, value in only.items():
         if getattr(options, name) != value:
             flag = f"--{name.replace('_', '-')}"

@@ -51,12 +51,11 @@ def measured(
         if in_memory:
             source = mapped.to_graph()
             edges = Edges.from_pairs(source.pairs, source.num_nodes)
+        start = time.perf_counter()
         plan = Plan(
             Sampler(edges or mapped), source.train_mask.nonzero().squeeze(1),
             BatchSettings(batches, parts, together), 0,
         )  # fmt: skip
-        start = time.perf_counter()
-        plan.parts(0)
         cut = time.perf_counter() - start
         mapped.release()
         ends: list[float] = []
@@ -124,6 +123,8 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     seconds, memory = figure.subplots(1, 2)
     for where, mark in (("mapped", "o-"), ("in_memory", "s--")):
         own = [row for row in rows if row["where"] == where]
+        if not own:
+            continue
         edges = [row["directed_edges"] for row in own]
         name = where.replace("_", " ")
         seconds.plot(edges, [row["seconds_an_epoch"] for row in own], mark, label=name)

@@ -43,6 +43,9 @@ class Adjacency(Protocol):
     def ends(self, pair_ids: Tensor) -> Tensor:
         """The nodes [2, p] of the pairs of these numbers, the smaller first."""
 
+    def release(self) -> None:
+        """Lets go of what was read from elsewhere and is held in memory."""
+
 
 class InMemory:
     """The `Adjacency` of `Edges`."""
@@ -88,6 +91,9 @@ class InMemory:
     def ends(self, pair_ids: Tensor) -> Tensor:
         """As `Adjacency.ends`."""
         return self._edges.pairs[:, pair_ids]
+
+    def release(self) -> None:
+        """Nothing: all of it is in memory."""
 
 
 def adjacency_of(graph: Edges | Adjacency) -> Adjacency:

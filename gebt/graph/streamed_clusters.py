@@ -14,6 +14,7 @@ from gebt.graph.batches import check_count, parts_of_rows
 MOST_ENTRIES = 1 << 26
 _NODES_AT_ONCE = 256
 _ROWS_READ = 1 << 16
+_RELEASED = 64  # blocks
 
 
 def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_ENTRIES) -> Tensor:
@@ -29,6 +30,7 @@ def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_EN
     for nodes in torch.arange(graph.num_nodes, device=graph.device).split(_ROWS_READ):
         cols.append(graph.rows(nodes)[1].int().cpu())
         degrees.append(graph.degrees(nodes).int().cpu())
+        graph.release()
     crow = torch.cat((torch.zeros(1, dtype=torch.int), torch.cat(degrees).cumsum(0, dtype=torch.int)))
     return parts_of_rows(crow, torch.cat(cols), count)
 
@@ -53,8 +55,10 @@ def _one_pass(graph: Adjacency, count: int, places: Callable[[Tensor, int], Tens
     numbers = torch.arange(count, device=graph.device)
     room = graph.num_nodes // count + (numbers < graph.num_nodes % count)
     whole, cut = room.clone(), 0
-    for nodes in torch.arange(graph.num_nodes, device=graph.device).split(_NODES_AT_ONCE):
+    for number, nodes in enumerate(torch.arange(graph.num_nodes, device=graph.device).split(_NODES_AT_ONCE)):
         row, col, _ = graph.rows(nodes)
+        if number % _RELEASED == 0:
+            graph.release()
         chosen = _best(row, parts[col], nodes.numel(), room / whole)
         chosen[_beyond(chosen, room)] = -1
         room -= torch.bincount(chosen[chosen >= 0], minlength=count)

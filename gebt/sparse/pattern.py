@@ -80,10 +80,10 @@ class Pattern:
         turned, order = Pattern.from_entries(self.col, self.row, (self.shape[1], self.shape[0]))
         return turned, order.to(self.col.dtype)
 
-    @cached_property
+    @property
     def transposed(self) -> Pattern:
         """The pattern of the transpose, C x R."""
-        return self._by_column[0]
+        return self if self.__dict__.get("is_mirrored") else self._by_column[0]
 
     @cached_property
     def permutation(self) -> Tensor:
@@ -92,7 +92,8 @@ class Pattern:
 
     def mirrored(self) -> Pattern:
         """This pattern, which the caller knows to be its own transpose."""
-        self.__dict__["transposed"] = self
+        # A flag and not a reference: a cycle would keep every batch's pattern until the next garbage collection.
+        self.__dict__["is_mirrored"] = True
         return self
 
     def rows(self, chosen: Tensor) -> tuple[Pattern, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
+from gebt.graph.adjacency import adjacency_of
 from gebt.graph.batches import Batch
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
@@ -57,13 +58,6 @@ class Source(Protocol):
         """Their features [n, F]."""
 
 
-class Mapped(Source, Protocol):
-    """A graph that is not in memory."""
-
-    def release(self) -> None:
-        """Lets go of what was read."""
-
-
 @dataclass(eq=False)
 class Batched:
     """A training batch by batch: what is read, how it is cut, and by whom.
@@ -72,7 +66,7 @@ class Batched:
     of the pairs that are there, None: all.
     """
 
-    source: Graph | Mapped
+    source: Source
     plan: Plan
     processes: Processes = ALONE
     kept: Mask | None = None
@@ -99,8 +93,7 @@ class Batched:
 
     def release(self) -> None:
         """Lets go of what was read of a mapped graph."""
-        if not isinstance(self.source, Graph):
-            self.source.release()
+        adjacency_of(self.plan.sampler.edges).release()
 
     def seen_by(self, ticket: Ticket) -> Batched:
         """The same without the pairs that the ticket prunes."""
@@ -262,6 +255,8 @@ class BatchedFit:
             buffer.copy_(processes.sum_(total) / len(group))
         self.optimizer.step()
         self.batched.release()
+        if self.values is not None:
+            self.values.release()
 
     def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
         batch = self.batched.thinned(self.batched.plan.batch(epoch, number))

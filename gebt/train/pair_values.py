@@ -107,6 +107,10 @@ class PairValues:
         for local, part in Route(self._shards, numbers).arrived(gradient):
             whole.index_add_(0, local, part)
 
+    def release(self) -> None:
+        """Lets go of the pages that reads and gradients have touched, where the arrays lie in files."""
+        self._drop(0, self._own)
+
     def step(self) -> None:
         """One step of Adam for all pairs from the gradient there is, which then is zero."""
         for begin, end in self._runs():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +123,19 @@ def test_a_mirrored_pattern_is_its_own_transpose(make_pattern: Callable[..., Pat
     pattern = make_pattern(3, 3, 9)
     assert pattern.mirrored().transposed is pattern
     assert torch.equal(pattern.permutation.long(), torch.arange(9).view(3, 3).T.flatten())
+
+
+def test_a_mirrored_pattern_is_gone_with_its_last_owner(make_pattern: Callable[..., Pattern]) -> None:
+    """Patterns of batches must not wait for a garbage collection."""
+    pattern = make_pattern(3, 3, 9).mirrored()
+    assert pattern.transposed.nnz == 9
+    gone = weakref.ref(pattern)
+    gc.disable()
+    try:
+        del pattern
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_moving_to_a_device_keeps_the_pattern(make_pattern: Callable[..., Pattern]) -> None:
