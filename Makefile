@@ -38,7 +38,7 @@ demo: .venv/.run
 
 # One worker a core, one thread each: small tensors gain nothing from more.
 test: .venv/.test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev test
 	@$(BIN)/ruff check .

@@ -65,6 +65,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does_and_a_killed_one_is_made_good(alone: Path, tmp_path: Path) -> None:
     process = torchrun(tmp_path / "run", restarts=2)
     # Once the search has left a checkpoint, the second process is killed: torchrun starts both again.
@@ -87,6 +88,7 @@ def workers(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gebt", "run", *OPTIONS, "--out", str(tmp_path), "--threads", "1"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
@@ -102,6 +104,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path:
     assert read_record(tmp_path)["per_seed"][0]["dense"]["seconds"] == json.loads(dense)["seconds"]
 
 
+@pytest.mark.slow
 def test_processes_with_other_options_are_refused_before_training_and_named(tmp_path: Path) -> None:
     for process in two_by_hand(tmp_path, ["--edge-ratio", "0.1"], ["--edge-ratio", "0.2"]):
         code, said, err = ended(process)
@@ -137,6 +140,7 @@ def test_a_run_goes_on_only_with_its_own_options(alone: Path, capsys: pytest.Cap
     assert "--resume (got a run with depth 2 in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_process_whose_other_has_gone_says_so_and_ends_in_time(tmp_path: Path) -> None:
     started = two_by_hand(tmp_path / "run", ["--timeout", "20"], ["--timeout", "20"])
     checkpoint, start = tmp_path / "run" / CHECKPOINTS / "seed-0" / "dense", time.monotonic()

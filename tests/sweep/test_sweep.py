@@ -27,6 +27,7 @@ from gebt.sweep.cells import Cell
 from gebt.sweep.report import rows_of, table
 from gebt.ticket import Ticket
 
+pytestmark = pytest.mark.slow
 FEW = ["--epochs", "3", "--retrain-epochs", "2", "--max-epochs", "4", "--hidden", "8", "--threads", "1"]
 TWO = ["--ratios", "0.2,0.5", "0.4,0.9", *FEW]
 NAMES = ["digits-gcn-g20-w50-s0", "digits-gcn-g20-w50-s1", "digits-gcn-g40-w90-s0", "digits-gcn-g40-w90-s1"]
