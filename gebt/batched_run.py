@@ -69,7 +69,8 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
     differ in code, data or options, naming them.
     """
     same_everywhere("code", _code())
-    same_everywhere("options", options.to_json())
+    config = {name: value for name, value in json.loads(options.to_json()).items() if name not in FREE}
+    same_everywhere("options", json.dumps(config, sort_keys=True))
     per_seed: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
@@ -94,18 +95,19 @@ class _Arms:
     def __init__(self, options: RunOptions, folder: RunFolder, own: Processes, seed: int, progress: Progress) -> None:
         self.options, self.folder, self.own, self.seed = options, folder, own, seed
         self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
-        self.source: Any = source_for(options, seed)
-        same_everywhere("data", self.source.fingerprint)
-        source: Any = self.source
-        edges = None
-        if isinstance(source, Graph):
-            edges = Edges.from_pairs(source.pairs, source.num_nodes)
+        source: Any = source_for(options, seed)
+        same_everywhere("data", source.fingerprint)
+        edges = Edges.from_pairs(source.pairs, source.num_nodes) if isinstance(source, Graph) else None
         train = source.train_mask.nonzero().squeeze(1)
         # In memory it is the edges that give the rows.
         plan = Plan(Sampler(edges or source), train, options.batching(own.count), seed)
         if options.batches == "clusters":
             same_everywhere("clusters of the graph", fingerprint(plan.clusters))
-        self.batched = Batched(self.source, plan, own, edges=edges, device=options.device)
+        if edges is None and plan.num_parts < own.count:
+            got = f"{plan.num_parts} parts for {own.count} processes"
+            raise ValueError(f"--parts (got {got}), expected one for each at least: each evaluates its own")
+        self.source = source
+        self.batched = Batched(source, plan, own, edges=edges, device=options.device)
 
     def row(self) -> dict[str, Any]:
         """Everything measured of this seed."""

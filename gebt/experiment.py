@@ -52,13 +52,14 @@ def graph_for(options: RunOptions, seed: int) -> Graph:
 
 def is_mapped(options: RunOptions) -> bool:
     """Whether the data set is a graph that `gebt convert` has made."""
-    return (Path(options.dataset) / HEADER).is_file()
+    info = dataset_info(options.dataset)  # the name of a data set is never a folder
+    return info.format == "folder" and (Path(info.folder) / HEADER).is_file()
 
 
 def source_for(options: RunOptions, seed: int) -> Graph | MappedGraph:
     """What a run in batches reads: a mapped graph with its own split, or `graph_for`."""
     if is_mapped(options):
-        return open_mapped(options.dataset)
+        return open_mapped(dataset_info(options.dataset).folder)
     return graph_for(dataclasses.replace(options, device="cpu"), seed)  # batches are cut on the CPU
 
 

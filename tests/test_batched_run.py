@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from gebt.cli import main
+from gebt.config import RunOptions
+from gebt.experiment import is_mapped
 from gebt.record import CHECKPOINTS, read_record
 
 OPTIONS = ["--batches", "clusters", "--parts", "6", "--per-step", "2", "--hidden", "8", "--epochs", "6"]
@@ -106,7 +108,9 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path:
 
 @pytest.mark.slow
 def test_processes_with_other_options_are_refused_before_training_and_named(tmp_path: Path) -> None:
-    for process in two_by_hand(tmp_path, ["--edge-ratio", "0.1"], ["--edge-ratio", "0.2"]):
+    # Threads, and where the data lie, may differ from machine to machine; what is pruned may not.
+    other = ["--edge-ratio", "0.2", "--threads", "2", "--data-root", str(tmp_path)]
+    for process in two_by_hand(tmp_path, ["--edge-ratio", "0.1"], other):
         code, said, err = ended(process)
         assert code == 2
         assert not said
@@ -167,3 +171,11 @@ def two_by_hand(out: Path, *options: list[str]) -> list[subprocess.Popen[str]]:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(command, env=own, text=True, **pipes))
     return started
+
+
+def test_a_folder_in_the_way_is_not_taken_for_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "header.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert not is_mapped(RunOptions(dataset="digits").resolved())
+    assert is_mapped(RunOptions(dataset="./digits").resolved())

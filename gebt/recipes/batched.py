@@ -26,10 +26,9 @@ from gebt.train.loop import History, TrainingSettings, adam, copy_state
 from gebt.train.pair_values import NAMES, RUN, PairValues, Stored
 from gebt.train.search_settings import SearchSettings
 from gebt.train.shards import Shards
+from gebt.train.trained import REINIT_SEED
 
 OnEpoch = Callable[[int, History], bool]
-# Fresh weights must not be those that the ticket's mask was built from: it would be "rewind".
-REINIT_SEED = 1_000_003
 
 
 def train(

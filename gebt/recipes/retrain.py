@@ -20,6 +20,7 @@ from gebt.ticket import EDGES, StartWeights, Ticket, TicketError
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
 from gebt.train.many import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for
+from gebt.train.trained import REINIT_SEED
 
 # "reinit" must not meet the seed that the model was built from: it would be "rewind".
 REINIT_SEED = 1_000_003

@@ -161,7 +161,7 @@ class BatchedFit:
     ) -> None:
         self.model, self.batched, self.optimizer, self.seed, self.values = model, batched, optimizer, seed, values
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
-        self.history, self.best = History(), (-1.0, 0.0)
+        self.history, self.best = History(), (-math.inf, 0.0)
         self._several = batched.processes.count > 1
         self._shared = DistributedDataParallel(model) if self._several else model
         # The means and variances of normalisation; whole numbers only count steps.

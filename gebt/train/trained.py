@@ -8,6 +8,9 @@ from gebt.graph.edges import Edges
 from gebt.ticket import Ticket
 from gebt.train.loop import History
 
+# Fresh weights must not be those that the ticket's mask was built from: it would be "rewind".
+REINIT_SEED = 1_000_003
+
 
 @dataclass(frozen=True)
 class Phase:

@@ -14,6 +14,7 @@ from gebt.sparse.compaction import sliced
 from gebt.ticket import EDGES, TicketError
 from gebt.train import History, TrainingSettings
 from gebt.train.loop import copy_state
+from gebt.train.trained import REINIT_SEED
 
 MakeModel = Callable[..., GCN]
 SHORT = retrain.RetrainSettings(TrainingSettings(epochs=4))
@@ -58,7 +59,7 @@ def test_training_starts_from_the_weights_asked_for(
     source = {
         "inherit": found.model.state_dict(),
         "rewind": found.before,
-        "reinit": make_model(seed=11 + retrain.REINIT_SEED).state_dict(),
+        "reinit": make_model(seed=11 + REINIT_SEED).state_dict(),
     }[start]
     for name, tensor in model.state_dict().items():
         kept = found.ticket.weight_mask.get(name, torch.ones_like(tensor, dtype=torch.bool))

@@ -161,3 +161,17 @@ def test_a_loss_that_is_no_number_names_its_epoch(sparse: Graph) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e38)
     with pytest.raises(ValueError, match=r"training loss \(got (nan|inf) in epoch \d+\), expected a finite number"):
         BatchedFit(model, batched_of(sparse), optimizer, evaluate=False).run(5)
+
+
+def test_scores_far_below_zero_have_a_best_epoch_too(sparse: Graph) -> None:
+    numbers = replace(
+        sparse,
+        labels=torch.arange(60).float() - 500,
+        num_classes=1,
+        target="number",
+        metric="negative_mean_absolute_error",
+    )
+    model = model_of(numbers)
+    history = recipes.train(model, batched_of(numbers), TrainingSettings(epochs=2))
+    assert history.best_epoch in (1, 2)
+    assert history.val_accuracy[history.best_epoch - 1] < -1
