@@ -22,9 +22,6 @@ from gebt.train.many import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for
 from gebt.train.trained import REINIT_SEED
 
-# "reinit" must not meet the seed that the model was built from: it would be "rewind".
-REINIT_SEED = 1_000_003
-
 
 @dataclass(frozen=True)
 class RetrainSettings:

@@ -8,7 +8,7 @@ from gebt.graph.edges import Edges
 from gebt.ticket import Ticket
 from gebt.train.loop import History
 
-# Fresh weights must not be those that the ticket's mask was built from: it would be "rewind".
+# "reinit" must not meet the seed that the model was built from: it would be "rewind".
 REINIT_SEED = 1_000_003
 
 
