@@ -144,8 +144,8 @@ class Batched:
 class BatchedFit:
     """`train.loop.fit` batch by batch: one network, its optimizer, and pair values that train beside it, if given.
 
-    The loss of an epoch is the mean over the training nodes of its batches. Pair values take one step an epoch, from
-    the gradients of all its batches together. Raises `ValueError` when the loss is no longer a finite number.
+    The loss of an epoch is the mean over the training labels that its batches have. Pair values take one step an epoch,
+    from the gradients of all its batches together. Raises `ValueError` when the loss is no longer a finite number.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class BatchedFit:
         self._shared = DistributedDataParallel(model) if self._several else model
         # The means and variances of normalisation; whole numbers only count steps.
         self._moving = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._train_nodes = int(batched.source.train_mask.sum())
+        self._train_labels = _known(batched.source)
 
     def run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None = None) -> History:
         """Trains up to epoch `epochs`; `on_epoch` as in `fit`. The model ends in the state of its best epoch."""
@@ -227,7 +227,7 @@ class BatchedFit:
         processes = self.batched.processes
         mine = list(processes.share(group))
         tasks = [self._task(epoch, number) for number in mine]
-        own = [int(task.graph.train_mask.sum()) for task, _ in tasks]
+        own = [_known(task.graph) for task, _ in tasks]
         nodes = int(processes.sum_(torch.tensor(sum(own))))
         if not nodes:
             return
@@ -278,5 +278,11 @@ class BatchedFit:
             assert leaf is not None
             gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(read)
             # Of the mean over the whole epoch, and not over the processes.
-            self.values.add_gradient(ids, gradient * (nodes / self._train_nodes / self.batched.processes.count))
+            self.values.add_gradient(ids, gradient * (nodes / self._train_labels / self.batched.processes.count))
         return float(loss.detach())
+
+
+def _known(source: Source) -> int:
+    """Labels that a mean of the training loss is over: one a training node, or the entries that are known of tasks."""
+    labels = source.labels[source.train_mask]
+    return int((labels >= 0).sum()) if labels.dim() == 2 else labels.shape[0]

@@ -175,3 +175,18 @@ def test_scores_far_below_zero_have_a_best_epoch_too(sparse: Graph) -> None:
     history = recipes.train(model, batched_of(numbers), TrainingSettings(epochs=2))
     assert history.best_epoch in (1, 2)
     assert history.val_accuracy[history.best_epoch - 1] < -1
+
+
+def test_batches_weigh_by_the_labels_of_tasks_that_are_known(sparse64: Graph) -> None:
+    """One batch has no known label at all, and yet four batches a step are the graph without the pairs between them."""
+    batched = batched_of(sparse64, BatchSettings("clusters", parts=4, per_step=4))
+    drawn = torch.randint(-1, 2, (60, 3), generator=torch.Generator().manual_seed(0))
+    drawn[batched.plan.clusters == 2] = -1
+    tasks = replace(sparse64, labels=drawn, num_classes=3, target="multilabel", metric="micro_f1")
+    low, high = batched.plan.clusters[tasks.pairs]
+    cut = replace(tasks, pairs=tasks.pairs[:, low == high])
+    whole, own = model_of(tasks), model_of(tasks)
+    settings = TrainingSettings(epochs=3)
+    expected = fit(whole, NodeTask(cut), [adam(whole, settings)], 3, evaluate=False)
+    found = BatchedFit(own, replace(batched, source=tasks), adam(own, settings), evaluate=False).run(3)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-11)
