@@ -157,7 +157,7 @@ def test_memory_is_the_process_s_and_what_is_beside_its_libraries(finished: Any)
         for part in PARTS:
             peak, own = row[part]["peak_bytes"], row[part]["own_bytes"]
             assert 100 << 20 < peak - own < peak
-            assert own < 150 << 20
+            assert own < peak - own  # so small a graph: most of it is libraries, on any machine
 
 
 def test_folder_table_and_picture(finished: Any, ticket: Path) -> None:
