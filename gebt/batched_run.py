@@ -24,6 +24,7 @@ from gebt.files import write_atomically
 from gebt.graph.batches import Sampler
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.links import LinkGraph
 from gebt.graph.plans import Plan
 from gebt.recipes import baselines, batched
 from gebt.record import CHECKPOINTS, RunFolder
@@ -33,7 +34,6 @@ from gebt.train.batched import Batched
 from gebt.train.checkpoints import Checkpoints
 from gebt.train.loop import History, seeded
 from gebt.train.processes import Processes
-from gebt.train.tasks import task_for
 
 Progress = Callable[[str, int], object]
 # Options that say how a run is done and not what it finds: those of a run that goes on may differ.
@@ -98,7 +98,8 @@ class _Arms:
         source: Any = source_for(options, seed)
         same_everywhere("data", source.fingerprint)
         edges = Edges.from_pairs(source.pairs, source.num_nodes) if isinstance(source, Graph) else None
-        train = source.train_mask.nonzero().squeeze(1)
+        links = isinstance(source, LinkGraph)
+        train = torch.arange(source.num_nodes) if links else source.train_mask.nonzero().squeeze(1)
         # In memory it is the edges that give the rows.
         plan = Plan(Sampler(edges or source), train, options.batching(own.count), seed)
         if options.batches == "clusters":
@@ -224,9 +225,8 @@ class _Arms:
     def _epoch_flops(self, model: nn.Module, seen: Batched, searches: bool = False) -> float:
         """Flops of the products of an epoch: those of its first batch, times the batches."""
         counted = copy.deepcopy(model).train()
-        batch = seen.thinned(seen.plan.batch(1, 0))
-        task = task_for(seen.graph_of(batch), keep_aggregated=False)
-        gates = torch.ones(task.graph.num_pairs, device=seen.device, requires_grad=True) if searches else None
+        task, _ = seen.task_of(seen.plan.batch(1, 0))
+        gates = torch.ones(task.edges.num_pairs, device=seen.device, requires_grad=True) if searches else None
 
         def step() -> None:
             task.logits(counted, gates).sum().backward()

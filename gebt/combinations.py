@@ -23,7 +23,9 @@ class Chosen(Protocol):
 OF_LINKS = ("ugs", "imp", "one-shot", "dropedge")
 # What there is alone for a set of graphs, and in batches.
 OF_GRAPHS = {"model": "gin", "edge_score": "rule", "edge_values": "unit", "spread": 0.0}
-IN_BATCHES = {"algorithm": "joint", "task": "nodes", "weight_structure": "entry"}
+IN_BATCHES = {"algorithm": "joint", "weight_structure": "entry"}
+# Cuts into batches whose pairs are all that there are among their nodes: the links to find.
+OF_LINKS_IN_BATCHES = ("random", "clusters", "walks")
 
 
 def check_together(options: Chosen) -> None:
@@ -40,6 +42,12 @@ def check_together(options: Chosen) -> None:
             )
     if options.batches is not None:
         _check_only(options, IN_BATCHES, "with --batches")
+        if options.task == "graphs":
+            raise ValueError(
+                "--batches (got it for a set of graphs), expected none: its training is in batches of graphs"
+            )
+        if options.task == "links" and options.batches not in OF_LINKS_IN_BATCHES:
+            raise ValueError(f"--batches (got {options.batches!r}), expected one of {OF_LINKS_IN_BATCHES} for links")
         if options.rivals:
             raise ValueError(f"--method (got {', '.join(options.rivals)}), expected 'gebt' alone with --batches")
 

@@ -59,6 +59,8 @@ def is_mapped(options: RunOptions) -> bool:
 def source_for(options: RunOptions, seed: int) -> Graph | MappedGraph:
     """What a run in batches reads: a mapped graph with its own split, or `graph_for`."""
     if is_mapped(options):
+        if options.task != "nodes":
+            raise ValueError(f"--task (got {options.task!r}), expected 'nodes' for a graph that is read from disk")
         return open_mapped(dataset_info(options.dataset).folder)
     return graph_for(dataclasses.replace(options, device="cpu"), seed)  # batches are cut on the CPU
 

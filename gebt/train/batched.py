@@ -20,11 +20,13 @@ from gebt.graph.adjacency import adjacency_of
 from gebt.graph.batches import Batch
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.links import LinkGraph
 from gebt.graph.metrics import Metric
 from gebt.graph.plans import Plan, stream_of
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import Ticket
+from gebt.train.links import LinkTask
 from gebt.train.loop import History, NodeTask, copy_state, seeded
 from gebt.train.pair_values import PairValues
 from gebt.train.processes import ALONE, Processes
@@ -83,6 +85,17 @@ class Batched:
         target = own.target if isinstance(own, Graph) else "class"
         graph = Graph(*given, train, val, test, own.num_classes, metric=own.metric, target=target)
         return graph if self.device == "cpu" else graph.to(self.device)
+
+    def task_of(self, batch: Batch) -> tuple[NodeTask, Tensor]:
+        """What is learnt on a batch without its pruned pairs, and the numbers of the pairs that are left.
+
+        Links: those of the batch are to be found, also pruned ones.
+        """
+        thin = self.thinned(batch)
+        if isinstance(self.source, LinkGraph):
+            return LinkTask(self.graph_of(batch), thin.edges.to(self.device), keep_aggregated=False), thin.pair_ids
+        # A_hat X would be computed for one product.
+        return task_for(self.graph_of(thin), keep_aggregated=False), thin.pair_ids
 
     def thinned(self, batch: Batch) -> Batch:
         """The batch without pruned pairs."""
@@ -166,7 +179,6 @@ class BatchedFit:
         self._shared = DistributedDataParallel(model) if self._several else model
         # The means and variances of normalisation; whole numbers only count steps.
         self._moving = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._train_labels = _known(batched.source)
 
     def run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None = None) -> History:
         """Trains up to epoch `epochs`; `on_epoch` as in `fit`. The model ends in the state of its best epoch."""
@@ -217,19 +229,20 @@ class BatchedFit:
         self.model.train()
         for first in range(0, len(plan), per_step):
             self._step(epoch, range(first, min(first + per_step, len(plan))), told)
+        total, counted = self.batched.processes.sum_(told).tolist()
         if self.values is not None:
-            self.values.step()
-        total, nodes = self.batched.processes.sum_(told).tolist()
-        return total / max(1.0, nodes)
+            # Of the mean over all that the epoch's batches have learnt from.
+            self.values.step(1 / max(1.0, counted))
+        return total / max(1.0, counted)
 
     def _step(self, epoch: int, group: range, told: Tensor) -> None:
         """One step of the weights from the batches of a group; every process takes as many turns."""
         processes = self.batched.processes
         mine = list(processes.share(group))
         tasks = [self._task(epoch, number) for number in mine]
-        own = [_known(task.graph) for task, _ in tasks]
-        nodes = int(processes.sum_(torch.tensor(sum(own))))
-        if not nodes:
+        own = [task.counted for task, _ in tasks]
+        counted = int(processes.sum_(torch.tensor(sum(own))))
+        if not counted:
             return
         turns = -(-len(group) // processes.count)
         before = [buffer.clone() for buffer in self._moving]
@@ -246,7 +259,7 @@ class BatchedFit:
             last = turn == turns - 1
             sync = nullcontext() if last or not self._several else self._shared.no_sync()  # type: ignore[operator]
             with seeded(stream_of(self.seed, epoch, number, 1)), sync:
-                loss = self._backward(task, ids[:0] if idle else ids, weight, nodes, idle)
+                loss = self._backward(task, ids[:0] if idle else ids, weight, counted, idle)
             told += torch.tensor([loss * weight, weight], dtype=torch.float64)
             if not idle:
                 for total, buffer in zip(moved, self._moving, strict=True):
@@ -259,30 +272,22 @@ class BatchedFit:
             self.values.release()
 
     def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
-        batch = self.batched.thinned(self.batched.plan.batch(epoch, number))
-        # A_hat X would be computed for one product.
-        return task_for(self.batched.graph_of(batch), keep_aggregated=False), batch.pair_ids
+        return self.batched.task_of(self.batched.plan.batch(epoch, number))
 
-    def _backward(self, task: NodeTask, ids: Tensor, weight: int, nodes: int, idle: bool) -> float:
-        """Adds the gradients of one batch, of `weight` among the `nodes` of its group; returns its mean loss."""
+    def _backward(self, task: NodeTask, ids: Tensor, weight: int, counted: int, idle: bool) -> float:
+        """Adds the gradients of one batch, of `weight` among the `counted` of its group; returns its mean loss."""
         leaf = None
         if self.values is not None:
             read = self.values.read(ids)
-            leaf = (read if not idle else read.new_ones(task.graph.num_pairs)).to(self.batched.device)
+            leaf = (read if not idle else read.new_ones(task.edges.num_pairs)).to(self.batched.device)
             leaf.requires_grad_(not idle)
         logits = task.logits(self._shared, leaf)
         loss = task.loss(logits) if weight else logits.sum() * 0
         # DistributedDataParallel takes the mean over processes.
-        (loss * (weight / nodes * self.batched.processes.count)).backward()
+        (loss * (weight / counted * self.batched.processes.count)).backward()
         if self.values is not None:
             assert leaf is not None
             gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(read)
-            # Of the mean over the whole epoch, and not over the processes.
-            self.values.add_gradient(ids, gradient * (nodes / self._train_labels / self.batched.processes.count))
+            # Of the sum over the group, and not the mean over the processes.
+            self.values.add_gradient(ids, gradient * (counted / self.batched.processes.count))
         return float(loss.detach())
-
-
-def _known(source: Source) -> int:
-    """Labels that a mean of the training loss is over: one a training node, or the entries that are known of tasks."""
-    labels = source.labels[source.train_mask]
-    return int((labels >= 0).sum()) if labels.dim() == 2 else labels.shape[0]

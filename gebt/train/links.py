@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gebt.graph.batches import Batch, Sampler
+from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.links import HELD, LinkGraph
 from gebt.graph.metrics import link_measure
@@ -25,21 +24,16 @@ class LinkTask(NodeTask):
     Every training edge of the graph stays a target, also one that a ticket has pruned: pruned edges carry no message,
     but are known to be real. A target that is kept carries its message too, as in OGB's examples. The `logits` of this
     task are scores of pairs [n]: in training of the targets, real ones first, then as many drawn; in evaluation of the
-    pairs held out (`LinkGraph.held`). Raises `ValueError` for soft labels or a term of class logits (`also`).
+    pairs held out, which a graph that is only trained on (a batch) need not have (`LinkGraph.held`).
+    Raises `ValueError` for soft labels or a term of class logits (`also`).
     """
 
-    graph: LinkGraph
     classifies = False
 
-    def __init__(self, graph: LinkGraph, edges: Edges | None = None, **options: Any) -> None:
+    def __init__(self, graph: Graph, edges: Edges | None = None, **options: Any) -> None:
         if given := [name for name in ("soft", "also") if options.get(name) is not None]:
             raise ValueError(f"link prediction (got {given[0]!r}), expected no loss on opinions of classes")
         super().__init__(graph, edges, **options)
-
-    @cached_property
-    def _whole(self) -> Sampler:
-        """Draws parts of the graph with all its training edges, whatever edges carry messages."""
-        return Sampler(Edges.from_pairs(self.graph.pairs, self.graph.num_nodes))
 
     def targets(self) -> Tensor:
         """The pairs [2, 2n] of a step: n training edges, then n pairs of two different nodes, drawn by torch's seed.
@@ -52,15 +46,20 @@ class LinkTask(NodeTask):
             real = real[:, torch.randint(real.shape[1], (MOST_TARGETS,), device=real.device)]
         return torch.cat((real, _two_nodes(self.graph.num_nodes, real.shape[1], real.device)), 1)
 
-    def batch_targets(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The pairs [2, 2n] of a batch, as places in `batch.nodes`: its n training edges, then as many drawn."""
-        real = self._whole.induced(batch.nodes).pairs
-        drawn = _two_nodes(batch.nodes.numel(), real.shape[1], torch.device("cpu"), generator)
-        return torch.cat((real, drawn.to(real.device)), 1)
+    @property
+    def counted(self) -> int:
+        """How many real pairs a step learns from."""
+        return min(self.graph.num_pairs, MOST_TARGETS)
+
+    @property
+    def _held(self) -> LinkGraph:
+        """The graph with the pairs held out of it."""
+        assert isinstance(self.graph, LinkGraph)
+        return self.graph
 
     def logits(self, model: nn.Module, gates: Tensor | None = None) -> Tensor:
         """Scores of this step's targets [2n] while the model trains, of the pairs held out [H] otherwise."""
-        return self._run(model, gates, self.targets() if model.training else self.graph.held)
+        return self._run(model, gates, self.targets() if model.training else self._held.held)
 
     def opinions(self, model: nn.Module) -> Tensor:
         """Embeddings [N, d] of all nodes: what the network says of them here."""
@@ -86,7 +85,7 @@ class LinkTask(NodeTask):
         """`measures` by another metric of links."""
         model.eval()
         with torch.no_grad():
-            sizes = [getattr(self.graph, part).shape[1] for part in HELD]
+            sizes = [getattr(self._held, part).shape[1] for part in HELD]
             val, val_others, test, test_others = self.logits(model).split(sizes)
             val_loss = _cross_entropy(val, val_others)
             return link_measure(metric, val, val_others), val_loss, link_measure(metric, test, test_others)
@@ -96,7 +95,8 @@ def _cross_entropy(real: Tensor, drawn: Tensor) -> Tensor:
     return (F.softplus(-real).mean() + F.softplus(drawn).mean()) / 2
 
 
-def _two_nodes(nodes: int, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+def _two_nodes(nodes: int, count: int, device: torch.device) -> Tensor:
     """`count` ordered pairs of two different nodes, all alike, [2, count]."""
-    u = torch.randint(nodes, (count,), generator=generator, device=device)
-    return torch.stack((u, (u + torch.randint(1, nodes, (count,), generator=generator, device=device)) % nodes))
+    u = torch.randint(nodes, (count,), device=device)
+    # The smallest batch is one node: it has no pair, and none is drawn.
+    return torch.stack((u, (u + torch.randint(1, max(2, nodes), (count,), device=device)) % nodes))

@@ -127,6 +127,12 @@ class NodeTask:
         said = self.soft.log_probabilities
         return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
+    @property
+    def counted(self) -> int:
+        """How many labels the mean of the loss is over: one a training node, or the known entries of tasks."""
+        labels = self._train[1]
+        return int((labels >= 0).sum()) if labels.dim() == 2 else labels.shape[0]
+
     one_step = True
 
     def steps(self) -> Sequence[NodeTask]:

@@ -111,12 +111,13 @@ class PairValues:
         """Lets go of the pages that reads and gradients have touched, where the arrays lie in files."""
         self._drop(0, self._own)
 
-    def step(self) -> None:
-        """One step of Adam for all pairs from the gradient there is, which then is zero."""
+    def step(self, weight: float = 1.0) -> None:
+        """One step of Adam for all pairs from `weight` times the gradient there is, which then is zero."""
         for begin, end in self._runs():
             # To the end of the array: the last run with what fills it up.
             runs = {name: array.tensor[begin : begin + self._run] for name, array in self._arrays.items()}
             value, gradient, mean, square = ([run] for run in runs.values())
+            gradient[0].mul_(weight)
             if self._l1:
                 gradient[0].add_(value[0].sign(), alpha=self._l1)
             steps = [torch.tensor(float(self.steps))]

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
-from gebt.graph.batches import Sampler, random_parts
 from gebt.graph.metrics import link_measure
 from gebt.models import GCN, LinkPredictor
 from gebt.train import LinkTask, NodeTask
@@ -119,34 +118,6 @@ def test_other_numbers_for_the_nodes_change_no_measure(held: LinkGraph) -> None:
     renamed = replace(dense, pairs=pairs, features=dense.features[order], **parts)
     model = predictor(held)
     torch.testing.assert_close(task_for(renamed).measures(model), task_for(dense).measures(model))
-
-
-def test_a_batch_has_its_own_training_edges_as_targets_also_pruned_ones(held: LinkGraph) -> None:
-    kept = torch.arange(held.num_pairs) % 2 == 0
-    edges = Edges.from_pairs(held.pairs[:, kept], held.num_nodes)
-    task, generator = task_for(held, edges), torch.Generator().manual_seed(0)
-    assert isinstance(task, LinkTask)
-    parts, found = random_parts(held.num_nodes, 4, generator), set[tuple[int, ...]]()
-    for batch in Sampler(edges).partition(parts, generator=generator):
-        targets = task.batch_targets(batch, generator)
-        count = targets.shape[1] // 2
-        real, drawn = batch.nodes[targets[:, :count]], targets[:, count:]
-        found |= set(map(tuple, real.t().tolist()))
-        assert batch.pairs.shape[1] <= count
-        assert bool((drawn[0] != drawn[1]).all())
-        assert int(targets.max()) < batch.nodes.numel()
-    together = parts[held.pairs[0]] == parts[held.pairs[1]]
-    assert found == set(map(tuple, held.pairs[:, together].t().tolist()))
-
-
-def test_one_batch_of_all_nodes_has_the_loss_of_the_whole_graph(held: LinkGraph) -> None:
-    task, model, generator = LinkTask(held), predictor(held).train(), torch.Generator().manual_seed(0)
-    (batch,) = Sampler(task.edges).partition(torch.zeros(held.num_nodes, dtype=torch.long), generator=generator)
-    targets = task.batch_targets(batch, generator)
-    loss = task.loss(model(held.features, batch.edges, None, None, targets))
-    real = (torch.arange(targets.shape[1]) < held.num_pairs).float()
-    expected = F.binary_cross_entropy_with_logits(dense_scores(model, held, targets), real)
-    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("option", ["soft", "also"])
