@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "drawn by validation": {"draw": "validation", "max_epochs": 200},
     "by validation, agreement": {"draw": "validation", "max_epochs": 200, "edge_score": "agreement"},
     "retrained at the dense rate": {"retrain_learning_rate": 0.02},
-    "retrained at half the rate": {"retrain_learning_rate": 0.04},
+    "retrained at twice the rate": {"retrain_learning_rate": 0.08},
     "retrained for 400 epochs": {"retrain_epochs": 400},
     "half of the features dropped": {"input_dropout": 0.5},
     "each tensor alone": {"scope": "tensor"},
