@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="cora")
     parser.add_argument("--model", default="gcn")
     parser.add_argument("--ratios", nargs="+", default=["0.1,0.8"])
-    parser.add_argument("--variants", nargs="+", default=["a threshold of 0.003"], choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--options", type=json.loads, default={}, help="JSON of options of `gebt run`, for all arms")
     parser.add_argument("--seeds", type=int, default=10)
