@@ -104,11 +104,9 @@ class _Arms:
         plan = Plan(Sampler(edges or source), train, options.batching(own.count), seed)
         if options.batches == "clusters":
             same_everywhere("clusters of the graph", fingerprint(plan.clusters))
-        if edges is None and plan.num_parts < own.count:
-            got = f"{plan.num_parts} parts for {own.count} processes"
-            raise ValueError(f"--parts (got {got}), expected one for each at least: each evaluates its own")
         self.source = source
-        self.batched = Batched(source, plan, own, edges=edges, device=options.device)
+        scratch = None if edges is not None else self.at / f"rows-{own.rank}"
+        self.batched = Batched(source, plan, own, edges=edges, device=options.device, scratch=scratch)
 
     def row(self) -> dict[str, Any]:
         """Everything measured of this seed."""
@@ -192,6 +190,7 @@ class _Arms:
             )  # fmt: skip
         seen = self.batched.seen_by(ticket) if ticket else self.batched
         whole, kept = (macs_for(self.options, self.source, own) for own in (None, ticket))
+        seconds, flops = self._inference(seen, model)
         epochs, search_epochs = len(history.losses), searched["epochs"] if searched else 0
         return {
             "accuracy": history.accuracy,
@@ -200,24 +199,29 @@ class _Arms:
             "seconds": {
                 "search": searched["seconds"] if searched else 0.0,
                 "retrain": clock.seconds(epochs),
-                "inference": self._inference_seconds(seen, model),
+                "inference": seconds,
             },
             "parameters": parameters_of(self.options, self.source, model, ticket),
             "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
             "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
             "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + search_epochs * whole)},
             "flops_executed": {
-                "inference": flops_executed(lambda: seen.infer(model)),
+                "inference": flops,
                 "training": epochs * self._epoch_flops(model, seen) + (searched["flops"] if searched else 0.0),
             },
             "peak_bytes": peak.bytes,
             "file_bytes": state_bytes(model),
         }
 
-    def _inference_seconds(self, seen: Batched, model: nn.Module) -> float:
+    def _inference(self, seen: Batched, model: nn.Module) -> tuple[float, float]:
+        """Seconds and flops of one inference of all nodes."""
+        if seen.edges is not None:
+            seconds = measure_seconds(lambda: seen.infer(model), repeats=5, warmup=1).median
+            return seconds, flops_executed(lambda: seen.infer(model))
         # What is not in memory is read once, and that is what it takes.
-        often = {"repeats": 5, "warmup": 1} if seen.edges is not None else {"repeats": 1, "warmup": 0}
-        return measure_seconds(lambda: seen.infer(model), **often).median
+        counted: list[float] = []
+        once = measure_seconds(lambda: counted.append(flops_executed(lambda: seen.infer(model))), repeats=1, warmup=0)
+        return once.median, counted[0]
 
     def _model(self) -> nn.Module:
         return model_for(self.options, self.source, self.seed)

@@ -29,7 +29,7 @@ from gebt.data.ogb import OgbSet
 from gebt.data.ogb_stream import stream_ogb
 from gebt.data.streams import GraphStream, stream_graph
 from gebt.files import write_atomically
-from gebt.graph.canonical import GraphError, check_masks, checked_labels
+from gebt.graph.canonical import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
 
 Values = NDArray[Any]
@@ -107,6 +107,7 @@ class _Conversion:
         self, stream: GraphStream, header: MappedHeader, folder: Path, memory: int, progress: Progress
     ) -> None:
         self.stream, self.header, self.folder, self.memory, self.progress = stream, header, folder, memory, progress
+        self.labels, _ = checked_labels(stream.name, stream.labels, stream.num_classes, stream.target)
         self.scratch = folder / "scratch"
         self.above, self.below = (np.zeros(stream.num_nodes, np.int64) for _ in "ab")
         self.files: dict[str, str] = {}
@@ -115,7 +116,7 @@ class _Conversion:
         """All of it."""
         self.scratch.mkdir()
         self._write_features()
-        columns = zip(("labels", *PARTS), (self.stream.labels.long(), *self.stream.masks), strict=True)
+        columns = zip(("labels", *PARTS), (self.labels, *self.stream.masks), strict=True)
         for name, column in columns:
             self._write(name, iter((column.numpy(),)))
         self._write("upper_col", self._upper())
@@ -250,12 +251,14 @@ class _Conversion:
 
 def _checked(stream: GraphStream) -> MappedHeader:
     nodes, columns = stream.num_nodes, stream.num_features
-    if not 0 < nodes <= INT32_LIMIT or columns < 1 or stream.labels.shape != (nodes,):
+    if not 0 < nodes <= INT32_LIMIT or columns < 1 or stream.labels.shape[:1] != (nodes,):
         got = f"{nodes} nodes, {columns} features, labels {tuple(stream.labels.shape)}"
         raise GraphError(f"graph {stream.name!r} (got {got}), expected 1 to {INT32_LIMIT} nodes with features, labels")
-    _, classes = checked_labels(stream.name, stream.labels, stream.num_classes, "class")
+    known, classes = checked_labels(stream.name, stream.labels, stream.num_classes, stream.target)
     check_masks(stream.name, stream.masks, nodes)
-    return MappedHeader(stream.name, nodes, 0, columns, classes, stream.metric)
+    if stream.target == "multilabel":
+        check_known(stream.name, known, stream.masks)
+    return MappedHeader(stream.name, nodes, 0, columns, classes, stream.metric, stream.target)
 
 
 def _needed(stream: GraphStream) -> int:
@@ -263,7 +266,11 @@ def _needed(stream: GraphStream) -> int:
     entries = 8 * stream.num_edges
     pair = 4 if stream.num_edges <= INT32_LIMIT else 8
     rows = stream.num_edges * (4 + _LOWER.itemsize + 2 * (4 + pair))
-    return max(entries + stream.scratch_bytes, rows) + stream.num_nodes * (4 * stream.num_features + 27)
+    return (
+        max(entries + stream.scratch_bytes, rows)
+        + stream.num_nodes * (4 * stream.num_features + 19)
+        + 8 * stream.labels.numel()
+    )
 
 
 def _check_target(target: Path, force: bool) -> None:

@@ -40,7 +40,7 @@ from gebt.data.raw import (
 from gebt.data.streams import GraphStream, dense_rows, pieces
 from gebt.data.tables import count_lines, read_numbers, read_table, table_pieces
 from gebt.graph.canonical import Graph, GraphError
-from gebt.graph.metrics import Target
+from gebt.graph.metrics import METRICS, Target
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import INT32_LIMIT, SparseMatrix
 
@@ -65,7 +65,7 @@ def stream_folder(folder: Path) -> GraphStream:
     Edges as .npy and features as .npy are mapped, texts and parquet read in blocks; features as .npz, labels and split
     are read whole. Raises as `read_folder`, of edges and features when they are come to.
     """
-    labels, masks, _ = _labels_and_masks(folder)
+    labels, masks, target = _labels_and_masks(folder)
     nodes = labels.shape[0]
     edges, count = _edge_pieces(_the(folder, "edges", ".npy", ".csv", ".parquet"))
     path = _the(folder, "features", ".npy", ".npz")
@@ -79,7 +79,18 @@ def stream_folder(folder: Path) -> GraphStream:
             raise GraphError(f"file {path} (got shape {values.shape}), expected a row for each of {nodes} nodes")
         columns, features = values.shape[1], lambda rows: pieces(values, rows)
     name = folder.resolve().name
-    return GraphStream(name, nodes, count, columns, lambda rows, _: edges(rows), features, labels, masks)
+    return GraphStream(
+        name,
+        nodes,
+        count,
+        columns,
+        lambda rows, _: edges(rows),
+        features,
+        labels,
+        masks,
+        metric=METRICS[target][0],
+        target=target,
+    )
 
 
 # By what kind of numbers the labels are, and in how many dimensions.

@@ -2,7 +2,7 @@
 
     crow.npy [N + 1], col.npy [2P], pair.npy [2P]    all neighbours as CSR, and the number of each entry's pair
     upper_crow.npy [N + 1], upper_col.npy [P]        the pairs in lexicographic order: a pair's number is its place here
-    features.npy [N, F], labels.npy [N]              float32 and int64
+    features.npy [N, F], labels.npy                  float32; the labels as `Graph` keeps them
     train.npy, val.npy, test.npy [N]                 the split, bool
     header.json                                      counts, sizes and sha256 of all these, written last
 
@@ -17,7 +17,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from gebt.data.npz import npy_header
 from gebt.data.raw import reading
 from gebt.graph.canonical import SPARSE_FEATURE_DENSITY, Graph, GraphError, checked_features
-from gebt.graph.metrics import Metric, NodeMetric
+from gebt.graph.metrics import METRICS, Metric, Target
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import index_dtype
 
@@ -52,6 +52,7 @@ class MappedHeader:
     features: int
     classes: int
     metric: Metric
+    target: Target = "class"
     structure: str = ""
     fingerprint: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class MappedHeader:
         """The type and shape that every array must have."""
         rows, entries = np.dtype(np.int64), 2 * self.pairs
         node, pair = (_numpy(index_dtype(size)) for size in (self.nodes, self.pairs))
+        tasks = (self.classes,) if self.target == "multilabel" else ()
         return {
             "crow": (rows, (self.nodes + 1,)),
             "col": (node, (entries,)),
@@ -67,7 +69,7 @@ class MappedHeader:
             "upper_crow": (rows, (self.nodes + 1,)),
             "upper_col": (node, (self.pairs,)),
             "features": (np.dtype(np.float32), (self.nodes, self.features)),
-            "labels": (np.dtype(np.int64), (self.nodes,)),
+            "labels": (np.dtype(np.float32 if self.target == "number" else np.int64), (self.nodes, *tasks)),
             **{part: (np.dtype(np.bool_), (self.nodes,)) for part in PARTS},
         }
 
@@ -79,7 +81,7 @@ class MappedHeader:
 class MappedGraph:
     """A graph of N nodes and P pairs in a folder; what is asked for is read from there (`gebt.graph.adjacency`).
 
-    `labels`, `train_mask`, `val_mask`, `test_mask` [N] are in memory, nothing else is. Pages that were read stay
+    `labels`, `train_mask`, `val_mask`, `test_mask` are in memory, nothing else is. Pages that were read stay
     resident until `release`, or until the system wants the memory. Open it with `open_mapped`.
     """
 
@@ -124,6 +126,11 @@ class MappedGraph:
     def metric(self) -> Metric:
         """What says how well a network does."""
         return self.header.metric
+
+    @property
+    def target(self) -> Target:
+        """What a node's label is."""
+        return self.header.target
 
     @property
     def structure(self) -> str:
@@ -191,7 +198,8 @@ class MappedGraph:
         pairs = torch.from_numpy(np.stack((low, self._arrays["upper_col"].astype(np.int64))))
         features = checked_features(self.name, torch.from_numpy(self._arrays["features"].copy()), self.num_nodes)
         masks = self.train_mask, self.val_mask, self.test_mask
-        return Graph(self.name, pairs, features, self.labels, *masks, self.num_classes, metric=self.metric)
+        given = (self.name, pairs, features, self.labels, *masks, self.num_classes)
+        return Graph(*given, metric=self.metric, target=self.target)
 
     def digests(self) -> tuple[str, str]:
         """`structure` and `fingerprint`, computed piece by piece from what the files hold."""
@@ -260,8 +268,10 @@ def open_mapped(folder: str | Path, *, verify: bool = False) -> MappedGraph:
     graph = MappedGraph(folder, header)
     for name, last in (("crow", 2 * header.pairs), ("upper_crow", header.pairs)):
         _check_ends(folder / f"{name}.npy", graph._arrays[name][[0, -1]].tolist(), [0, last])
-    # What is not a class would be found in the middle of a training.
-    _check_ends(folder / "labels.npy", [int(graph.labels.clamp(0, header.classes - 1).ne(graph.labels).sum())], [0])
+    if header.target != "number":
+        # What is not a class would be found in the middle of a training.
+        least, most = (-1, 1) if header.target == "multilabel" else (0, header.classes - 1)
+        _check_ends(folder / "labels.npy", [int(graph.labels.clamp(least, most).ne(graph.labels).sum())], [0])
     if verify:
         graph.verify()
     return graph
@@ -287,8 +297,8 @@ def _read_header(path: Path) -> MappedHeader:
         counts = {name: getattr(header, name) for name in ("nodes", "pairs", "features", "classes")}
         if not all(type(count) is int and count >= (name != "pairs") for name, count in counts.items()):
             raise ValueError(f"{counts}")
-        if header.metric not in get_args(NodeMetric):
-            raise ValueError(f"metric {header.metric!r}")
+        if header.metric not in METRICS.get(header.target, ()):
+            raise ValueError(f"metric {header.metric!r} of labels {header.target!r}")
         return header
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.graph.canonical import Graph
-from gebt.graph.metrics import Metric
+from gebt.graph.metrics import Metric, Target
 from gebt.sparse.pattern import SparseMatrix
 
 
@@ -22,8 +22,9 @@ class GraphStream:
 
     `edges(rows, scratch)`: pieces [n <= rows, 2] of integers, the two nodes of an edge, `num_edges` rows in all or
     fewer; direction, order, repeats and self-loops do not count; `scratch` is an empty folder for what must lie on disk
-    meanwhile, at most `scratch_bytes`. `features(rows)`: pieces [n <= rows, F] of numbers, node by node. `labels` [N]
-    int64 and `masks`, train, validation and test [N] bool, are in memory. Both functions give the same at every call.
+    meanwhile, at most `scratch_bytes`. `features(rows)`: pieces [n <= rows, F] of numbers, node by node. `labels`, by
+    `target` as in `Graph`, and `masks`, train, validation and test [N] bool, are in memory. Both functions give the
+    same at every call.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GraphStream:
     masks: tuple[Tensor, Tensor, Tensor]
     num_classes: int | None = None
     metric: Metric = "accuracy"
+    target: Target = "class"
     scratch_bytes: int = 0
 
 
@@ -46,7 +48,7 @@ def stream_graph(graph: Graph) -> GraphStream:
     return GraphStream(
         graph.name, graph.num_nodes, graph.num_pairs, graph.num_features, lambda rows, _: pieces(pairs, rows),
         lambda rows: pieces(features.numpy(), rows) if isinstance(features, Tensor) else dense_rows(features, rows),
-        graph.labels.cpu(), masks, graph.num_classes, graph.metric,
+        graph.labels.cpu(), masks, graph.num_classes, graph.metric, graph.target,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -94,6 +95,14 @@ class InMemory:
 
     def release(self) -> None:
         """Nothing: all of it is in memory."""
+
+
+def runs_of_pairs(graph: Adjacency, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers [n <= size] and ends [2, n] of all pairs, run by run; each is let go of before the next."""
+    for first in range(0, graph.num_pairs, size):
+        numbers = torch.arange(first, min(first + size, graph.num_pairs), device=graph.device)
+        yield numbers, graph.ends(numbers)
+        graph.release()
 
 
 def adjacency_of(graph: Edges | Adjacency) -> Adjacency:

@@ -133,7 +133,7 @@ def canonical_graph(
     known, classes = checked_labels(name, labels, num_classes, target)
     check_masks(name, masks, nodes)
     if target == "multilabel":
-        _check_known(name, known, masks)
+        check_known(name, known, masks)
     more = {"notes": tuple(notes), "metric": METRICS[target][0], "target": target}
     return Graph(name, pairs, stored, known, *masks, num_classes=classes, **more)  # type: ignore[arg-type]
 
@@ -218,7 +218,8 @@ def _checked_tasks(name: str, labels: Tensor, num_tasks: int | None) -> Tensor:
     return labels.long()
 
 
-def _check_known(name: str, labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> None:
+def check_known(name: str, labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Raises `GraphError` for a part of the split in which all labels of tasks are unknown."""
     for part, mask in zip(("train", "validation", "test"), masks, strict=True):
         if not bool((labels[mask] >= 0).any()):
             raise GraphError(f"{part} labels of {name!r} (got unknown ones only), expected at least one that is known")

@@ -81,21 +81,6 @@ class Plan:
             return self.sampler.neighbours(own, settings.fanouts, generator)
         return self.sampler.walks(own, settings.length, generator)
 
-    def part(self, number: int) -> Batch:
-        """One part of the partition with its pairs, or for the other cuts `size` nodes in the order of their numbers.
-
-        All of them together are all nodes, each once: what is evaluated batch by batch.
-        """
-        if self.settings.cut in PARTITIONS:
-            return self.sampler.induced(self._members(0, [number]))
-        nodes = torch.arange(number * self.settings.size, min((number + 1) * self.settings.size, self._nodes))
-        return self.sampler.neighbours(nodes, self.settings.fanouts, generator_of(self.seed, 0, number))
-
-    @property
-    def num_parts(self) -> int:
-        """How many there are of `part`."""
-        return self.settings.parts if self.settings.cut in PARTITIONS else -(-self._nodes // self.settings.size)
-
     @property
     def _nodes(self) -> int:
         return self.sampler.edges.num_nodes

@@ -110,18 +110,31 @@ class GNN(nn.Module, ABC):
         `aggregated` is A_hat X where the caller has kept it for a network that `starts_from_aggregated`; it is read
         when it serves: no gates, nothing dropped of X.
         """
-        weights = self.convs[0].weigh(edges, gates)  # type: ignore[operator]
+        weights = self.weigh(edges, gates)
         known = aggregated is not None and gates is None and not (self.training and self.input_dropout)
-        x = aggregated if known else dropped(features, self.input_dropout, self.training)
-        *hidden, last = list(self.convs)
-        for number, conv in enumerate(hidden):
-            y = conv(x, edges, weights, aggregated=True) if known and not number else conv(x, edges, weights)
-            y = y if self.norms is None else self.norms[number](y)
-            if self.residual and number:
-                x = dropout(torch.relu(y) + x, self.dropout, self.training)  # type: ignore[operator]
-            else:
-                x = dropout(y, self.dropout, self.training, relu=True)
-        return last(x, edges, weights, aggregated=True) if known and not hidden else last(x, edges, weights)
+        x = cast(Tensor, aggregated) if known else dropped(features, self.input_dropout, self.training)
+        for number in range(self.depth):
+            x = self.layer(number, x, edges, weights, **({"aggregated": True} if known and not number else {}))
+        return cast(Tensor, x)
+
+    @property
+    def depth(self) -> int:
+        """How many layers there are."""
+        return len(self.convs)
+
+    def weigh(self, edges: Edges, gates: Tensor | None = None) -> Any:
+        """What the edges weigh, for all layers of a forward pass."""
+        return self.convs[0].weigh(edges, gates)  # type: ignore[operator]
+
+    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Any, **known: bool) -> Tensor:
+        """What layer `number` makes of X (with aggregated=True: of A_hat X): X for the next one, or the logits."""
+        y = self.convs[number](x, edges, weights, **known)
+        if number == self.depth - 1:
+            return y
+        y = y if self.norms is None else self.norms[number](y)
+        if self.residual and number:
+            return dropout(torch.relu(y) + x, self.dropout, self.training)  # type: ignore[operator]
+        return dropout(y, self.dropout, self.training, relu=True)
 
 
 class GCN(GNN):

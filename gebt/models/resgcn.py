@@ -138,13 +138,29 @@ class ResGCN(nn.Module):
 
     def forward(self, features: Tensor | SparseMatrix, edges: Edges, gates: Tensor | None = None) -> Tensor:
         """Logits [N, C]; `gates` [P] are soft values of the pairs (search only), None: every pair counts 1."""
-        weights = Neighbours.of(edges, gates)
-        x = self.node_encoder(dropped(features, self.input_dropout, self.training))
-        first, *others = self._layers()
-        x = first.conv(x, edges, weights)
-        for layer in others:
-            x = x + layer.conv(self._activated(layer, x), edges, weights)
-        return self.lin(self._activated(first, x))
+        weights, x = self.weigh(edges, gates), dropped(features, self.input_dropout, self.training)
+        for number in range(self.depth):
+            x = self.layer(number, x, edges, weights)
+        return cast(Tensor, x)
+
+    @property
+    def depth(self) -> int:
+        """How many layers there are."""
+        return len(self.layers)
+
+    def weigh(self, edges: Edges, gates: Tensor | None = None) -> Neighbours:
+        """What the edges weigh, for all layers of a forward pass."""
+        return Neighbours.of(edges, gates)
+
+    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbours) -> Tensor:
+        """What layer `number` makes of X: X for the next one, or the logits; the first one also encodes."""
+        first, own = self._layers()[0], self._layers()[number]
+        if number:
+            assert isinstance(x, Tensor)
+            y = x + own.conv(self._activated(own, x), edges, weights)
+        else:
+            y = own.conv(self.node_encoder(x), edges, weights)
+        return self.lin(self._activated(first, y)) if number == self.depth - 1 else y
 
     def _activated(self, layer: ResLayer, x: Tensor) -> Tensor:
         return dropout(layer.norm(x), self.dropout, self.training, relu=True)

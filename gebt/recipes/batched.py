@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.adjacency import adjacency_of
+from gebt.graph.adjacency import adjacency_of, runs_of_pairs
 from gebt.graph.scores import ShareInParts
 from gebt.prune.drawing import Drawing
 from gebt.prune.holding import hold
@@ -191,16 +191,16 @@ class _Search:
         parts = plan.clusters if plan.settings.cut == "clusters" else torch.arange(source.num_nodes)
         count = int(parts.max()) + 1
         owner = torch.empty(source.num_pairs, dtype=torch.int16)
-        for numbers, pairs in self._pairs():
+        for numbers, pairs in runs_of_pairs(self.graph, RUN):
             owner[numbers] = (parts[pairs[0]] * own.count // count).short()
         return Shards(owner, rank=own.rank, world=own.count)
 
     def _share(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
         """The weight of pairs by their numbers, which is the same in every draw and kept where the values are."""
         degrees = self.graph.degrees(torch.arange(self.graph.num_nodes))
-        share = ShareInParts(self._pairs, degrees, self.edge_order)
+        share = ShareInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_order)
         weight = Stored(self.graph.num_pairs, torch.float32, folder)
-        for numbers, pairs in self._pairs():
+        for numbers, pairs in runs_of_pairs(self.graph, RUN):
             first, end = int(numbers[0]), int(numbers[-1]) + 1
             weight.tensor[first:end] = share.of(numbers, pairs)
             weight.drop(first, end)
@@ -212,13 +212,6 @@ class _Search:
             return found
 
         return of
-
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers and ends of all pairs, run by run."""
-        for first in range(0, self.graph.num_pairs, RUN):
-            numbers = torch.arange(first, min(first + RUN, self.graph.num_pairs))
-            yield numbers, self.graph.ends(numbers)
-            self.batched.release()
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert self.drawn is not None

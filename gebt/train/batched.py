@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -21,11 +23,12 @@ from gebt.graph.batches import Batch
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.links import LinkGraph
-from gebt.graph.metrics import Metric
+from gebt.graph.metrics import Metric, Target, label_loss, measure
 from gebt.graph.plans import Plan, stream_of
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import Ticket
+from gebt.train.layerwise import LayerByLayer, Layered
 from gebt.train.links import LinkTask
 from gebt.train.loop import History, NodeTask, copy_state, seeded
 from gebt.train.pair_values import PairValues
@@ -45,9 +48,13 @@ class Source(Protocol):
     @property
     def num_pairs(self) -> int: ...
     @property
+    def num_features(self) -> int: ...
+    @property
     def num_classes(self) -> int: ...
     @property
     def metric(self) -> Metric: ...
+    @property
+    def target(self) -> Target: ...
     @property
     def labels(self) -> Tensor: ...
     @property
@@ -64,8 +71,8 @@ class Source(Protocol):
 class Batched:
     """A training batch by batch: what is read, how it is cut, and by whom.
 
-    `edges`: the whole adjacency, or None where it is not in memory; then evaluation goes part by part. `kept`: the mask
-    of the pairs that are there, None: all.
+    `edges`: the whole adjacency, or None where it is not in memory; then evaluation goes layer by layer. `kept`: the
+    mask of the pairs that are there, None: all. `scratch`: a folder for what does not stay in memory either.
     """
 
     source: Source
@@ -74,6 +81,7 @@ class Batched:
     kept: Mask | None = None
     edges: Edges | None = None
     device: str = "cpu"
+    scratch: Path | None = None
 
     def graph_of(self, batch: Batch) -> Graph:
         """A batch as a graph of its own; only its targets are in a part of the split."""
@@ -82,8 +90,7 @@ class Batched:
         counts[batch.targets] = True
         train, val, test = (mask[nodes] & counts for mask in (own.train_mask, own.val_mask, own.test_mask))
         given = (own.name, batch.pairs, own.features_of(nodes), own.labels[nodes])
-        target = own.target if isinstance(own, Graph) else "class"
-        graph = Graph(*given, train, val, test, own.num_classes, metric=own.metric, target=target)
+        graph = Graph(*given, train, val, test, own.num_classes, metric=own.metric, target=own.target)
         return graph if self.device == "cpu" else graph.to(self.device)
 
     def task_of(self, batch: Batch) -> tuple[NodeTask, Tensor]:
@@ -121,37 +128,39 @@ class Batched:
         return task_for(self.source.to(self.device), self.edges.to(self.device) if self.edges else None)
 
     def infer(self, model: nn.Module) -> None:
-        """One inference of all nodes by this process: at once where the graph is in memory, else part by part."""
+        """One inference of all nodes by this process: at once where the graph is in memory, else layer by layer."""
         model.eval()
         with torch.no_grad():
             if isinstance(self.source, Graph) and self.edges is not None:
                 self._whole().logits(model)
                 return
-            for number in range(self.plan.num_parts):
-                graph = self.graph_of(self.thinned(self.plan.part(number)))
-                task_for(graph, keep_aggregated=False).logits(model)
-                self.release()
+            self._layers.logits(cast(Layered, model), torch.arange(self.source.num_nodes))
 
     def evaluate(self, model: nn.Module) -> tuple[float, float, float]:
         """Validation score, validation loss and test score: of the whole graph at once where it is in memory.
 
-        Else part by part, shared by the processes: pairs between parts are then left out.
+        Else layer by layer, shared by the processes: the same to rounding.
         """
         if isinstance(self.source, Graph) and self.edges is not None:
             return self._whole().evaluate(model)
-        said: list[list[Tensor]] = [[], [], [], []]
         model.eval()
-        for number in self.processes.share(range(self.plan.num_parts)):
-            graph = self.graph_of(self.thinned(self.plan.part(number)))
-            with torch.no_grad():
-                logits = NodeTask(graph, keep_aggregated=False).logits(model)
-            for place, mask in ((0, graph.val_mask), (2, graph.test_mask)):
-                said[place].append(logits[mask])
-                said[place + 1].append(graph.labels[mask])
-            self.release()
-        val, val_labels, test, test_labels = (self.processes.rows(torch.cat(own)) for own in said)
-        val_score, val_loss, test_score = NodeTask(graph).scored(val, val_labels, test, test_labels).tolist()
-        return val_score, val_loss, test_score
+        own = self.source
+        nodes = (own.val_mask | own.test_mask).nonzero().squeeze(1)
+        with torch.no_grad():
+            logits = self._layers.logits(cast(Layered, model), nodes, self.processes)
+        labels = own.labels[nodes]
+        val, test = own.val_mask[nodes], own.test_mask[nodes]
+        loss = label_loss(own.target, logits[val], labels[val])
+        return (
+            float(measure(own.metric, logits[val], labels[val])),
+            float(loss),
+            float(measure(own.metric, logits[test], labels[test])),
+        )
+
+    @cached_property
+    def _layers(self) -> LayerByLayer:
+        """Inference of a graph that is not in memory."""
+        return LayerByLayer(self.source, self.plan.sampler, self.kept, scratch=self.scratch, device=self.device)
 
 
 class BatchedFit:

@@ -61,13 +61,6 @@ def test_random_parts_let_other_pairs_in_each_epoch_and_clusters_the_same_ones(s
         assert torch.equal(seen(plan, epoch), (low == high).nonzero().squeeze(1))
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_parts_to_evaluate_hold_every_node_once(sparse: Graph, cut: str) -> None:
-    plan = plan_of(sparse, cut=cut)
-    parts = [plan.part(number) for number in range(plan.num_parts)]
-    assert torch.equal(torch.cat([part.nodes[part.targets] for part in parts]).sort().values, torch.arange(60))
-
-
 def test_streams_of_other_numbers_are_others() -> None:
     numbers = ((0,), (0, 0), (0, 1), (1, 0), (1, 1), (1, 1, 1), (11, 1), (1, 11))
     found = {stream_of(*own) for own in numbers}

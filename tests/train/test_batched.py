@@ -105,15 +105,6 @@ def test_pruned_pairs_are_in_no_batch(sparse: Graph) -> None:
         assert torch.equal(thin.nodes[thin.pairs], sparse.pairs[:, thin.pair_ids])
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_evaluation_part_by_part_is_that_of_the_graph_without_the_pairs_between(sparse: Graph, parts: int) -> None:
-    batched = batched_of(sparse, BatchSettings("random", parts=parts), in_memory=False)
-    low, high = batched.plan.parts(0)[sparse.pairs]
-    model = model_of(sparse)
-    expected = NodeTask(replace(sparse, pairs=sparse.pairs[:, low == high])).evaluate(model)
-    assert batched.evaluate(model) == pytest.approx(expected, rel=1e-5)
-
-
 def test_a_resumed_fit_is_the_straight_one(sparse: Graph, tmp_path: Path) -> None:
     batched = batched_of(sparse, BatchSettings("random", parts=4, together=2))
 

@@ -1,0 +1,173 @@
+"""Exact inference of a graph that is not in memory: layer by layer, some nodes at a time with all their neighbours.
+
+What a layer gives is kept, in a file if there is a folder for it; so is nothing as large as the graph in memory, but
+for a few numbers a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gebt.graph.adjacency import adjacency_of, runs_of_pairs
+from gebt.graph.batches import Batch, Sampler
+from gebt.graph.edges import Edges
+from gebt.prune.mask import Mask
+from gebt.sparse.pattern import SparseMatrix
+from gebt.train.pair_values import RUN, Stored
+from gebt.train.processes import ALONE, Processes
+
+# Entries of the adjacency that are worked on at once, and bytes of what their nodes bring along.
+MOST_ENTRIES = 1 << 22
+MOST_BYTES = 1 << 30
+
+
+class Layered(Protocol):
+    """A network that is a sequence of layers (`gebt.models`)."""
+
+    @property
+    def depth(self) -> int:
+        """How many."""
+
+    def weigh(self, edges: Edges, gates: Tensor | None = None) -> Any:
+        """What the edges weigh."""
+
+    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Any) -> Tensor:
+        """What layer `number` makes of `x`."""
+
+
+class Features(Protocol):
+    """What gives the features of nodes."""
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+
+    def features_of(self, nodes: Tensor) -> Tensor | SparseMatrix:
+        """Theirs, [n, F]."""
+
+
+class LayerByLayer:
+    """The logits of a network at some nodes of a graph, to rounding those that it has in memory.
+
+    `kept`: the mask of the pairs that are there, None: all. `scratch`: a folder for what layers give; None: memory.
+    """
+
+    def __init__(
+        self,
+        source: Features,
+        sampler: Sampler,
+        kept: Mask | None = None,
+        *,
+        scratch: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.source, self.sampler, self.kept, self.scratch = source, sampler, kept, scratch
+        self.device = device
+        self.graph = adjacency_of(sampler.edges)
+        self.degrees = self._degrees()
+
+    def logits(self, model: Layered, nodes: Tensor, processes: Processes = ALONE) -> Tensor:
+        """[n, C] of `nodes` [n], rising; the model must be in evaluation mode. `processes`: those that share the work.
+
+        They send each other what each layer gives.
+        """
+        read, given = self._read(nodes, model.depth), None
+        for number, own in enumerate(read[1:]):
+            known = None if given is None else (read[number], given)
+            given = self._layer(model, number, own, known, processes)
+        assert given is not None
+        return given.rows(torch.arange(nodes.numel()))
+
+    def _degrees(self) -> Tensor:
+        """Of every node [N], pruned pairs not counted."""
+        if self.kept is None:
+            return self.graph.degrees(torch.arange(self.graph.num_nodes)).to(torch.get_default_dtype())
+        found = torch.zeros(self.graph.num_nodes)
+        for numbers, ends in runs_of_pairs(self.graph, RUN):
+            both = ends[:, self.kept.at(numbers)].flatten()
+            found.index_add_(0, both, torch.ones(both.numel()))
+        return found
+
+    def _read(self, nodes: Tensor, depth: int) -> list[Tensor]:
+        """The nodes that each layer reads, and last those that are asked for."""
+        read = [nodes]
+        for _ in range(depth):
+            marked = torch.zeros(self.graph.num_nodes, dtype=torch.bool)
+            marked[read[0]] = True
+            for some in self._runs(read[0], 1):
+                marked[self.graph.rows(some)[1]] = True
+                self.graph.release()
+            grown = marked.nonzero().squeeze(1)
+            # Once nothing is new all layers before read the same, and one list of them does.
+            read.insert(0, grown if grown.numel() > read[0].numel() else read[0])
+        return read
+
+    def _runs(self, nodes: Tensor, width: int) -> tuple[Tensor, ...]:
+        """The nodes in runs, whose entries and rows of so many numbers are not too many at once."""
+        entries = min(MOST_ENTRIES, max(1, MOST_BYTES // (4 * width)))
+        if 4 * width * self.graph.num_nodes <= MOST_BYTES:
+            entries = MOST_ENTRIES  # no more rows than nodes
+        run = ((self.graph.degrees(nodes) + 1).cumsum(0) - 1) // entries
+        return nodes.split(torch.unique_consecutive(run, return_counts=True)[1].tolist())
+
+    def _layer(
+        self, model: Layered, number: int, nodes: Tensor, known: tuple[Tensor, _Rows] | None, processes: Processes
+    ) -> _Rows:
+        """What a layer gives at these nodes; `known`: nodes and rows of the layer before, None: the features."""
+        runs = self._runs(nodes, self.source.num_features if known is None else known[1].width)
+        found, done = None, 0
+        for first in range(0, len(runs), processes.count):
+            mine = first + processes.rank
+            # All take part in what is sent: who has no run left computes another's and sends none of it.
+            rows = self._at(model, number, runs[min(mine, len(runs) - 1)], known)
+            rows = processes.rows(rows if mine < len(runs) else rows[:0])
+            if found is None:
+                found = _Rows(nodes.numel(), rows, self.scratch)
+            found.write(done, rows)
+            done += rows.shape[0]
+            self.graph.release()
+            if known is not None:
+                known[1].release()
+        assert found is not None
+        return found
+
+    def _at(self, model: Layered, number: int, nodes: Tensor, known: tuple[Tensor, _Rows] | None) -> Tensor:
+        batch = self.sampler.around(nodes)
+        edges = self._edges(batch).to(self.device)
+        if known is None:
+            x: Tensor | SparseMatrix = self.source.features_of(batch.nodes)
+        else:
+            x = known[1].rows(torch.searchsorted(known[0], batch.nodes))
+        y = model.layer(number, x.to(self.device), edges, model.weigh(edges))
+        return y[batch.targets.to(self.device)].cpu()
+
+    def _edges(self, batch: Batch) -> Edges:
+        pairs = batch.pairs if self.kept is None else batch.pairs[:, self.kept.at(batch.pair_ids)]
+        edges = Edges.from_pairs(pairs, batch.nodes.numel())
+        return replace(edges, outside=self.degrees[batch.nodes] - edges.unit_degrees)
+
+
+class _Rows:
+    """Rows [n, width] like those of `like`, in memory or in a file of `folder`."""
+
+    def __init__(self, count: int, like: Tensor, folder: Path | None) -> None:
+        self.width = like.shape[1]
+        self._stored = Stored(count * self.width, like.dtype, folder)
+        self._rows = self._stored.tensor[: count * self.width].view(count, self.width)
+
+    def rows(self, places: Tensor) -> Tensor:
+        """Those at these places."""
+        return self._rows[places]
+
+    def write(self, first: int, rows: Tensor) -> None:
+        """Puts rows from place `first` on."""
+        self._rows[first : first + rows.shape[0]] = rows
+
+    def release(self) -> None:
+        """Lets go of the pages that were read."""
+        self._stored.drop(0, self._rows.numel())
