@@ -17,6 +17,7 @@ import pytest
 
 from gebt.cli import main
 from gebt.config import RunOptions
+from gebt.data.convert import convert
 from gebt.experiment import is_mapped
 from gebt.record import CHECKPOINTS, read_record
 
@@ -104,6 +105,13 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path:
     assert found(tmp_path) == found(alone)
     # What was done was not done again: its seconds are those of the first time.
     assert read_record(tmp_path)["per_seed"][0]["dense"]["seconds"] == json.loads(dense)["seconds"]
+
+
+def test_a_run_from_disk_finds_what_one_in_memory_does(tmp_path: Path) -> None:
+    few = [*OPTIONS, "--epochs", "3", "--max-epochs", "3", "--retrain-epochs", "2", "--threads", "1"]
+    main(["run", *few, "--out", str(tmp_path / "memory")])
+    main(["run", *few, "--graph", str(convert("digits", tmp_path / "mapped")), "--out", str(tmp_path / "disk")])
+    assert found(tmp_path / "disk")["arms"] == found(tmp_path / "memory")["arms"]
 
 
 @pytest.mark.slow

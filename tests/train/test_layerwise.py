@@ -101,7 +101,9 @@ def test_a_graph_on_disk_is_evaluated_as_in_memory(target: Any, sparse: Graph, t
     for kept in (None, half(graph)):
         seen = edges if kept is None else edges.subset(kept.flat())
         expected = NodeTask(mapped.to_graph(), seen).evaluate(model)
-        assert Batched(mapped, plan, kept=kept, scratch=tmp_path).evaluate(model) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert Batched(mapped, plan, kept=kept, scratch=tmp_path).evaluate(model) == pytest.approx(
+            expected, rel=1e-5, abs=1e-6
+        )
 
 
 def test_processes_that_have_no_run_left_send_nothing(sparse64: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
