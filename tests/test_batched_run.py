@@ -108,7 +108,8 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path:
 
 
 def test_a_run_from_disk_finds_what_one_in_memory_does(tmp_path: Path) -> None:
-    few = [*OPTIONS, "--epochs", "3", "--max-epochs", "3", "--retrain-epochs", "2", "--threads", "1"]
+    few = ["--batches", "random", "--parts", "5", "--hidden", "8", "--epochs", "3", "--max-epochs", "3"]
+    few += ["--retrain-epochs", "2", "--threads", "1"]
     main(["run", *few, "--out", str(tmp_path / "memory")])
     main(["run", *few, "--graph", str(convert("digits", tmp_path / "mapped")), "--out", str(tmp_path / "disk")])
     assert found(tmp_path / "disk")["arms"] == found(tmp_path / "memory")["arms"]

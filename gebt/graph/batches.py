@@ -99,19 +99,6 @@ class Sampler:
             seen = torch.cat((seen, frontier)).sort().values
         return self._of_pairs(seen, torch.unique(torch.cat(drawn)), targets)
 
-    def around(self, targets: Tensor) -> Batch:
-        """The targets ([T], each once), all their neighbours, and all pairs of the targets: one layer's whole input."""
-        row, col, ids = self._graph.rows(targets)
-        nodes = torch.unique(torch.cat((targets, col)))
-        self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
-        places = self._place[targets]
-        inside = torch.zeros(nodes.numel(), dtype=torch.bool, device=nodes.device).index_fill_(0, places, True)
-        low, high = places[row], self._place[col]
-        once = (low < high) | ~inside[high]  # a pair of two targets comes twice
-        self._place[nodes] = -1
-        pairs = torch.stack((torch.minimum(low, high), torch.maximum(low, high)))
-        return Batch(nodes, pairs[:, once], ids[once], places)
-
     def walks(self, roots: Tensor, length: int, generator: torch.Generator) -> Batch:
         """All nodes that a random walk of `length` steps from each root comes through, and all pairs among them.
 

@@ -23,8 +23,7 @@ class Edges:
     or P + u for the self-loop of node u; `places` [2P + N]: the reverse, where the two entries of each pair stand, pair
     by pair, then each self-loop. One value a pair moves both directions, so no ticket is directed
     by accident, and a self-loop has no value, so none can be pruned. `fixed` [P]: values of the pairs that count where
-    where no others are given (a ticket that keeps its edge values); None: every pair counts 1. `outside` [N]: of a part
-    of a larger graph, the sum of the values of each node's pairs that are not here; they count in degrees.
+    no others are given (a ticket that keeps its edge values); None: every pair counts 1.
     """
 
     pairs: Tensor
@@ -32,10 +31,9 @@ class Edges:
     source: Tensor
     places: Tensor
     fixed: Tensor | None = None
-    outside: Tensor | None = None
 
     @staticmethod
-    def from_pairs(pairs: Tensor, num_nodes: int, fixed: Tensor | None = None, outside: Tensor | None = None) -> Edges:
+    def from_pairs(pairs: Tensor, num_nodes: int, fixed: Tensor | None = None) -> Edges:
         """Builds the pattern of `pairs` [2, P] (each undirected pair once, no self-loops).
 
         Linear in P but for one sort of the larger ends. Raises `ValueError` for a pair given twice, a self-loop or a
@@ -65,7 +63,7 @@ class Edges:
         own = torch.stack((upper, lower), 1)
         own = torch.empty_like(own).index_copy_(0, ids.long(), own)
         pattern = Pattern(crow, col, (num_nodes, num_nodes)).mirrored()
-        return Edges(pairs, pattern, source, torch.cat((own.flatten(), loops)), fixed, outside)
+        return Edges(pairs, pattern, source, torch.cat((own.flatten(), loops)), fixed)
 
     @property
     def num_nodes(self) -> int:
@@ -79,8 +77,8 @@ class Edges:
 
     def to(self, device: torch.device | str) -> Edges:
         """The same edges on another device."""
-        fixed, outside = (None if own is None else own.to(device) for own in (self.fixed, self.outside))
-        return Edges.from_pairs(self.pairs.to(device), self.num_nodes, fixed, outside)
+        fixed = None if self.fixed is None else self.fixed.to(device)
+        return Edges.from_pairs(self.pairs.to(device), self.num_nodes, fixed)
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -97,9 +95,9 @@ class Edges:
 
     @cached_property
     def unit_degrees(self) -> Tensor:
-        """`degrees` of the fixed values, or of 1 for every pair, computed once."""
+        """Number of neighbours of every node, or what their fixed values sum to, [N], computed once."""
         with torch.inference_mode(False):
-            return self.degrees(self._values())
+            return self.incident_sum(self._values())
 
     def _values(self) -> Tensor:
         return self.fixed if self.fixed is not None else torch.ones(self.num_pairs, device=self.pairs.device)
@@ -146,14 +144,9 @@ class Edges:
         return rows, read
 
     def incident_sum(self, values: Tensor) -> Tensor:
-        """For every node the sum of `values` [P] over its pairs here. Returns [N]."""
+        """For every node the sum of `values` [P] over its pairs. Returns [N]."""
         u, v = self.pairs
         return values.new_zeros(self.num_nodes).index_add_(0, u, values).index_add_(0, v, values)
-
-    def degrees(self, values: Tensor) -> Tensor:
-        """`incident_sum` of all pairs of each node, also those `outside`, [N]."""
-        here = self.incident_sum(values)
-        return here if self.outside is None else here + self.outside
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +191,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, edges: Edges) -> Tensor:
         u, v = edges.pairs
-        scale = edges.degrees(values).add_(1).rsqrt_()
+        scale = edges.incident_sum(values).add_(1).rsqrt_()
         ctx.edges = edges
         ctx.save_for_backward(values, scale)
         pair = values * scale.index_select(0, u) * scale.index_select(0, v)

@@ -80,7 +80,7 @@ class Neighbours(NamedTuple):
     def of(edges: Edges, gates: Tensor | None) -> Neighbours:
         """That of soft values [P] of the pairs; None: every pair counts 1."""
         entries = edges.unit_entries if gates is None else edges.spread(gates)
-        degrees = edges.unit_degrees if gates is None else edges.degrees(gates)
+        degrees = edges.unit_degrees if gates is None else edges.incident_sum(gates)
         return Neighbours(entries, torch.where(degrees == 0, 0.0, 1.0 / degrees).unsqueeze(1))
 
     def mean(self, edges: Edges, x: Tensor) -> Tensor:

@@ -160,7 +160,9 @@ class Batched:
     @cached_property
     def _layers(self) -> LayerByLayer:
         """Inference of a graph that is not in memory."""
-        return LayerByLayer(self.source, self.plan.sampler, self.kept, scratch=self.scratch, device=self.device)
+        return LayerByLayer(
+            self.source, adjacency_of(self.plan.sampler.edges), self.kept, scratch=self.scratch, device=self.device
+        )
 
 
 class BatchedFit:

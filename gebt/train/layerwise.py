@@ -6,23 +6,21 @@ for a few numbers a node.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gebt.graph.adjacency import adjacency_of, runs_of_pairs
-from gebt.graph.batches import Batch, Sampler
-from gebt.graph.edges import Edges
+from gebt.graph.adjacency import Adjacency
+from gebt.graph.around import Around, Surroundings
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
-from gebt.train.pair_values import RUN, Stored
+from gebt.train.pair_values import Stored
 from gebt.train.processes import ALONE, Processes
 
 # Entries of the adjacency that are worked on at once, and bytes of what their nodes bring along.
-MOST_ENTRIES = 1 << 22
+MOST_ENTRIES = 1 << 23
 MOST_BYTES = 1 << 30
 
 
@@ -33,10 +31,10 @@ class Layered(Protocol):
     def depth(self) -> int:
         """How many."""
 
-    def weigh(self, edges: Edges, gates: Tensor | None = None) -> Any:
+    def weigh(self, edges: Around, gates: Tensor | None = None) -> Any:
         """What the edges weigh."""
 
-    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Any) -> Tensor:
+    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Around, weights: Any) -> Tensor:
         """What layer `number` makes of `x`."""
 
 
@@ -60,16 +58,16 @@ class LayerByLayer:
     def __init__(
         self,
         source: Features,
-        sampler: Sampler,
+        graph: Adjacency,
         kept: Mask | None = None,
         *,
         scratch: Path | None = None,
         device: str = "cpu",
     ) -> None:
-        self.source, self.sampler, self.kept, self.scratch = source, sampler, kept, scratch
+        self.source, self.graph, self.scratch = source, graph, scratch
         self.device = device
-        self.graph = adjacency_of(sampler.edges)
-        self.degrees = self._degrees()
+        self.surroundings = Surroundings(self.graph, kept)
+        self._last: tuple[Tensor, list[Tensor]] | None = None
 
     def logits(self, model: Layered, nodes: Tensor, processes: Processes = ALONE) -> Tensor:
         """[n, C] of `nodes` [n], rising; the model must be in evaluation mode. `processes`: those that share the work.
@@ -83,18 +81,10 @@ class LayerByLayer:
         assert given is not None
         return given.rows(torch.arange(nodes.numel()))
 
-    def _degrees(self) -> Tensor:
-        """Of every node [N], pruned pairs not counted."""
-        if self.kept is None:
-            return self.graph.degrees(torch.arange(self.graph.num_nodes)).to(torch.get_default_dtype())
-        found = torch.zeros(self.graph.num_nodes)
-        for numbers, ends in runs_of_pairs(self.graph, RUN):
-            both = ends[:, self.kept.at(numbers)].flatten()
-            found.index_add_(0, both, torch.ones(both.numel()))
-        return found
-
     def _read(self, nodes: Tensor, depth: int) -> list[Tensor]:
-        """The nodes that each layer reads, and last those that are asked for."""
+        """The nodes that each layer reads, and last those that are asked for; kept for the next call."""
+        if self._last is not None and len(self._last[1]) == depth + 1 and torch.equal(self._last[0], nodes):
+            return self._last[1]
         read = [nodes]
         for _ in range(depth):
             marked = torch.zeros(self.graph.num_nodes, dtype=torch.bool)
@@ -105,6 +95,7 @@ class LayerByLayer:
             grown = marked.nonzero().squeeze(1)
             # Once nothing is new all layers before read the same, and one list of them does.
             read.insert(0, grown if grown.numel() > read[0].numel() else read[0])
+        self._last = nodes, read
         return read
 
     def _runs(self, nodes: Tensor, width: int) -> tuple[Tensor, ...]:
@@ -137,19 +128,14 @@ class LayerByLayer:
         return found
 
     def _at(self, model: Layered, number: int, nodes: Tensor, known: tuple[Tensor, _Rows] | None) -> Tensor:
-        batch = self.sampler.around(nodes)
-        edges = self._edges(batch).to(self.device)
+        around = self.surroundings.of(nodes)
         if known is None:
-            x: Tensor | SparseMatrix = self.source.features_of(batch.nodes)
+            x: Tensor | SparseMatrix = self.source.features_of(around.nodes)
         else:
-            x = known[1].rows(torch.searchsorted(known[0], batch.nodes))
+            x = known[1].rows(torch.searchsorted(known[0], around.nodes))
+        edges = around.to(self.device)
         y = model.layer(number, x.to(self.device), edges, model.weigh(edges))
-        return y[batch.targets.to(self.device)].cpu()
-
-    def _edges(self, batch: Batch) -> Edges:
-        pairs = batch.pairs if self.kept is None else batch.pairs[:, self.kept.at(batch.pair_ids)]
-        edges = Edges.from_pairs(pairs, batch.nodes.numel())
-        return replace(edges, outside=self.degrees[batch.nodes] - edges.unit_degrees)
+        return y[edges.targets].cpu()
 
 
 class _Rows:

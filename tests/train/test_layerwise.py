@@ -15,7 +15,7 @@ from gebt.data.convert import convert_stream
 from gebt.data.mapped import open_mapped
 from gebt.data.streams import stream_graph
 from gebt.graph import Edges, Graph
-from gebt.graph.adjacency import adjacency_of, runs_of_pairs
+from gebt.graph.adjacency import adjacency_of
 from gebt.graph.batches import Sampler
 from gebt.graph.plans import BatchSettings, Plan
 from gebt.models import GCN
@@ -62,13 +62,13 @@ def test_logits_are_those_of_the_network_on_the_whole_graph(
     with torch.no_grad():
         expected = NodeTask(sparse64, seen).logits(model)
         for some, scratch in ((nodes, None), (torch.arange(60), tmp_path)):
-            found = LayerByLayer(sparse64, Sampler(edges), kept, scratch=scratch).logits(model, some)  # type: ignore[arg-type]
+            found = LayerByLayer(sparse64, adjacency_of(edges), kept, scratch=scratch).logits(model, some)  # type: ignore[arg-type]
             torch.testing.assert_close(found, expected[some], rtol=1e-10, atol=1e-12)
 
 
 def test_runs_are_cut_by_what_their_nodes_bring_along(sparse64: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     edges = edges_of(sparse64)
-    layers, degrees = LayerByLayer(sparse64, Sampler(edges)), adjacency_of(edges).degrees(torch.arange(60)) + 1
+    layers, degrees = LayerByLayer(sparse64, adjacency_of(edges)), adjacency_of(edges).degrees(torch.arange(60)) + 1
     runs = layers._runs(torch.arange(60), 8)
     assert len(runs) == 1
     monkeypatch.setattr(layerwise, "MOST_BYTES", 4 * 8 * 50)  # rows of fifty nodes, of sixty that there are
@@ -110,7 +110,7 @@ def test_processes_that_have_no_run_left_send_nothing(sparse64: Graph, monkeypat
     """Two processes, one after the other: what each would send, put together, is what one alone finds."""
     monkeypatch.setattr(layerwise, "MOST_ENTRIES", 160)
     model = GCN(sparse64.num_features, 8, sparse64.num_classes, depth=1).eval()
-    layers, nodes = LayerByLayer(sparse64, Sampler(edges_of(sparse64))), torch.arange(60)
+    layers, nodes = LayerByLayer(sparse64, adjacency_of(edges_of(sparse64))), torch.arange(60)
     runs = layers._runs(nodes, sparse64.num_features)
     assert len(runs) % 2
     sent: list[list[torch.Tensor]] = [[], []]
@@ -125,20 +125,3 @@ def test_processes_that_have_no_run_left_send_nothing(sparse64: Graph, monkeypat
     assert sent[1][-1].shape[0] == 0
     found = torch.cat([rows for turn in zip(*sent, strict=True) for rows in turn])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
-def test_all_pairs_come_once_in_runs(sparse64: Graph) -> None:
-    numbers, ends = zip(*runs_of_pairs(adjacency_of(edges_of(sparse64)), 7), strict=True)
-    assert torch.equal(torch.cat(numbers), torch.arange(sparse64.num_pairs))
-    assert torch.equal(torch.cat(ends, 1), sparse64.pairs)
-
-
-def test_what_is_around_nodes_is_their_neighbours_and_their_pairs(sparse64: Graph) -> None:
-    targets = torch.tensor([2, 30, 31, 58])
-    batch = Sampler(edges_of(sparse64)).around(targets)
-    u, v = sparse64.pairs
-    touched = torch.isin(u, targets) | torch.isin(v, targets)
-    assert torch.equal(batch.pair_ids.sort().values, touched.nonzero().squeeze(1))
-    assert torch.equal(batch.nodes[batch.pairs], sparse64.pairs[:, batch.pair_ids])
-    assert torch.equal(batch.nodes, torch.unique(torch.cat((targets, sparse64.pairs[:, touched].flatten()))))
-    assert torch.equal(batch.nodes[batch.targets], targets)
