@@ -12,7 +12,7 @@ import torch
 
 from gebt.combinations import check_together
 from gebt.data.manifest import TaskName, dataset_info
-from gebt.graph.plans import BatchSettings, Cut
+from gebt.graph.plans import BatchSettings, Cut, SamplerName
 from gebt.graph.scores import EdgeScore, EdgeValues
 from gebt.models import kinds
 from gebt.models.kinds import ModelName
@@ -180,6 +180,8 @@ class RunOptions:
         Training nodes of a batch of neighbours or walks.
     fanouts
         Neighbours drawn of a node, at distance 1, 2, ...
+    sampler
+        Who draws neighbours: "own", or "pyg", PyG's sampler with its native parts (pyg-lib or torch-sparse).
     walk_length
         Steps of a random walk.
     per_step
@@ -248,6 +250,7 @@ class RunOptions:
     parts_together: int = 1
     batch_size: int = 512
     fanouts: tuple[int, ...] = (10, 10)
+    sampler: SamplerName = "own"
     walk_length: int = 3
     per_step: int | None = None
     evaluate_every: int = 1
@@ -325,7 +328,7 @@ class RunOptions:
         """How epochs are cut into batches, for so many processes (of options with `batches`)."""
         assert self.batches is not None
         sizes = (self.parts, self.parts_together, self.batch_size, self.fanouts, self.walk_length)
-        return BatchSettings(self.batches, *sizes, self.per_step or processes)
+        return BatchSettings(self.batches, *sizes, self.per_step or processes, self.sampler)
 
     def to_json(self) -> str:
         """These options as a configuration file that `--config` reads."""

@@ -97,7 +97,7 @@ class Sampler:
             reached = torch.unique(col[stays])
             frontier = reached[~torch.isin(reached, seen, assume_unique=True)]
             seen = torch.cat((seen, frontier)).sort().values
-        return self._of_pairs(seen, torch.unique(torch.cat(drawn)), targets)
+        return self.of_pairs(seen, torch.unique(torch.cat(drawn)), targets)
 
     def walks(self, roots: Tensor, length: int, generator: torch.Generator) -> Batch:
         """All nodes that a random walk of `length` steps from each root comes through, and all pairs among them.
@@ -123,7 +123,8 @@ class Sampler:
             raise ValueError(f"targets (got node {missing}, which is not in the batch), expected nodes of it")
         return places
 
-    def _of_pairs(self, nodes: Tensor, ids: Tensor, targets: Tensor) -> Batch:
+    def of_pairs(self, nodes: Tensor, ids: Tensor, targets: Tensor) -> Batch:
+        """These nodes (rising) and these pairs among them."""
         self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
         pairs, places = self._place[self._graph.ends(ids)], self._targets(nodes, targets)
         self._place[nodes] = -1

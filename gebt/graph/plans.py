@@ -13,9 +13,11 @@ from torch import Tensor
 
 from gebt.graph.batches import Batch, Sampler, clusters, random_parts
 from gebt.graph.edges import Edges
+from gebt.graph.pyg_sampling import PygNeighbours
 from gebt.graph.streamed_clusters import clusters_mapped
 
 Cut = Literal["random", "clusters", "neighbours", "walks"]
+SamplerName = Literal["own", "pyg"]
 PARTITIONS = ("random", "clusters")
 
 
@@ -25,8 +27,9 @@ class BatchSettings:
 
     `cut` "random": `parts` of the nodes, drawn anew each epoch. "clusters": `parts` with neighbours mostly together,
     of which `together` make a batch, put together anew each epoch. "neighbours": `size` training nodes a batch, and
-    around them up to `fanouts[i]` neighbours at distance i + 1. "walks": what random walks of `length` steps from
-    `size` training nodes come through. `per_step`: batches of one step, whose gradients are added up.
+    around them up to `fanouts[i]` neighbours at distance i + 1, drawn by `sampler`: our own, or PyG's. "walks": what
+    random walks of `length` steps from `size` training nodes come through. `per_step`: batches of one step, whose
+    gradients are added up.
     """
 
     cut: Cut = "clusters"
@@ -36,6 +39,7 @@ class BatchSettings:
     fanouts: tuple[int, ...] = (10, 10)
     length: int = 3
     per_step: int = 1
+    sampler: SamplerName = "own"
 
     def __post_init__(self) -> None:
         if self.cut not in get_args(Cut):
@@ -43,6 +47,10 @@ class BatchSettings:
         for name in ("parts", "together", "size", "per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of batches (got {getattr(self, name)}), expected at least 1")
+        if self.sampler not in get_args(SamplerName) or (self.sampler == "pyg" and self.cut != "neighbours"):
+            raise ValueError(
+                f"--sampler (got {self.sampler!r} for {self.cut!r}), expected 'own', or 'pyg' for 'neighbours'"
+            )
         if self.cut in PARTITIONS and self.together > self.parts:
             raise ValueError(f"parts together (got {self.together} of {self.parts}), expected at most {self.parts}")
 
@@ -60,6 +68,7 @@ class Plan:
         self._sorted: tuple[int, Tensor, list[int]] | None = None
         if settings.cut in PARTITIONS:
             self.parts(0)
+        self._pyg = self._of_pyg() if settings.sampler == "pyg" else None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -77,9 +86,17 @@ class Plan:
             return self.sampler.induced(self._members(epoch, chosen.tolist()))
         order = torch.randperm(self.train.numel(), generator=generator_of(self.seed, epoch))
         own = self.train[order[number * settings.size : (number + 1) * settings.size]]
+        if self._pyg is not None:
+            return self.sampler.of_pairs(*self._pyg.draw(own, generator.initial_seed()), own)
         if settings.cut == "neighbours":
             return self.sampler.neighbours(own, settings.fanouts, generator)
         return self.sampler.walks(own, settings.length, generator)
+
+    def _of_pyg(self) -> PygNeighbours:
+        edges = self.sampler.edges
+        if not isinstance(edges, Edges):
+            raise ValueError("--sampler (got 'pyg' for a graph that is read from disk), expected 'own'")
+        return PygNeighbours(edges, self.settings.fanouts)
 
     @property
     def _nodes(self) -> int:
