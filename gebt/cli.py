@@ -24,6 +24,7 @@ from gebt.data import (
     dataset_names,
     names_here,
 )
+from gebt.flags import AsJson
 from gebt.graph import GraphError
 from gebt.image_runs import commands as image_commands
 from gebt.sparse import backends
@@ -33,9 +34,6 @@ from gebt.ticket import EDGES, Ticket
 from gebt.voice import answer, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
-Out = Annotated[Path | None, Parameter(name="--out")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
-Force = Annotated[bool, Parameter(negative="")]
 
 app = App(
     name="gebt",

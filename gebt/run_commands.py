@@ -18,6 +18,7 @@ from gebt.config import RunOptions
 from gebt.data import dataset_info
 from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.files import write_atomically
+from gebt.flags import AsJson, Flag, Out
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record
 from gebt.sparse import backends
@@ -26,9 +27,6 @@ from gebt.train.processes import processes
 from gebt.voice import advance, answer, bar, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
-Out = Annotated[Path | None, Parameter(name="--out")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
-Force = Annotated[bool, Parameter(negative="")]
 
 
 def add_to(app: App) -> None:
@@ -44,8 +42,8 @@ def run_command(
     *,
     out: Out = None,
     as_json: AsJson = False,
-    force: Force = False,
-    resume: Force = False,
+    force: Flag = False,
+    resume: Flag = False,
 ) -> None:
     """Finds, retrains and measures tickets beside dense and random ones, seed by seed.
 
@@ -105,7 +103,7 @@ def _tell_run(resolved: RunOptions, record: dict[str, Any], folder: RunFolder, a
 
 
 def search_command(
-    options: Options | None = None, *, out: Out = None, as_json: AsJson = False, force: Force = False
+    options: Options | None = None, *, out: Out = None, as_json: AsJson = False, force: Flag = False
 ) -> None:
     """Finds tickets, one a seed, and writes them.
 
@@ -151,7 +149,7 @@ def retrain_command(
     *,
     out: Out = None,
     as_json: AsJson = False,
-    force: Force = False,
+    force: Flag = False,
 ) -> None:
     """Trains a ticket on the graph it was found on, its pruned edges and weights gone.
 
@@ -198,7 +196,7 @@ def bench_command(
     repeats: int = 3,
     out: Out = None,
     as_json: AsJson = False,
-    force: Force = False,
+    force: Flag = False,
 ) -> None:
     """Measures a ticket, masked and compacted, beside the dense network and PyG: work, seconds, memory, bytes, joules.
 

@@ -28,7 +28,7 @@ LEVELS = (
     ("sparse",),
     ("scores",),
     ("prune",),
-    ("files", "compiled", "voice"),
+    ("files", "compiled", "voice", "flags"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from gebt.data.convert import convert
 from gebt.data.mapped import open_mapped
+from gebt.flags import AsJson, Flag
 from gebt.voice import answer, bar, say
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def add_to(app: App) -> None:

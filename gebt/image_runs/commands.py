@@ -11,15 +11,13 @@ from typing import Annotated, Any
 import torch
 from cyclopts import App, Parameter
 
+from gebt.flags import AsJson, Flag, Out
 from gebt.image_runs import report, runs
 from gebt.image_runs.options import ImageOptions
 from gebt.record import RECORD, RunFolder, machine
 from gebt.voice import advance, answer, bar, say
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]
-Out = Annotated[Path | None, Parameter(name="--out")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 # Options that a run may be gone on with differently: they change no level that is there.
 FREE = ("controls", "seeds", "threads", "data_root")
 Rows = Callable[[ImageOptions, Any, int, Path, runs.Tick], Iterator[runs.Row]]

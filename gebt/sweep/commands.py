@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from gebt.flags import Flag
 from gebt.record import RECORD, RunFolder, machine
 from gebt.sweep import report
 from gebt.sweep.cells import Cell, SweepOptions, plan
@@ -19,7 +20,6 @@ from gebt.voice import advance, answer, bar, say
 # Options that a sweep may be gone on with differently: they say how its cells are run.
 FREE = ("threads", "data_root")
 Shared = Annotated[SweepOptions, Parameter(name="*")]
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def add_to(app: App) -> None:
