@@ -283,7 +283,7 @@ class Comparison:
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
         gates: Gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
         if algorithm == "joint" and self.options.edge_score == "rule":
-            gates = TrainedRule(task, 0).gates
+            gates = TrainedRule(task, self.options.edge_ratio, 0).gates
         drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")
         if algorithm != "graph":
             return drawn

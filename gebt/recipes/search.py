@@ -202,7 +202,8 @@ class _Search:
         self.weights, self.task = prunable_weights(model), task_for(graph)
         if not self.task.classifies:
             _check_without_classes(settings)
-        self.rule = TrainedRule(self.task, seed) if train_edges and settings.edge_score == "rule" else None
+        ruled = train_edges and settings.edge_score == "rule"
+        self.rule = TrainedRule(self.task, edge_ratio, seed) if ruled else None
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
@@ -216,7 +217,7 @@ class _Search:
     def draw(self) -> tuple[Mask, Mask]:
         """The mask over weights (or over units) and the edge mask of the present weights and edge values."""
         if self.rule is not None:
-            edge_mask = Mask({EDGES: self.rule.mask(self.ratios["edge_ratio"])})
+            edge_mask = Mask({EDGES: self.rule.mask()})
         elif self.agreement is None:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
@@ -280,7 +281,7 @@ class _Search:
         """The ticket of the last draw."""
         weight_mask, edge_mask = self.drawn
         if self.rule is not None:
-            edge_mask = Mask({EDGES: self.rule.mask(self.ratios["edge_ratio"], self.graph)})
+            edge_mask = Mask({EDGES: self.rule.mask(self.graph)})
         if self.structured:
             weight_mask = entry_mask(self.groups, weight_mask, self.model)
         check_no_layer_empty(weight_mask, self.ratios["weight_ratio"])

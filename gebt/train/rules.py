@@ -1,4 +1,4 @@
-"""An edge rule in training: soft values of the edges that a network sees, and the rule at its best."""
+"""An edge rule in training: what its own mask leaves of the edges that a network sees, and the rule at its best."""
 
 from __future__ import annotations
 
@@ -6,29 +6,39 @@ from torch import Tensor, optim
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.graph.rules import EdgeRule
+from gebt.graph.rules import EdgeRule, keep_of_each_graph
 from gebt.graph.sets import FoldOfGraphs
+from gebt.prune.ties import TieOrder
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import NodeTask, copy_state
 from gebt.train.search_settings import SearchSettings
 
 
 class TrainedRule:
-    """The `EdgeRule` of one search: of a set of graphs it sees the training graphs alone, else the whole graph."""
+    """The `EdgeRule` of one search: of a set of graphs it sees the training graphs alone, else the whole graph.
 
-    def __init__(self, task: NodeTask, seed: int) -> None:
-        self.graph, self.seed = _seen(task)[0], seed
+    `ratio`: the share of edges that it prunes.
+    """
+
+    def __init__(self, task: NodeTask, ratio: float, seed: int) -> None:
+        self.graph, self.ratio, self.seed = _seen(task)[0], ratio, seed
         self.rule = EdgeRule(self.graph.num_features, seed).to(self.graph.pairs.device)
         self._best = copy_state(self.rule)
 
     def gates(self, task: NodeTask) -> Tensor:
-        """The soft edge values [P] of what a network in training sees in this task."""
-        graph, edges = _seen(task)
-        return self.rule.values(graph.features, edges)
+        """The edge values [P] of what a network in training sees in this task: 0 where the rule prunes now, else 1.
 
-    def mask(self, ratio: float, graph: Graph | None = None) -> Tensor:
+        Their gradient is that of the soft values v = 2 sigmoid(s): m + v - stop(v), straight through the mask m
+        (Bengio et al. 2013), so that the network learns to do without what is pruned.
+        """
+        graph, edges = _seen(task)
+        soft = self.rule.values(graph.features, edges)
+        kept = keep_of_each_graph(graph, soft.detach(), self.ratio, TieOrder(self.seed))
+        return kept.to(soft) + (soft - soft.detach())
+
+    def mask(self, graph: Graph | None = None) -> Tensor:
         """The pairs of `graph`, or of what it is trained on, that stay, [P] bool."""
-        return self.rule.mask(graph or self.graph, ratio, self.seed)
+        return self.rule.mask(graph or self.graph, self.ratio, self.seed)
 
     def note_best(self) -> None:
         """Keeps a copy of the rule as it is."""
