@@ -16,7 +16,9 @@ from gebt.models import GCN
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.recipes import baselines, retrain, search
 from gebt.ticket import EDGES, Ticket, TicketError
+from gebt.train.graphs import GraphsTask
 from gebt.train.loop import TrainingSettings
+from gebt.train.rules import TrainedRule
 from gebt.train.search_settings import SearchSettings
 
 SETTINGS = SearchSettings(max_epochs=4, edge_score="rule", edge_learning_rate=0.05, threshold=1e-9)
@@ -71,6 +73,23 @@ def test_test_graphs_do_not_enter_the_search(fold: FoldOfGraphs, draw: str) -> N
     assert same_rule(a, b)
     assert a.weight_mask == b.weight_mask
     assert a.edge_mask[EDGES].numel() != b.edge_mask[EDGES].numel()
+
+
+def test_a_rule_is_trained_through_its_own_mask(fold: FoldOfGraphs) -> None:
+    """What a network sees is the mask itself; its gradient reaches the rule as that of the soft values would."""
+    task = GraphsTask(fold)
+    trained = TrainedRule(task, 0.3, seed=7)
+    with torch.no_grad():
+        trained.rule.outer.copy_(torch.randn(trained.rule.outer.shape, generator=torch.Generator().manual_seed(0)))
+    gates = trained.gates(task)
+    torch.testing.assert_close(gates.detach(), trained.mask().to(gates))
+    given = torch.randn(gates.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad(gates @ given, list(trained.rule.parameters()))
+    soft = trained.rule.values(task.seen.graph.features, task.seen.edges)
+    for own, expected in zip(found, torch.autograd.grad(soft @ given, list(trained.rule.parameters())), strict=True):
+        torch.testing.assert_close(own, expected)
+    everything = TrainedRule(task, 0.0, seed=7).gates(task)
+    torch.testing.assert_close(everything.detach(), torch.ones(fold.part(fold.train_mask).num_pairs))
 
 
 def test_a_best_epochs_rule_is_the_tickets(fold: FoldOfGraphs) -> None:
