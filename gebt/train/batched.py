@@ -30,7 +30,7 @@ from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import Ticket
 from gebt.train.layerwise import LayerByLayer, Layered
 from gebt.train.links import LinkTask
-from gebt.train.loop import History, NodeTask, copy_state, seeded
+from gebt.train.loop import History, NodeTask, copy_state, following, seeded
 from gebt.train.pair_values import PairValues
 from gebt.train.processes import ALONE, Processes
 from gebt.train.tasks import task_for
@@ -193,6 +193,14 @@ class BatchedFit:
 
     def run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None = None) -> History:
         """Trains up to epoch `epochs`; `on_epoch` as in `fit`. The model ends in the state of its best epoch."""
+        plan = self.batched.plan
+        with following(self.model) if len(plan) <= plan.settings.per_step else nullcontext():
+            self._run(epochs, on_epoch)
+        if self.evaluate:
+            self.model.load_state_dict(self.history.best_state)
+        return self.history
+
+    def _run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None) -> None:
         for epoch in range(len(self.history.losses) + 1, epochs + 1):
             loss = self._epoch(epoch)
             if not math.isfinite(loss):
@@ -203,9 +211,6 @@ class BatchedFit:
                 self._judge(epoch)
             if on_epoch is not None and on_epoch(epoch, self.history):
                 break
-        if self.evaluate:
-            self.model.load_state_dict(self.history.best_state)
-        return self.history
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, but for the pair values."""

@@ -19,7 +19,7 @@ from gebt.recipes import batched as recipes
 from gebt.recipes import search
 from gebt.train.batched import Batched, BatchedFit
 from gebt.train.checkpoints import load_state, save_state
-from gebt.train.loop import NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.loop import NodeTask, TrainingSettings, adam, copy_state, fit, following
 from gebt.train.pair_values import PairValues
 
 SETTINGS = search.SearchSettings(max_epochs=8, threshold=1e-9)
@@ -88,7 +88,8 @@ def test_normalisation_moves_once_a_step_by_the_mean_of_its_batches(sparse: Grap
     for number in range(3):
         model.load_state_dict(start)
         batch = batched.plan.batch(1, number)
-        NodeTask(batched.graph_of(batch), batch.edges, keep_aggregated=False).logits(model.train())
+        with following(model):  # an epoch is one step
+            NodeTask(batched.graph_of(batch), batch.edges, keep_aggregated=False).logits(model.train())
         moved.append(copy_state(model)["layers.0.norm.running_mean"])
     model.load_state_dict(start)
     BatchedFit(model, batched, adam(model, TrainingSettings(learning_rate=1e-9)), evaluate=False).run(1)

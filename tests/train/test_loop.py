@@ -369,3 +369,15 @@ def test_measures_are_the_evaluation_in_one_tensor(toy: Graph) -> None:
     assert not measures.requires_grad
     assert not model.training
     assert tuple(measures.tolist()) == task.evaluate(model)
+
+
+def test_statistics_of_normalisation_are_those_of_the_last_pass_and_its_rate_is_as_before(toy: Graph) -> None:
+    model = GCN(toy.num_features, 8, toy.num_classes, dropout=0.0, norm="batch")
+    norm = model.norms[0].module
+    task, seen = NodeTask(toy), list[Tensor]()
+    norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()) if norm.training else None)
+    fit(model, task, [adam(model, TrainingSettings())], 3, evaluate=False)
+    assert len(seen) == 3
+    torch.testing.assert_close(norm.running_mean, seen[-1].mean(0))
+    torch.testing.assert_close(norm.running_var, seen[-1].var(0))
+    assert norm.momentum == 0.1
