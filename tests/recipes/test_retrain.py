@@ -133,7 +133,7 @@ def test_the_small_problem_is_trained_to_the_weights_of_the_masked_one(
     (small, model), (whole, masked) = found
     assert whole.compact is None
     assert small.history.losses == pytest.approx(whole.history.losses, abs=1e-9)
-    # A unit that reads nothing is constant: its bias then moves by rounding alone, which its norm magnifies when evaluated.
+    # A unit that reads nothing is constant: its bias moves by rounding alone, and its norm magnifies that.
     variances = [tensor for name, tensor in masked.state_dict().items() if name.endswith("running_var")]
     if all(float(variance.min()) > 0 for variance in variances):
         assert small.history.val_accuracy == whole.history.val_accuracy
