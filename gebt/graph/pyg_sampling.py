@@ -21,7 +21,7 @@ class PygNeighbours:
     def __init__(self, edges: Edges, fanouts: Sequence[int]) -> None:
         if not (installed.WITH_PYG_LIB or installed.WITH_TORCH_SPARSE):
             raise ValueError(
-                "--sampler (got 'pyg' without PyG's native parts), expected pyg-lib or torch-sparse; or 'own'"
+                "--sampler (got 'pyg' without its native parts), expected pyg-lib or torch-sparse; or 'own'"
             )
         from torch_geometric.data import Data
         from torch_geometric.sampler import NeighborSampler
