@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +33,7 @@ from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
 from gebt.sweep import commands as sweep_commands
 from gebt.ticket import EDGES, Ticket
+from gebt.train.processes import LostProcessError
 from gebt.voice import answer, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
@@ -156,6 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app.config = ()  # what an earlier call in this process may have set
     try:
         app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)
+    except LostProcessError as error:
+        say(f"gebt: error: {error}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not by way of destructors: torch's reducer would wait, holding the interpreter, for a thread of gloo that
+        # waits for the interpreter to let go of the tensors of what was cut off.
+        os._exit(2)
     except (CycloptsError, ValueError, OSError) as error:
         say(f"gebt: error: {error}")
         raise SystemExit(2) from error
