@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gebt.graph.edges import Edges
 from gebt.models.attention import row_softmax
 from gebt.models.dropout import dropout
-from gebt.models.projection import Projection, SemiStructuredProjection, SparseProjection, glorot
+from gebt.models.projection import Biased, Projection, SemiStructuredProjection, SparseProjection, glorot
 from gebt.sparse.ops import spmm
 from gebt.sparse.pattern import SparseMatrix
 
@@ -32,7 +32,7 @@ def narrow_first(lin: nn.Module, x: Tensor) -> bool:
     return bool(in_channels * (1 + to_x) < out_channels * (1 + (to_x or to_weights)))
 
 
-class GCNConv(nn.Module):
+class GCNConv(Biased):
     """One graph convolution: Y = A_hat X W^T + b. Kipf & Welling 2017; names as in PyG's `GCNConv`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -56,10 +56,15 @@ class GCNConv(nn.Module):
             y = self.lin(edges.propagate(weights, x))
         else:
             y = edges.propagate(weights, self.lin(x))
-        return y.add_(self.bias)  # nobody else reads y
+        return y.add_(cast(Tensor, self.shift))  # nobody else reads y
 
     def _narrow_first(self, x: Tensor, weights: Tensor) -> bool:
         return narrow_first(self.lin, x)
+
+    @property
+    def biased(self) -> Biased:
+        """The part that adds its bias last."""
+        return self
 
     @staticmethod
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor:
@@ -118,6 +123,11 @@ class GINConv(nn.Module):
     def _lins(self) -> list[Projection]:
         return list(self.nn.lins)  # type: ignore[arg-type]
 
+    @property
+    def biased(self) -> Biased:
+        """The part that adds its bias last."""
+        return self._lins()[1]
+
     weigh = staticmethod(Neighbours.of)
 
 
@@ -139,12 +149,17 @@ class SAGEConv(nn.Module):
         if isinstance(x, Tensor) and narrow_first(self.lin_l, x):
             return self.lin_l(weights.mean(edges, x)) + self.lin_r(x)
         y = weights.mean(edges, self.lin_l.product(x)) + self.lin_r(x)
-        return y.add_(self.lin_l.bias)
+        return y.add_(cast(Tensor, self.lin_l.shift))
+
+    @property
+    def biased(self) -> Biased:
+        """The part that adds its bias last."""
+        return self.lin_l
 
     weigh = staticmethod(Neighbours.of)
 
 
-class GATConv(nn.Module):
+class GATConv(Biased):
     """Y_i = sum_j alpha_ij h_j + b with h = X W^T, one alpha a head; node i itself is among its neighbours j.
 
     alpha_ij = a_ij exp(e_ij) / sum_k a_ik exp(e_ik), e_ij = leaky_relu(<h_i, att_dst> + <h_j, att_src>), soft values
@@ -178,7 +193,12 @@ class GATConv(nn.Module):
         to, of = ((h * vector).sum(2) for vector in (self.att_dst, self.att_src))
         alpha = row_softmax(edges.pattern, to, of, SLOPE, weights)
         y = spmm(edges.pattern, dropout(alpha, self.dropout, self.training), h)
-        return (y.flatten(1) if self.concat else y.mean(1)) + self.bias
+        return (y.flatten(1) if self.concat else y.mean(1)) + cast(Tensor, self.shift)
+
+    @property
+    def biased(self) -> Biased:
+        """The part that adds its bias last."""
+        return self
 
     @staticmethod
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor | None:

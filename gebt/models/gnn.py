@@ -58,6 +58,8 @@ class GNN(nn.Module, ABC):
         sizes = list(pairwise(self.widths))
         self.convs = nn.ModuleList(self._conv(a, b, last=i == len(sizes) - 1) for i, (a, b) in enumerate(sizes))
         self.norms = nn.ModuleList(BatchNorm(width) for width in hidden) if norm else None
+        for conv in list(self.convs)[:-1] if norm else ():
+            conv.biased.normed = True  # type: ignore[union-attr]
         self.reset(seed)
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,22 @@ def glorot(weight: Tensor, generator: torch.Generator) -> None:
         weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
 
-class Projection(nn.Module):
+class Biased(nn.Module):
+    """A layer that adds `bias` [out] last. Where `normed`, a batch normalisation follows and takes it away again."""
+
+    bias: Any  # a parameter [out], or None
+    normed = False
+
+    @property
+    def shift(self) -> Tensor | None:
+        """The bias as it is added; before a normalisation with a gradient of exact zeros.
+
+        There the gradient is zero but for rounding, of which Adam would make whole steps of either sign.
+        """
+        return self.bias if self.bias is None or not self.normed else self.bias.detach() + 0.0 * self.bias
+
+
+class Projection(Biased):
     """y = X W^T + b for dense or sparse X [N, in]; `weight` [out, in] and `bias` [out] as in `torch.nn.Linear`."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
@@ -42,9 +58,10 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor | SparseMatrix) -> Tensor:
         """Returns [N, out]."""
-        if isinstance(x, Tensor) or self.bias is None:
-            return self.product(x) if self.bias is None else F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
-        return self.product(x).add_(self.bias)  # nobody else reads it
+        shift = self.shift
+        if isinstance(x, Tensor) or shift is None:
+            return self.product(x) if shift is None else F.linear(x, self.weight, shift)  # type: ignore[arg-type]
+        return self.product(x).add_(shift)  # nobody else reads it
 
 
 class SparseProjection(nn.Module):

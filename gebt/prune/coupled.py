@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from gebt.prune.channels import Channels, Site
 from gebt.prune.mask import Mask
-from gebt.prune.selection import pruned_count
+from gebt.prune.selection import keep_within
+from gebt.prune.ties import Order, TieOrder, ranks
 from gebt.prune.tracing import channels_of
 
 
-def coupled_mask(model: nn.Module, *, ratio: float, example: Any, ignored: Iterable[str] = ()) -> Mask:
+def coupled_mask(
+    model: nn.Module, *, ratio: float, example: Any, ignored: Iterable[str] = (), order: Order | None = None
+) -> Mask:
     """The mask that prunes floor(ratio n) of the n channels, heads or units of every set of layers, wherever they are.
 
     A channel has slices in all layers that it goes through (those that make it, normalise it, add to it, read it); its
     score is the root of the sum of their squares, and channels with slices in the same layers are ranked against one
-    another. What `slim` could not take out is not pruned. Fang et al. 2023. Raises `ValueError` for a ratio outside
-    [0, 1) and for a network without such channels, `TraceError` for one that cannot be followed.
+    another, equal scores settled by `order` (default: `TieOrder(0)`), never by position. What `slim` could not take out
+    is not pruned. Fang et al. 2023. Raises `ValueError` for a ratio outside [0, 1) and for a network without such
+    channels, `TraceError` for one that cannot be followed.
     """
     network = copy.deepcopy(model)
     channels = channels_of(network, example, {}, ignored)
@@ -33,7 +37,8 @@ def coupled_mask(model: nn.Module, *, ratio: float, example: Any, ignored: Itera
     sites = [site for site in channels.sites if site.tensor in parameters]
     if not _ranked(channels, sites):
         raise ValueError(f"model {type(model).__name__} (got no channel that could go), expected at least one")
-    return _mask(model, channels, sites, _smallest(channels, sites, parameters, ratio))
+    gone = _smallest(channels, sites, parameters, ratio, TieOrder(0) if order is None else order)
+    return _mask(model, channels, sites, gone)
 
 
 def _ranked(channels: Channels, sites: list[Site]) -> dict[frozenset[tuple[str, int]], list[int]]:
@@ -49,17 +54,20 @@ def _ranked(channels: Channels, sites: list[Site]) -> dict[frozenset[tuple[str, 
     return found
 
 
-def _smallest(channels: Channels, sites: list[Site], parameters: dict[str, nn.Parameter], ratio: float) -> Tensor:
+def _smallest(
+    channels: Channels, sites: list[Site], parameters: dict[str, nn.Parameter], ratio: float, order: Order
+) -> Tensor:
     """Which units, by number, are of smallest score in their sets."""
     scores = torch.zeros(len(channels.parents), dtype=torch.float64)
     for site in sites:
         squares = parameters[site.tensor].detach().cpu().double().square()
         by_slice = squares.transpose(0, site.dim).flatten(1).sum(1) if squares.dim() > 1 else squares
         scores.index_add_(0, channels.roots(site.units).repeat(site.blocks), by_slice)
+    sets = list(_ranked(channels, sites).values())
+    roots = torch.tensor([root for members in sets for root in members])
+    which = torch.tensor([number for number, members in enumerate(sets) for _ in members])
     gone = torch.zeros(len(scores), dtype=torch.bool)
-    for roots in _ranked(channels, sites).values():
-        own = torch.tensor(roots)
-        gone[own[scores[own].argsort()[: pruned_count(len(own), ratio)]]] = True
+    gone[roots] = ~keep_within(scores[roots], which, ratio, ranks(order, roots))
     return gone
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,25 @@ def test_weights_of_pyg_give_its_outputs(
         torch.testing.assert_close(ours(graph.features, edges_of(graph)), expected, atol=1e-5, rtol=1e-5)
         theirs.load_state_dict(ours.state_dict())
         assert torch.equal(theirs(dense, both_ways), expected)
+
+
+def test_a_bias_before_a_normalisation_is_added_and_has_a_gradient_of_exact_zeros(toy: Graph, kind: str) -> None:
+    if kind not in ("gcn", "gat", "gin", "sage"):
+        pytest.skip("the normalisations of a ResGCN do not follow its biases")
+    model = network(kind, toy, 3, norm="batch", dropout=0.0).train()
+    plain = copy.deepcopy(model)
+    biases = [conv.biased.bias for conv in model.convs]
+    for conv in plain.convs:
+        conv.biased.normed = False
+    for bias, twin in zip(biases, (conv.biased.bias for conv in plain.convs), strict=True):
+        with torch.no_grad():
+            bias.copy_(torch.linspace(-1, 1, len(bias)))
+            twin.copy_(bias)
+    logits = model(toy.features, edges_of(toy))
+    assert torch.equal(logits, plain(toy.features, edges_of(toy)))
+    logits.square().sum().backward()
+    assert not any(bias.grad.any() for bias in biases[:-1])
+    assert biases[-1].grad.all()
 
 
 def test_gates_of_one_are_no_gates(toy: Graph, kind: str) -> None:

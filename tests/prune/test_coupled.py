@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gebt.models.cnn import PreResNet, ResNet
 from gebt.prune.coupled import coupled_mask
 from gebt.prune.slimming import masked_channels, slim
+from gebt.prune.ties import TieOrder
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -62,3 +63,19 @@ def test_ignored_layers_keep_their_channels() -> None:
         coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), ignored=["one"])
     with pytest.raises(ValueError, match=r"prune ratio \(got 1\.0\)"):
         coupled_mask(model, ratio=1.0, example=torch.randn(2, 3))
+
+
+def test_equal_channels_are_pruned_in_the_seeded_order_and_not_by_position() -> None:
+    model = Residual()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    kept = set()
+    for seed in range(20):
+        order = TieOrder(seed)
+        mask = coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), order=order)
+        again = coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), order=order)
+        assert all(torch.equal(mask[name], again[name]) for name in mask)
+        kept.add(tuple(mask["one.weight"].all(1).tolist()))
+    assert {sum(channels) for channels in kept} == {2}
+    assert len(kept) == 6  # every two of four

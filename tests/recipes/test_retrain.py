@@ -114,17 +114,24 @@ def test_a_ticket_of_another_graph_or_model_is_refused_before_the_model_is_touch
 def test_the_small_problem_is_trained_to_the_weights_of_the_masked_one(
     digits: Graph, structure: Any, ratio: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In double and, with a norm, without decay: where a gradient is rounding alone, Adam makes a step of its sign."""
+    """In double precision; with a norm too, in front of which no bias is trained.
+
+    The classes have unequal numbers of labels. With equal ones, two classes that read nothing would have equal logits,
+    and rounding would decide between them.
+    """
     ones = property(lambda edges: edges.normalised(torch.ones(edges.num_pairs, dtype=torch.float64)))
     monkeypatch.setattr(Edges, "unit_weights", ones)
-    graph = replace(digits, features=digits.features.double())
+    train = torch.cat([(digits.labels == label).nonzero()[: 5 + label, 0] for label in range(digits.num_classes)])
+    train_mask = torch.zeros_like(digits.train_mask).index_fill(0, train, True)
+    others = {"val_mask": digits.val_mask & ~train_mask, "test_mask": digits.test_mask & ~train_mask}
+    graph = replace(digits, features=digits.features.double(), train_mask=train_mask, **others)
 
     def fresh() -> GCN:
         return GCN(digits.num_features, 16, digits.num_classes, 3, dropout=0.0, **options).double()
 
     ratios = {"edge_ratio": 0.3, "weight_ratio": ratio, "weight_structure": structure}
     ticket = baselines.random_ticket(fresh(), graph, **ratios, seed=1)
-    training = TrainingSettings(epochs=5, learning_rate=0.04, weight_decay=0.0 if "norm" in options else 5e-4)
+    training = TrainingSettings(epochs=5, learning_rate=0.04, weight_decay=5e-4)
     found = []
     for compaction in (True, False):
         model = fresh()
@@ -133,11 +140,8 @@ def test_the_small_problem_is_trained_to_the_weights_of_the_masked_one(
     (small, model), (whole, masked) = found
     assert whole.compact is None
     assert small.history.losses == pytest.approx(whole.history.losses, abs=1e-9)
-    # A unit that reads nothing is constant: its bias moves by rounding alone, and its norm magnifies that.
-    variances = [tensor for name, tensor in masked.state_dict().items() if name.endswith("running_var")]
-    if all(float(variance.min()) > 0 for variance in variances):
-        assert small.history.val_accuracy == whole.history.val_accuracy
-        assert (small.best_epoch, small.test_accuracy) == (whole.best_epoch, whole.test_accuracy)
+    assert small.history.val_accuracy == whole.history.val_accuracy
+    assert (small.best_epoch, small.test_accuracy) == (whole.best_epoch, whole.test_accuracy)
     ours, theirs = (sliced(m.state_dict(), model.groups(), small.compact.live) for m in (model, masked))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     for name, kept in ticket.weight_mask.items():
