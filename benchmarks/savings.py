@@ -22,9 +22,9 @@ from common import finish, options
 
 from gebt.bench.arms import Workbench
 from gebt.config import RunOptions
-from gebt.cost import in_fresh_process, measure_in_turn, stored_bytes
 from gebt.experiment import find_ticket, graph_for, model_for
 from gebt.graph import Graph
+from gebt.measure.cost import in_fresh_process, measure_in_turn, stored_bytes
 from gebt.models import GCN
 from gebt.recipes import baselines, retrain, search
 from gebt.sparse import backends

@@ -17,9 +17,9 @@ import torch
 from common import finish, options
 from drawing import TimedSearch
 
-from gebt.cost import in_fresh_process, peak_memory
 from gebt.data.surrogate import SurrogateSpec, generate
 from gebt.graph import Graph
+from gebt.measure.cost import in_fresh_process, peak_memory
 from gebt.models import GCN
 from gebt.recipes.search import SearchSettings
 from gebt.sparse import backends

@@ -16,7 +16,6 @@ from gebt.prune import magnitude as magnitude
 from gebt.prune import select as select
 
 if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
-    from gebt import cost as cost
     from gebt import data as data
     from gebt import graph as graph
     from gebt import models as models
@@ -26,6 +25,7 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt.anymodel import ApplyTicket as ApplyTicket
     from gebt.anymodel import find_ticket as find_ticket
     from gebt.anymodel import train_ticket as train_ticket
+    from gebt.measure import cost as cost
     from gebt.prune.learned import gem_miner as gem_miner
     from gebt.prune.lottery import lottery as lottery
     from gebt.prune.slimming import slim as slim

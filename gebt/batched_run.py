@@ -18,7 +18,6 @@ from torch import nn
 from gebt import __version__
 from gebt.comparison import summarise
 from gebt.config import RunOptions
-from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
 from gebt.files import write_atomically
 from gebt.graph.batches import Sampler
@@ -26,6 +25,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.links import LinkGraph
 from gebt.graph.plans import Plan
+from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.recipes import baselines, batched
 from gebt.record import CHECKPOINTS, RunFolder
 from gebt.ticket import Ticket

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from gebt.config import Rival, RunOptions
-from gebt.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.experiment import (
     DrawLog,
     find_tickets,
@@ -28,6 +27,7 @@ from gebt.experiment import (
 )
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor

@@ -23,10 +23,10 @@ from gebt.bench.arms import Ours, Workbench
 from gebt.bench.pyg import PygTraining
 from gebt.cli import main
 from gebt.config import RunOptions
-from gebt.cost import state_bytes
-from gebt.energy import Energy
 from gebt.experiment import find_ticket, model_for
 from gebt.graph import Graph
+from gebt.measure.cost import state_bytes
+from gebt.measure.energy import Energy
 from gebt.models import GCN
 from gebt.models.kinds import ModelName, build
 from gebt.recipes import baselines

@@ -25,12 +25,12 @@ from common import finish, options
 from mapped import watched
 from streams import clustered
 
-from gebt.cost import in_fresh_process
 from gebt.data.convert import convert_stream
 from gebt.data.mapped import open_mapped
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
 from gebt.graph.plans import BatchSettings, Plan
+from gebt.measure.cost import in_fresh_process
 from gebt.models import GCN
 from gebt.recipes import batched as recipes
 from gebt.train.batched import Batched

@@ -11,9 +11,9 @@ import torch
 
 from gebt.bench.arms import PHASES, Workbench
 from gebt.config import RunOptions
-from gebt.cost import peak_memory
 from gebt.data.surrogate import SurrogateSpec, generate
 from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.measure.cost import peak_memory
 from gebt.models.kinds import Network
 from gebt.recipes import retrain
 from gebt.sparse import backends

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebt.cost import measure_seconds
 from gebt.graph.canonical import Graph
+from gebt.measure.cost import measure_seconds
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor

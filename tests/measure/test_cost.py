@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from gebt import cost
-from gebt.cost import (
+from gebt.graph import Edges
+from gebt.measure import cost
+from gebt.measure.cost import (
     Seconds,
     flops_executed,
     in_fresh_process,
@@ -20,7 +21,6 @@ from gebt.cost import (
     stored_bytes,
     weight_entries,
 )
-from gebt.graph import Edges
 from gebt.models import GCN
 from gebt.sparse import SparseMatrix
 
@@ -191,7 +191,7 @@ def test_a_process_that_fails_says_how(how, message, tmp_path, monkeypatch):
 
 MEASURED = """
 import torch
-from gebt.cost import peak_memory
+from gebt.measure.cost import peak_memory
 torch.ones(256 << 18)  # an earlier peak of 256 MiB, which must not count
 with peak_memory() as idle:
     pass

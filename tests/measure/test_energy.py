@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gebt import energy
-from gebt.energy import energy_meter
+from gebt.measure import energy
+from gebt.measure.energy import energy_meter
 
 RANGE = 1_000_000
 
