@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
-from gebt.files import write_atomically
+from gebt._files import write_atomically
 from gebt.record import machine
 from gebt.sparse.memory import use_huge_pages
 

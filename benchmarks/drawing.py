@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from common import finish, options
 
-from gebt import compiled
+from gebt import _numba
 from gebt.config import RunOptions
 from gebt.experiment import graph_for, model_for
 from gebt.prune import Mask, distance
@@ -46,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.without_numba:
-        compiled.available = lambda: False
+        _numba.available = lambda: False
     if arguments.entries:
         alone(arguments)
     else:

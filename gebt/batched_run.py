@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from gebt import __version__
+from gebt._files import write_atomically
 from gebt.comparison import summarise
 from gebt.config import RunOptions
 from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
-from gebt.files import write_atomically
 from gebt.graph.batches import Sampler
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges

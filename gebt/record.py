@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gebt import __version__
-from gebt.files import write_atomically
+from gebt._files import write_atomically
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"

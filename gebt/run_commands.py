@@ -13,11 +13,11 @@ from cyclopts import App, Parameter
 from safetensors.torch import save
 
 from gebt import batched_run, report
+from gebt._files import write_atomically
 from gebt.comparison import run
 from gebt.config import RunOptions
 from gebt.data import dataset_info
 from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
-from gebt.files import write_atomically
 from gebt.flags import AsJson, Flag, Out
 from gebt.recipes import retrain
 from gebt.record import MODEL, RECORD, RunFolder, read_record

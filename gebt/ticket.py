@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from gebt.files import write_atomically
+from gebt._files import write_atomically
 from gebt.graph.canonical import Graph, structure_digest
 from gebt.graph.edges import Edges
 from gebt.graph.rules import EdgeRule

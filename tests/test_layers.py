@@ -115,7 +115,7 @@ def test_the_package_itself_loads_the_pruning_core_alone() -> None:
         ("gebt.sparse.ops", "importlib.import_module('gebt.data')"),
         ("gebt.graph.edges", "from gebt import models"),
         ("gebt.graph.edges", "import gebt"),
-        ("gebt.files", "from gebt.prune import Mask"),
+        ("gebt._files", "from gebt.prune import Mask"),
         ("gebt.ticket", "from gebt.recipes.search import joint"),
         ("gebt.recipes.retrain", "from gebt.recipes.search import joint"),
         ("gebt.recipes.retrain", "from gebt.recipes import search"),

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gebt._files import write_atomically
 from gebt.data.buckets import Buckets, different, distinct_keys, key_buckets
 from gebt.data.folder import stream_folder
 from gebt.data.graphs import load_graph
@@ -28,7 +29,6 @@ from gebt.data.npy_writer import NpyWriter
 from gebt.data.ogb import OgbSet
 from gebt.data.ogb_stream import stream_ogb
 from gebt.data.streams import GraphStream, stream_graph
-from gebt.files import write_atomically
 from gebt.graph.canonical import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from gebt._files import write_atomically
 from gebt.data.images import Images
-from gebt.files import write_atomically
 from gebt.image_runs.options import ImageOptions
 from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.holding import hold

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gebt import compiled
+from gebt import _numba
 from gebt.prune.ties import splitmix64
 
 STEPS = 1 << 16
@@ -58,11 +58,11 @@ class _Dropout(torch.autograd.Function):
 def _dropped(x: Tensor, threshold: int, scale: float, relu: bool, seeds: Tensor) -> Tensor:
     streams = seeds.numel()
     width = x.numel() // max(1, x.shape[0] * streams) if x.numel() else 0
-    if x.device.type == "cpu" and x.dtype in COMPILED and compiled.available():
+    if x.device.type == "cpu" and x.dtype in COMPILED and _numba.available():
         x = x.contiguous()
         y, factor = torch.empty_like(x), torch.tensor([scale], dtype=x.dtype)
         sizes = (x.shape[0] if x.numel() else 0, streams, width, threshold, int(relu))
-        compiled.run(_kernel(x.dtype), *sizes, x, y, seeds, factor)
+        _numba.run(_kernel(x.dtype), *sizes, x, y, seeds, factor)
         return y
     blocks = -(-x.shape[0] * width // 32)
     words = torch.arange(1, 8 * blocks + 1, device=x.device)

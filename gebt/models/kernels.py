@@ -1,4 +1,4 @@
-"""Compiled dropout: imported only where numba is (see `gebt.compiled`)."""
+"""Compiled dropout: imported only where numba is (see `gebt._numba`)."""
 
 from __future__ import annotations
 

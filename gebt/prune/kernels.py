@@ -1,6 +1,6 @@
 """Compiled kernels of drawing: one pass over the values writes the mask as bits. Imported only where numba is.
 
-A kernel reads its arguments from an array of int64 (see `gebt.compiled`); each of torch's threads takes its part.
+A kernel reads its arguments from an array of int64 (see `gebt._numba`); each of torch's threads takes its part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gebt.compiled import toolbox
+from gebt._numba import toolbox
 from gebt.prune.ties import FIRST, GOLDEN, SECOND
 
 tools = toolbox()

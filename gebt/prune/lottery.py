@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.files import write_atomically
+from gebt._files import write_atomically
 from gebt.prune.chance import shuffled
 from gebt.prune.holding import hold
 from gebt.prune.mask import Mask

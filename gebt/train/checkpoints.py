@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gebt.files import write_atomically
+from gebt._files import write_atomically
 from gebt.train.processes import ALONE, Processes
 
 COMPLETE = "complete.json"

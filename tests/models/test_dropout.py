@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebt import compiled
+from gebt import _numba
 from gebt.models.dropout import STEPS, dropout
 
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -30,8 +30,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Both ways to drop on the CPU."""
     if request.param == "torch":
         monkeypatch.setattr(compiled, "available", lambda: False)
-    elif not compiled.available():
-        pytest.skip(f"no compiled kernels: {compiled.missing()}")
+    elif not _numba.available():
+        pytest.skip(f"no compiled kernels: {_numba.missing()}")
     return request.param
 
 
@@ -105,7 +105,7 @@ def test_streams_are_dropped_as_each_would_be_alone(
         assert torch.equal(grad[:, stream], torch.autograd.grad(alone, part, upstream[:, stream])[0])
 
 
-@pytest.mark.skipif(not compiled.available(), reason="no compiled kernels here")
+@pytest.mark.skipif(not _numba.available(), reason="no compiled kernels here")
 @pytest.mark.parametrize("relu", [False, True])
 def test_compiled_and_plain_dropout_are_equal_bit_for_bit(monkeypatch: pytest.MonkeyPatch, relu: bool) -> None:
     def results() -> list[Tensor]:

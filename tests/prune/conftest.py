@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gebt import compiled
+from gebt import _numba
 from gebt.prune import passes
 
 ENGINES = ("compiled", "compiled, in parallel", "torch")
@@ -16,7 +16,7 @@ ENGINES = ("compiled", "compiled, in parallel", "torch")
 @contextmanager
 def drawing_by(engine: str) -> Iterator[pytest.MonkeyPatch]:
     """Draws by that engine inside the block; skips the test where numba is missing."""
-    if engine != "torch" and not compiled.available():
+    if engine != "torch" and not _numba.available():
         pytest.skip("needs numba")
     with pytest.MonkeyPatch.context() as patch:
         if engine == "torch":

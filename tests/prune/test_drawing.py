@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gebt import compiled
+from gebt import _numba
 from gebt.prune import Mask, drawing, passes, select
 from gebt.prune.drawing import Bracket, Drawing
 from gebt.prune.mask import pack_bits
@@ -128,7 +128,7 @@ def test_slow_values_are_drawn_in_one_pass(engine: pytest.MonkeyPatch, kind: str
     assert len(whole) <= 1
 
 
-@pytest.mark.skipif(not compiled.available(), reason="needs numba")
+@pytest.mark.skipif(not _numba.available(), reason="needs numba")
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_more_ties_than_there_is_room_for_are_settled_in_linear_passes(
     monkeypatch: pytest.MonkeyPatch, share: float
@@ -143,7 +143,7 @@ def test_more_ties_than_there_is_room_for_are_settled_in_linear_passes(
         assert_exact(draw, values, 0.2)
 
 
-@pytest.mark.skipif(not compiled.available(), reason="needs numba")
+@pytest.mark.skipif(not _numba.available(), reason="needs numba")
 def test_without_any_room_the_mask_is_exact_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "ROOM_FROM", 1)
     for values in (torch.ones(3000), torch.randn(3000, generator=seeded())):
@@ -212,7 +212,7 @@ def test_infinity_times_a_weight_of_zero_is_refused_too() -> None:
         draw.draw({"w": torch.tensor([1.0, math.inf, 1.0])})
 
 
-@pytest.mark.skipif(not compiled.available(), reason="needs numba")
+@pytest.mark.skipif(not _numba.available(), reason="needs numba")
 def test_compiled_ranks_are_those_of_the_order() -> None:
     from gebt.prune import kernels
 
@@ -223,7 +223,7 @@ def test_compiled_ranks_are_those_of_the_order() -> None:
 
 
 def test_all_engines_draw_the_same_words() -> None:
-    if not compiled.available():
+    if not _numba.available():
         pytest.skip("needs numba")
     threads = torch.get_num_threads()
     values = torch.randn(20_000, generator=seeded()).round(decimals=2)

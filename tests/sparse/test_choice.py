@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebt import compiled
+from gebt import _numba
 from gebt.sparse import Pattern, sddmm, spmm
 from gebt.sparse import backends as room
 from gebt.sparse.backends import BACKENDS, ORACLES, Backend, BackendError, Csr, choices, current, use, using
@@ -151,7 +151,7 @@ def test_a_name_that_no_backend_has_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
-        ("compiled", "gebt.compiled", r"numba is not installed; pip install 'gebt\[compiled\]'"),
+        ("compiled", "gebt._numba", r"numba is not installed; pip install 'gebt\[compiled\]'"),
         (
             "torch-sparse",
             "gebt.sparse.backends.torch_sparse",
@@ -168,13 +168,13 @@ def test_a_name_that_no_backend_has_is_refused() -> None:
 def test_a_backend_that_is_not_here_says_how_to_get_it(
     name: str, module: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled.missing.cache_clear()
+    _numba.missing.cache_clear()
     monkeypatch.setattr(f"{module}.find_spec", lambda _: None)
     try:
         with pytest.raises(BackendError, match=rf"backend '{name}' \(got none here: .*{message}.*or choose 'auto'"):
             use(name)
     finally:
-        compiled.missing.cache_clear()
+        _numba.missing.cache_clear()
     assert current() == "torch-csr"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebt import compiled
+from gebt import _numba
 from gebt.sparse.backends.base import Backend, Csr
 
 
@@ -18,7 +18,7 @@ class Compiled(Backend):
 
     def missing(self) -> str | None:
         """When numba is not installed, or torch runs on threads that cannot be shared."""
-        return compiled.missing()
+        return _numba.missing()
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
         """float32 and float64 on the CPU."""
@@ -55,7 +55,7 @@ def _run(
     # The kernel reads all three as the type of the columns.
     crow, permutation = a.crow.to(a.col.dtype), permutation.to(a.col.dtype)
     tensors = (crow, a.col, values, x, out, own, dots, permutation)
-    compiled.run(_kernel(kind, a.col.dtype, x.dtype), *sizes, *tensors)
+    _numba.run(_kernel(kind, a.col.dtype, x.dtype), *sizes, *tensors)
 
 
 def _kernel(kind: str, index: torch.dtype, scalar: torch.dtype) -> Any:

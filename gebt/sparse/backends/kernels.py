@@ -1,4 +1,4 @@
-"""The compiled products, written for the registers: imported only where numba is (see `gebt.compiled`).
+"""The compiled products, written for the registers: imported only where numba is (see `gebt._numba`).
 
 The inner loops are emitted as LLVM vectors of 64 bytes, which LLVM lowers to what the processor has. A block of
 columns of one output row stays in registers while the row's entries go by: each entry costs its own loads and
@@ -15,7 +15,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gebt.compiled import toolbox
+from gebt._numba import toolbox
 
 tools = toolbox()
 thread, threads, inlined, callback = tools.thread, tools.threads, tools.inlined, tools.callback

@@ -16,18 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebt import compiled
+from gebt import _numba
 from gebt.sparse import Pattern, spmm
 from gebt.sparse.backends import using
 
-needs_kernels = pytest.mark.skipif(not compiled.available(), reason=str(compiled.missing()))
+needs_kernels = pytest.mark.skipif(not _numba.available(), reason=str(_numba.missing()))
 
 
 @pytest.fixture
 def _asked_anew() -> Iterator[None]:
-    compiled.missing.cache_clear()
+    _numba.missing.cache_clear()
     yield
-    compiled.missing.cache_clear()
+    _numba.missing.cache_clear()
 
 
 @pytest.fixture
@@ -52,16 +52,16 @@ def counting() -> Any:
 
 @pytest.mark.usefixtures("_asked_anew")
 def test_without_numba_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebt.compiled.find_spec", lambda _: None)
-    assert compiled.missing() == "numba is not installed; pip install 'gebt[compiled]'"
-    assert not compiled.available()
+    monkeypatch.setattr("gebt._numba.find_spec", lambda _: None)
+    assert _numba.missing() == "numba is not installed; pip install 'gebt[compiled]'"
+    assert not _numba.available()
 
 
 @pytest.mark.usefixtures("_asked_anew")
 def test_without_the_threads_of_torch_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebt.compiled.find_spec", lambda _: object())
-    monkeypatch.setattr("gebt.compiled._openmp", lambda: None)
-    assert compiled.missing() == "torch here has no GNU OpenMP, on whose threads the kernels run; use another backend"
+    monkeypatch.setattr("gebt._numba.find_spec", lambda _: object())
+    monkeypatch.setattr("gebt._numba._openmp", lambda: None)
+    assert _numba.missing() == "torch here has no GNU OpenMP, on whose threads the kernels run; use another backend"
 
 
 def test_an_openmp_that_torch_has_not_loaded_is_not_loaded_for_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_an_openmp_that_torch_has_not_loaded_is_not_loaded_for_the_kernels(monke
             super().__init__("libanl.so.1", mode=mode)
 
     monkeypatch.setattr("ctypes.CDLL", Absent)
-    assert compiled._openmp.__wrapped__() is None
+    assert _numba._openmp.__wrapped__() is None
     assert modes == [os.RTLD_NOLOAD]
 
 
@@ -84,7 +84,7 @@ def test_an_openmp_that_torch_has_not_loaded_is_not_loaded_for_the_kernels(monke
 def test_a_kernel_runs_once_on_every_thread_that_torch_may_use(count: int) -> None:
     torch.set_num_threads(count)
     found = torch.zeros(6, dtype=torch.int64)
-    compiled.run(counting(), found, 6)
+    _numba.run(counting(), found, 6)
     assert found.tolist() == [count] * count + [0] * (6 - count)
 
 
@@ -100,7 +100,7 @@ def test_a_kernel_runs_once_on_every_thread_that_torch_may_use(count: int) -> No
 )
 def test_a_tensor_that_is_no_array_of_this_machine_is_refused(tensor: Tensor, got: str) -> None:
     with pytest.raises(ValueError, match=rf"tensor for a kernel \(got {got}\), expected a contiguous one on the CPU"):
-        compiled.run(counting(), tensor, 6)
+        _numba.run(counting(), tensor, 6)
     assert tensor.device.type == "meta" or not tensor.any()
 
 
@@ -173,5 +173,5 @@ def test_kernels_are_kept_in_the_users_folder_where_the_package_is_read_only(
 def test_kernels_run_where_they_cannot_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not writable"))
     found = torch.zeros(64, dtype=torch.int64)
-    compiled.run(counting(), found, 64)
+    _numba.run(counting(), found, 64)
     assert found[0] == torch.get_num_threads()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gebt.files import write_atomically
+from gebt._files import write_atomically
 
 
 @contextmanager
