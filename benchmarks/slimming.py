@@ -15,11 +15,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gebt.models.cnn import VGG, PreResNet, ResNet
-from gebt.prune.coupled import coupled_mask
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale
 from gebt.prune.selection import select
-from gebt.prune.slimming import masked_channels, slim
+from gebt.prune.slim.coupled import coupled_mask
+from gebt.prune.slim.slim import masked_channels, slim
 
 MODELS = {
     "vgg16": lambda width, seed: VGG(16, 10, width=width, seed=seed),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt.measure import cost as cost
     from gebt.prune.learned import gem_miner as gem_miner
     from gebt.prune.lottery import lottery as lottery
-    from gebt.prune.slimming import slim as slim
+    from gebt.prune.slim.slim import slim as slim
     from gebt.ticket import Ticket as Ticket
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _NAMES = {
     "find_ticket": "gebt.anymodel",
     "gem_miner": "gebt.prune.learned",
     "lottery": "gebt.prune.lottery",
-    "slim": "gebt.prune.slimming",
+    "slim": "gebt.prune.slim.slim",
     "train_ticket": "gebt.anymodel",
 }
 _LATER = ("cost", "data", "graph", "models", "recipes", "scores", "sparse")

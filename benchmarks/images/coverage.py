@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from architectures import ARCHITECTURES, drawn
 from common import finish, options
 
-from gebt.prune.coupled import coupled_mask
-from gebt.prune.slimming import masked_channels, slim
+from gebt.prune.slim.coupled import coupled_mask
+from gebt.prune.slim.slim import masked_channels, slim
 
 
 def size(model: nn.Module) -> int:

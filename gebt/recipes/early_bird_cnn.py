@@ -18,7 +18,7 @@ from gebt.prune.detector import EarlyBird, Rule
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale
 from gebt.prune.selection import pruned_count, select
-from gebt.prune.slimming import slim
+from gebt.prune.slim.slim import slim
 from gebt.prune.ties import Order, TieOrder
 from gebt.train.images import ImageHistory, ImageSettings, ImageTrainer, OnEpoch, fit
 

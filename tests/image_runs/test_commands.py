@@ -14,7 +14,7 @@ from gebt.cli import main
 from gebt.data.images import load_images
 from gebt.models.by_name import image_network
 from gebt.prune.mask import Mask
-from gebt.prune.slimming import slim
+from gebt.prune.slim.slim import slim
 from gebt.record import read_record
 from gebt.train.images import accuracy
 

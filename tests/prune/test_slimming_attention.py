@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gebt.prune import Mask
-from gebt.prune.channels import SlimmingError
-from gebt.prune.slim_layers import CountedNorm, SlimAttention
-from gebt.prune.slimming import masked_channels, plan, slim
+from gebt.prune.slim.channels import SlimmingError
+from gebt.prune.slim.layers import CountedNorm, SlimAttention
+from gebt.prune.slim.slim import masked_channels, plan, slim
 
 WIDE, HEADS = 12, 3
 X = torch.randn(2, 5, WIDE, generator=torch.Generator().manual_seed(0))

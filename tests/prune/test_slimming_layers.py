@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from gebt.prune import Mask
-from gebt.prune.channels import SlimmingError, TraceError
-from gebt.prune.slimming import Shifts, masked_channels, plan, slim
+from gebt.prune.slim.channels import SlimmingError, TraceError
+from gebt.prune.slim.slim import Shifts, masked_channels, plan, slim
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randint(20, (2, 5), generator=torch.Generator().manual_seed(0))

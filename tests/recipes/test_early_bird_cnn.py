@@ -13,7 +13,7 @@ from gebt.data.images import Images, load_images
 from gebt.models.cnn import PreResNet
 from gebt.prune.scores import bn_scale
 from gebt.prune.selection import select
-from gebt.prune.slimming import masked_channels
+from gebt.prune.slim.slim import masked_channels
 from gebt.recipes import early_bird_cnn as ebt
 from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings
 from gebt.train.images import ImageTrainer

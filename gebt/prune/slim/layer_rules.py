@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gebt.prune import attention_rules
-from gebt.prune.channels import Label
+from gebt.prune.slim import attention_rules
+from gebt.prune.slim.channels import Label
 
 if TYPE_CHECKING:
-    from gebt.prune.tracing import Call, Labels
+    from gebt.prune.slim.tracing import Call, Labels
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -61,7 +61,7 @@ def _prelu(call: Call) -> Label | None:
 
 
 def _flatten(call: Call) -> Labels:
-    from gebt.prune.function_rules import regrouped
+    from gebt.prune.slim.function_rules import regrouped
 
     return regrouped(call, [-1] * call.value.dim()) if call.layer.start_dim == 1 else None
 

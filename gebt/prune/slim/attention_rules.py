@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gebt.prune.channels import Label
+from gebt.prune.slim.channels import Label
 
 if TYPE_CHECKING:
-    from gebt.prune.tracing import Call, Labels
+    from gebt.prune.slim.tracing import Call, Labels
 
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 TRANSFORMERS = (*_LAYERS, nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)

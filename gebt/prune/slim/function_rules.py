@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gebt.prune.channels import Label
-from gebt.prune.layer_rules import kept_axis
+from gebt.prune.slim.channels import Label
+from gebt.prune.slim.layer_rules import kept_axis
 
 if TYPE_CHECKING:
-    from gebt.prune.tracing import Call, Labels
+    from gebt.prune.slim.tracing import Call, Labels
 
 _POINTWISE = {
     F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.elu, F.selu, F.hardtanh, F.hardswish, F.mish, F.tanh, F.sigmoid,
@@ -96,7 +96,7 @@ def _note_size(call: Call) -> None:
 
 def _follows(call: Call, size: Any, units: Tensor) -> bool:
     """Whether a size in the network's code becomes as small as these units do."""
-    from gebt.prune.tracing import Size
+    from gebt.prune.slim.tracing import Size
 
     if isinstance(size, fx.Node):
         counted = call.walker.sizes.get(size)
@@ -116,7 +116,7 @@ def _reshaped(call: Call) -> Label | None:
 
 def regrouped(call: Call, sizes: Sequence[Any]) -> Label | None:
     """The label after a change of shape, when the sizes that the code names (-1: what is left) follow the channels."""
-    from gebt.prune.tracing import Size
+    from gebt.prune.slim.tracing import Size
 
     found = _moved(call, sizes) if call.own is not None else None
     for axis, size in enumerate(sizes):

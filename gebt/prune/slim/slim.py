@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gebt.prune.channels import Channels, Site, SlimmingError, empty_slices, out_dim
 from gebt.prune.mask import Mask
-from gebt.prune.slim_layers import ChosenBatchNorm, CountedNorm, SlimAttention
-from gebt.prune.tracing import channels_of
+from gebt.prune.slim.channels import Channels, Site, SlimmingError, empty_slices, out_dim
+from gebt.prune.slim.layers import ChosenBatchNorm, CountedNorm, SlimAttention
+from gebt.prune.slim.tracing import channels_of
 
 # Attributes of a layer that name the size of its weight's dimensions, by dimension.
 _OUT_FIRST, _IN_FIRST = {0: "out_channels", 1: "in_channels"}, {0: "in_channels", 1: "out_channels"}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gebt.prune import function_rules, layer_rules
-from gebt.prune.channels import Channels, Count, Label, Read, Site, SlimmingError, TraceError, empty_slices
+from gebt.prune.slim import function_rules, layer_rules
+from gebt.prune.slim.channels import Channels, Count, Label, Read, Site, SlimmingError, TraceError, empty_slices
 
 Labels = Label | list[Any] | None
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebt.prune.channels import Channels, Site
 from gebt.prune.mask import Mask
 from gebt.prune.selection import keep_within
+from gebt.prune.slim.channels import Channels, Site
+from gebt.prune.slim.tracing import channels_of
 from gebt.prune.ties import Order, TieOrder, ranks
-from gebt.prune.tracing import channels_of
 
 
 def coupled_mask(

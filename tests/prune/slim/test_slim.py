@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from gebt.models.cnn import VGG, PreResNet, ResNet
 from gebt.prune import Mask, select
-from gebt.prune.channels import TraceError
 from gebt.prune.scores import bn_scale
-from gebt.prune.slimming import ChosenBatchNorm, SlimmingError, masked_channels, plan, slim
-from gebt.prune.tracing import channels_of
+from gebt.prune.slim.channels import TraceError
+from gebt.prune.slim.slim import ChosenBatchNorm, SlimmingError, masked_channels, plan, slim
+from gebt.prune.slim.tracing import channels_of
 
 Case = tuple[nn.Module, Any, dict[str, float]]
 
