@@ -19,7 +19,7 @@ from gebt.config import RunOptions
 from gebt.experiment import graph_for, model_for
 from gebt.prune import Mask, distance
 from gebt.prune.drawing import Drawing
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import search
 
 EDGE_RATIO, WEIGHT_RATIO = 0.2, 0.9

@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt.anymodel import find_ticket as find_ticket
     from gebt.anymodel import train_ticket as train_ticket
     from gebt.measure import cost as cost
-    from gebt.prune.learned import gem_miner as gem_miner
-    from gebt.prune.lottery import lottery as lottery
+    from gebt.prune.gem_miner import gem_miner as gem_miner
+    from gebt.prune.imp import lottery as lottery
     from gebt.prune.slim.slim import slim as slim
     from gebt.ticket import Ticket as Ticket
 
@@ -37,8 +37,8 @@ _NAMES = {
     "ApplyTicket": "gebt.anymodel",
     "Ticket": "gebt.ticket",
     "find_ticket": "gebt.anymodel",
-    "gem_miner": "gebt.prune.learned",
-    "lottery": "gebt.prune.lottery",
+    "gem_miner": "gebt.prune.gem_miner",
+    "lottery": "gebt.prune.imp",
     "slim": "gebt.prune.slim.slim",
     "train_ticket": "gebt.anymodel",
 }

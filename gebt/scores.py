@@ -7,4 +7,4 @@ from gebt.prune.scores import bn_scale as bn_scale
 from gebt.prune.scores import magnitude as magnitude
 from gebt.prune.scores import prunable_weights as prunable_weights
 from gebt.prune.scores import random as random
-from gebt.prune.synaptic_flow import synflow as synflow
+from gebt.prune.synflow import synflow as synflow

@@ -27,11 +27,11 @@ from common import Store, finish, half_interval, options, spread
 from pooled import images
 
 from gebt.models.by_name import image_network
-from gebt.prune.chance import shuffled
-from gebt.prune.holding import hold
-from gebt.prune.learned import inverted
-from gebt.prune.lottery import lottery
+from gebt.prune.enforce import hold
+from gebt.prune.gem_miner import inverted
+from gebt.prune.imp import lottery
 from gebt.prune.mask import Mask
+from gebt.prune.random_masks import shuffled
 from gebt.recipes.at_init import mask_at_init
 from gebt.train.images import ImageSettings, accuracy, fit
 

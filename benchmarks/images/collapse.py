@@ -29,7 +29,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.saliency import grasp, snip
 from gebt.prune.scores import magnitude, prunable_weights, random
 from gebt.prune.selection import select
-from gebt.prune.synaptic_flow import synflow, synflow_mask
+from gebt.prune.synflow import synflow, synflow_mask
 from gebt.recipes.at_init import few
 
 

@@ -33,7 +33,7 @@ from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale, random
 from gebt.prune.selection import select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings, channel_mask, retrain
 from gebt.train.images import ImageTrainer, accuracy
 

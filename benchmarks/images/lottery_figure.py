@@ -25,7 +25,7 @@ from common import Store, finish, half_interval, options, spread
 
 from gebt.data.images import Images, load_images
 from gebt.models.mlp import MLP
-from gebt.prune.lottery import lottery
+from gebt.prune.imp import lottery
 from gebt.train.images import ImageSettings, accuracy, fit
 
 RATIO = 0.964  # what 15 levels of a fifth of what is left come to: 3.6 % stay

@@ -16,7 +16,7 @@ from gebt.graph.edges import Edges
 from gebt.measure.cost import flops_executed
 from gebt.models.compact import compact
 from gebt.models.kinds import Network as Model
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket

@@ -10,11 +10,11 @@ from torch import Tensor, distributed, nn, optim
 from torch.utils.hooks import RemovableHandle
 
 from gebt.prune.detector import EarlyBird
-from gebt.prune.holding import hold, parameters_of
+from gebt.prune.enforce import hold, parameters_of
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import Scope, pruned_count, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 Scores = Callable[[nn.Module], Mapping[str, Tensor]]
 Optimizers = Sequence[optim.Optimizer]

@@ -12,7 +12,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.sets import FoldOfGraphs
 from gebt.prune.selection import keep_within
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.sparse.ops import matmul
 from gebt.sparse.pattern import SparseMatrix
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gebt.prune.ties import Order, ranks
+from gebt.prune.tie_breaking import Order, ranks
 
 EdgeScore = Literal["magnitude", "share", "agreement", "need", "mixed", "rule"]
 # What the kept edges of a ticket count: 1, their trained values, or as much more as makes up for those that went.

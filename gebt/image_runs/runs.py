@@ -16,13 +16,13 @@ from gebt._files import write_atomically
 from gebt.data.images import Images
 from gebt.image_runs.options import ImageOptions
 from gebt.prune.detector import Rule, pairwise_distances
-from gebt.prune.holding import hold
-from gebt.prune.lottery import Control, Lottery, lottery
+from gebt.prune.enforce import hold
+from gebt.prune.imp import Control, Lottery, lottery
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import geometric
 from gebt.prune.scores import bn_scale, random
 from gebt.prune.selection import pruned_count, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import early_bird_cnn
 from gebt.recipes.at_init import Score, mask_at_init
 from gebt.recipes.early_bird_cnn import CnnSettings

@@ -16,7 +16,7 @@ from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor
 from gebt.models.projection import SemiStructuredProjection, SparseProjection
 from gebt.prune.mask import Mask
-from gebt.prune.patterns import is_two_of_four
+from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.sparse.backends import AUTO, current
 from gebt.sparse.compaction import check_pruned_are_zero, live_units, sliced, spread
 from gebt.sparse.pattern import SparseMatrix

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gebt import _numba
-from gebt.prune.ties import splitmix64
+from gebt.prune.tie_breaking import splitmix64
 
 STEPS = 1 << 16
 COMPILED = (torch.float32, torch.float64)

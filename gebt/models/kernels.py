@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import carray, types, uint64
 from numba.extending import intrinsic
 
-from gebt.prune.ties import FIRST, GOLDEN, SECOND
+from gebt.prune.tie_breaking import FIRST, GOLDEN, SECOND
 from gebt.sparse.backends.kernels import I32, I64, callback, inlined, pointer, thread, threads
 
 # Words whose bits are drawn at once; entry i of a stream has lane (i % 32) // 8 of word 8 (i // 32) + i % 8, so that

@@ -2,7 +2,7 @@
 
 from gebt.prune.detector import EarlyBird as EarlyBird
 from gebt.prune.detector import distance as distance
-from gebt.prune.holding import hold as hold
+from gebt.prune.enforce import hold as hold
 from gebt.prune.mask import Mask as Mask
 from gebt.prune.scores import magnitude as magnitude
 from gebt.prune.scores import prunable_weights as prunable_weights

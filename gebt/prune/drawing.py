@@ -18,7 +18,7 @@ from torch import Tensor
 from gebt.prune.mask import Mask
 from gebt.prune.passes import LOWER, Passes, Span, threads_for, usable
 from gebt.prune.selection import EntryScope, keep_highest, pruned_count, refuse_nan, select
-from gebt.prune.ties import ALL, TieOrder
+from gebt.prune.tie_breaking import ALL, TieOrder
 
 INFINITY = 0x7F800000
 FIRST_HALF = 1 << 14

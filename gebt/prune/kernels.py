@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gebt._numba import toolbox
-from gebt.prune.ties import FIRST, GOLDEN, SECOND
+from gebt.prune.tie_breaking import FIRST, GOLDEN, SECOND
 
 tools = toolbox()
 thread, threads, inlined, callback = tools.thread, tools.threads, tools.inlined, tools.callback
@@ -36,7 +36,7 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 @inlined
 def rank(entry: Any, start: Any) -> Any:
-    """The rank of `gebt.prune.ties.TieOrder`, as an unsigned number."""
+    """The rank of `gebt.prune.tie_breaking.TieOrder`, as an unsigned number."""
     mixed = U(entry) * GOLDEN_U + start
     mixed = (mixed ^ (mixed >> U(30))) * FIRST_U
     mixed = (mixed ^ (mixed >> U(27))) * SECOND_U

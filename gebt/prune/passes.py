@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gebt.prune.ties import ALL
+from gebt.prune.tie_breaking import ALL
 
 BINS, LOWER = 1 << 16, 0xFFFF
 # An entry inside the span costs a hundred others: room for one in 64 is enough, and for all of a small tensor.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
-from gebt.prune.ties import Order, TieOrder, ranks
+from gebt.prune.tie_breaking import Order, TieOrder, ranks
 
 EntryScope = Literal["global", "tensor"]
 Scope = Literal[EntryScope, "channel"]

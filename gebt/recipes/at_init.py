@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn, optim
 
 from gebt.data.images import Images
-from gebt.prune.chance import random_mask
-from gebt.prune.learned import gem_miner
+from gebt.prune.gem_miner import gem_miner
 from gebt.prune.mask import Mask
+from gebt.prune.random_masks import random_mask
 from gebt.prune.saliency import grasp, snip, taylor
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import select
-from gebt.prune.synaptic_flow import synflow_mask
-from gebt.prune.ties import TieOrder
+from gebt.prune.synflow import synflow_mask
+from gebt.prune.tie_breaking import TieOrder
 from gebt.train.images import ImageSettings
 
 Score = Literal["synflow", "snip", "grasp", "taylor", "magnitude", "random", "even", "erk", "gem-miner"]

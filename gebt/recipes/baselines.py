@@ -13,10 +13,10 @@ from gebt.graph.rules import keep_of_each_graph
 from gebt.graph.sets import FoldOfGraphs
 from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
-from gebt.prune.patterns import two_of_four
+from gebt.prune.n_m_sparsity import two_of_four
 from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit

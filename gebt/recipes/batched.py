@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from gebt.graph.adjacency import adjacency_of, runs_of_pairs
 from gebt.graph.scores import ShareInParts
 from gebt.prune.drawing import Drawing
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import StartWeights, Ticket, make_ticket
 from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.batched import Batched, BatchedFit

@@ -16,14 +16,14 @@ import torch
 from torch import nn, optim
 
 from gebt.models.bert import fitted, fresh, head_names, prunable, reinitialise, reset_head, shuffle_layers
-from gebt.prune.chance import shuffled
-from gebt.prune.holding import hold
-from gebt.prune.lottery import Lottery, lottery
+from gebt.prune.enforce import hold
+from gebt.prune.imp import Lottery, lottery
 from gebt.prune.mask import Mask
+from gebt.prune.random_masks import shuffled
 from gebt.prune.schedule import at_rate, even
 from gebt.prune.scores import magnitude
 from gebt.prune.selection import select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.train.texts import FillIn, TextHistory, TextSettings, TextTask, fit
 
 Schedule = Literal["of original", "of the rest"]

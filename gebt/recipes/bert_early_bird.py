@@ -15,7 +15,7 @@ from gebt.models.bert_units import HEADS, UNITS, Gates, without
 from gebt.prune.detector import EarlyBird, Rule
 from gebt.prune.mask import Mask
 from gebt.prune.selection import pruned_count, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.train.loop import copy_state
 from gebt.train.texts import TextHistory, TextSettings, TextTask, fit
 

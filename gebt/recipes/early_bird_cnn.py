@@ -19,7 +19,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale
 from gebt.prune.selection import pruned_count, select
 from gebt.prune.slim.slim import slim
-from gebt.prune.ties import Order, TieOrder
+from gebt.prune.tie_breaking import Order, TieOrder
 from gebt.train.images import ImageHistory, ImageSettings, ImageTrainer, OnEpoch, fit
 
 Start = Literal["inherit", "reinit"]

@@ -10,12 +10,12 @@ from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import geometric
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
 from gebt.train.tasks import task_for

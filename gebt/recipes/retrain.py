@@ -14,7 +14,7 @@ from gebt.models.compact import Compact, compact
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket, TicketError
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit

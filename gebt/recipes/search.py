@@ -18,10 +18,10 @@ from gebt.graph.spreading import spread
 from gebt.models.gnn import GCN
 from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask
-from gebt.prune.patterns import two_of_four
+from gebt.prune.n_m_sparsity import two_of_four
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import check_no_layer_empty, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.sparse.structure import (
     OF_ENTRIES,
     entry_mask,

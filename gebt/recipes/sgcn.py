@@ -10,11 +10,11 @@ from torch import Tensor, nn, optim
 
 from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 from gebt.train.tasks import task_for

@@ -16,7 +16,7 @@ from gebt.graph.edges import Edges
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import keep_highest, pruned_count, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, SoftLabels, TrainingSettings, adam, copy_state, fit
 from gebt.train.tasks import task_for

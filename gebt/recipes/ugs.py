@@ -16,11 +16,11 @@ from torch.func import functional_call
 from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.directed import DirectedEdges
 from gebt.graph.edges import Edges
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, thinned
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state, fit
 from gebt.train.tasks import task_for

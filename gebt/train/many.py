@@ -16,7 +16,7 @@ from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
 from gebt.models.gnn import GCN
 from gebt.models.many import ManyGCN, Reading, kind
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.train.loop import History, TrainingSettings, adam, copy_state

@@ -8,7 +8,7 @@ from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
 from gebt.graph.rules import EdgeRule, keep_of_each_graph
 from gebt.graph.sets import FoldOfGraphs
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import NodeTask, copy_state
 from gebt.train.search_settings import SearchSettings

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from gebt.prune import Mask, magnitude, prunable_weights, select
-from gebt.prune.holding import parameters_of
+from gebt.prune.enforce import parameters_of
 
 # The folder datasets/ of the repository, which is on the path, is no package; transformers takes it for the library.
 found = find_spec("datasets")

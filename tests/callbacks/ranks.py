@@ -27,7 +27,7 @@ from gebt import hold
 from gebt.callbacks.core import TicketHolding
 from gebt.callbacks.lightning import EarlyBirdCallback, TicketCallback
 from gebt.prune import EarlyBird, magnitude, prunable_weights
-from gebt.prune.holding import parameters_of
+from gebt.prune.enforce import parameters_of
 from gebt.prune.schedule import cubic
 
 

@@ -7,7 +7,7 @@ import torch
 from gebt.graph import Agreement, NeighbourhoodShare
 from gebt.graph.scores import degree_correction, need_of_neighbours
 from gebt.prune import select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 # A triangle 0-1-2 with a tail 2-3-4: degrees 2, 2, 3, 2, 1.
 PAIRS = torch.tensor([[0, 0, 1, 2, 3], [1, 2, 2, 3, 4]])

@@ -15,7 +15,7 @@ from gebt.prune import Mask, drawing, passes, select
 from gebt.prune.drawing import Bracket, Drawing
 from gebt.prune.mask import pack_bits
 from gebt.prune.selection import pruned_count
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 ORDER = TieOrder(7)
 RATIOS = [0.0, 0.01, 0.2, 0.5, 0.9, 0.999]

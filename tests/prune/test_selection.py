@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gebt.prune import magnitude, prunable_weights, select
 from gebt.prune.selection import pruned_count
 from gebt.prune.slim.slim import masked_channels, slim
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.75, 0.999]
 

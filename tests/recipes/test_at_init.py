@@ -9,7 +9,7 @@ import torch
 
 from gebt.data.images import Images, load_images
 from gebt.models.mlp import MLP
-from gebt.prune.chance import kept_counts
+from gebt.prune.random_masks import kept_counts
 from gebt.prune.scores import prunable_weights
 from gebt.recipes.at_init import Score, few, mask_at_init
 from gebt.train.images import ImageSettings

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 from gebt.data.text import load_texts  # noqa: E402
 from gebt.data.word_pieces import Pieces, in_pieces, unlabelled, word_pieces  # noqa: E402
 from gebt.models.bert import encoder_of, fresh, prunable, reinitialise, reset_head, with_head  # noqa: E402
-from gebt.prune.lottery import Lottery  # noqa: E402
+from gebt.prune.imp import Lottery  # noqa: E402
 from gebt.prune.mask import Mask  # noqa: E402
 from gebt.recipes import bert  # noqa: E402
 from gebt.recipes.bert import Arm, BertSettings  # noqa: E402

@@ -11,7 +11,7 @@ from gebt.graph import Graph
 from gebt.models import GCN
 from gebt.models.compact import compact
 from gebt.prune import Mask, distance, magnitude, prunable_weights
-from gebt.prune.patterns import is_two_of_four
+from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.prune.selection import pruned_count
 from gebt.recipes.search import SearchSettings, graph_only, joint, search_preset, weights_only
 from gebt.ticket import EDGES, Ticket

@@ -7,7 +7,7 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import sgcn
 from gebt.recipes.sgcn import Admm, SgcnSettings, _edge_values
 from gebt.train import NodeTask, TrainingSettings

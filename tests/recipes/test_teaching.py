@@ -17,7 +17,7 @@ from gebt.graph.spreading import spread
 from gebt.models import GCN
 from gebt.models.kinds import build
 from gebt.prune import select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import baselines, retrain, search
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import SearchSettings

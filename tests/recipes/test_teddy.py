@@ -9,7 +9,7 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import teddy
 from gebt.recipes.teddy import TeddySettings, _Projection, degree_score
 from gebt.ticket import EDGES

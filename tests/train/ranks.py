@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from gebt.prune import EarlyBird, Mask
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.pair_values import PairValues
 from gebt.train.shards import Shards

@@ -12,8 +12,8 @@ from torch import nn
 from gebt.data.images import Images, load_images
 from gebt.models.by_name import IMAGE_NETWORKS, image_network
 from gebt.models.mlp import MLP
-from gebt.prune.holding import hold
-from gebt.prune.lottery import lottery
+from gebt.prune.enforce import hold
+from gebt.prune.imp import lottery
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import select
 from gebt.train.images import ImageSettings, accuracy, fit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune import EarlyBird, Mask, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 from gebt.train.agreement import fingerprint, same_everywhere
 from gebt.train.pair_values import NAMES, PairValues
 from gebt.train.shards import Shards

@@ -13,7 +13,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.selection import keep_within
 from gebt.prune.slim.channels import Channels, Site
 from gebt.prune.slim.tracing import channels_of
-from gebt.prune.ties import Order, TieOrder, ranks
+from gebt.prune.tie_breaking import Order, TieOrder, ranks
 
 
 def coupled_mask(

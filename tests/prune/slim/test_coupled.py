@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gebt.models.cnn import PreResNet, ResNet
 from gebt.prune.slim.coupled import coupled_mask
 from gebt.prune.slim.slim import masked_channels, slim
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gebt.prune import select
-from gebt.prune.radix import Part, Parts, find_cut, keep_highest_in_parts, keys_of
 from gebt.prune.selection import pruned_count
-from gebt.prune.ties import TieOrder
+from gebt.prune.selection_in_parts import Part, Parts, find_cut, keep_highest_in_parts, keys_of
+from gebt.prune.tie_breaking import TieOrder
 
 FEW = [0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, 1e-45, 5e-324, -1e-40, 1.0000001, 1.0 + 2**-40]
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.75, 0.999]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gebt.prune.patterns import is_two_of_four, two_of_four
-from gebt.prune.ties import TieOrder
+from gebt.prune.n_m_sparsity import is_two_of_four, two_of_four
+from gebt.prune.tie_breaking import TieOrder
 
 
 def test_the_two_highest_of_every_four_stay() -> None:

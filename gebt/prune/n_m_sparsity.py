@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 GROUP, KEPT = 4, 2
 

@@ -18,7 +18,7 @@ from gebt.prune.mask import Mask
 from gebt.prune.saliency import Loss, cross_entropy
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, thinned
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 # optimizer(parameters, steps) -> what trains the scores, and its schedule (stepped after every batch) or None.
 ScoreOptimizer = Callable[[list[nn.Parameter], int], tuple[optim.Optimizer, Any]]

@@ -12,8 +12,8 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 import gebt
-from gebt.prune.chance import random_mask
-from gebt.prune.learned import _Miner, gem_miner, inverted
+from gebt.prune.gem_miner import _Miner, gem_miner, inverted
+from gebt.prune.random_masks import random_mask
 from gebt.prune.saliency import cross_entropy
 from gebt.prune.scores import prunable_weights
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from gebt.prune import magnitude, prunable_weights, select
 from gebt.prune.saliency import snip
-from gebt.prune.synaptic_flow import synflow, synflow_mask
+from gebt.prune.synflow import synflow, synflow_mask
 
 
 def mlp(sizes: tuple[int, ...] = (5, 8, 6, 3)) -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, select
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 Schedule = Literal["exponential", "linear"]
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn, optim
 
 from gebt._files import write_atomically
-from gebt.prune.chance import shuffled
-from gebt.prune.holding import hold
+from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
+from gebt.prune.random_masks import shuffled
 from gebt.prune.schedule import geometric
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 Holding = Callable[[optim.Optimizer], object]
 Control = Literal["reinit", "shuffled", "shuffled in all"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn, optim
 from torch.nn import functional as F
 
-from gebt.prune.lottery import Holding, Lottery, lottery
+from gebt.prune.imp import Holding, Lottery, lottery
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] * X[:, 1] > 0).long()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gebt.prune.ties import TieOrder
+from gebt.prune.tie_breaking import TieOrder
 
 # Scores of a part [c], and the numbers of its entries: [c], or the first of a run of them.
 Part = tuple[Tensor, Tensor | int]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gebt.prune.chance import kept_counts, random_mask, shuffled
 from gebt.prune.mask import Mask
+from gebt.prune.random_masks import kept_counts, random_mask, shuffled
 
 SHAPES = {"conv": (8, 3, 3, 3), "wide": (40, 90), "head": (10, 40)}
 TENSORS = {name: torch.zeros(shape) for name, shape in SHAPES.items()}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gebt.prune.ties import TieOrder, ranks
+from gebt.prune.tie_breaking import TieOrder, ranks
 
 SEEDS = st.integers(0, 2**63)
 
