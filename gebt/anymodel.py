@@ -12,7 +12,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
 from gebt.data.pyg import from_pyg
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
 from gebt.models.adapter import Call, adapted
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights

@@ -20,11 +20,11 @@ from gebt._files import write_atomically
 from gebt.comparison import summarise
 from gebt.config import RunOptions
 from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
+from gebt.graph.batch_schedule import Plan
 from gebt.graph.batches import Sampler
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.graph.links import LinkGraph
-from gebt.graph.plans import Plan
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.recipes import baselines, batched
 from gebt.record import CHECKPOINTS, RunFolder

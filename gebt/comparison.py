@@ -25,8 +25,8 @@ from gebt.experiment import (
     opening,
     parameters_of,
 )
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network

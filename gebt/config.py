@@ -12,8 +12,8 @@ import torch
 
 from gebt.combinations import check_together
 from gebt.data.manifest import TaskName, dataset_info
-from gebt.graph.plans import BatchSettings, Cut, SamplerName
-from gebt.graph.scores import EdgeScore, EdgeValues
+from gebt.graph.batch_schedule import BatchSettings, Cut, SamplerName
+from gebt.graph.edge_scores import EdgeScore, EdgeValues
 from gebt.models import kinds
 from gebt.models.kinds import ModelName
 from gebt.models.resgcn import Aggregation

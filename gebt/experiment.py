@@ -16,9 +16,9 @@ from gebt.config import RunOptions
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.data.mapped import HEADER, MappedGraph, open_mapped
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.links import LinkGraph, hold_out_links
-from gebt.graph.sets import FoldOfGraphs
 from gebt.measure.cost import macs_paper
 from gebt.models.gnn import GCN
 from gebt.models.graph_classifier import GraphClassifier

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gebt.config import Rival, RunOptions
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import levels_at
 from gebt.prune.scores import prunable_weights

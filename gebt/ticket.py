@@ -18,9 +18,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from gebt._files import write_atomically
-from gebt.graph.canonical import Graph, structure_digest
+from gebt.graph.edge_scorer import EdgeRule
 from gebt.graph.edges import Edges
-from gebt.graph.rules import EdgeRule
+from gebt.graph.graph import Graph, structure_digest
 from gebt.prune.mask import Mask, deflated, inflated
 from gebt.prune.scores import prunable_weights
 from gebt.sparse.memory import check_room

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from gebt.data import load_graph
 from gebt.graph import Graph, canonical_graph
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.sparse import SparseMatrix
 
 # Same examples at every run, and no clock: a busy machine is no failure.

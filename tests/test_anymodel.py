@@ -16,7 +16,7 @@ from torch_geometric.data import Data, HeteroData
 import gebt
 from gebt.anymodel import find_ticket, train_ticket
 from gebt.graph import Graph
-from gebt.graph.messages import layers_of
+from gebt.graph.pyg_gates import layers_of
 from gebt.models import GCN
 from gebt.recipes import baselines
 from gebt.recipes.retrain import RetrainSettings

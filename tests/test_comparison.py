@@ -12,7 +12,7 @@ from gebt.comparison import ARMS, Comparison
 from gebt.config import RunOptions
 from gebt.experiment import TOGETHER, graphs_for, groups
 from gebt.graph import Graph
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.ticket import Ticket
 
 SEEDS = (0, 1, 2)

@@ -27,9 +27,9 @@ from streams import clustered
 
 from gebt.data.convert import convert_stream
 from gebt.data.mapped import open_mapped
+from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
-from gebt.graph.plans import BatchSettings, Plan
 from gebt.measure.cost import in_fresh_process
 from gebt.models import GCN
 from gebt.recipes import batched as recipes

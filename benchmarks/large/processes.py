@@ -27,10 +27,10 @@ from common import finish, options
 
 from gebt.config import RunOptions
 from gebt.experiment import graph_for, model_for
+from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.graph.plans import BatchSettings, Plan
+from gebt.graph.graph import Graph
 from gebt.recipes import batched as recipes
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import EDGES, Ticket

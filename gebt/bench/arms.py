@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gebt.config import RunOptions
 from gebt.experiment import find_ticket, macs_for, model_for
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed
 from gebt.models.compact import compact
 from gebt.models.kinds import Network as Model

@@ -18,9 +18,9 @@ from gebt.bench.arms import ARMS, PARTS, PHASES, Network, Ours, Workbench
 from gebt.bench.checks import check_equal, check_search
 from gebt.config import RunOptions
 from gebt.experiment import graph_for
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.links import LinkGraph
-from gebt.graph.sets import FoldOfGraphs
 from gebt.measure.cost import Seconds, flops_executed, in_fresh_process, measure_in_turn, stored_bytes
 from gebt.measure.energy import energy_meter
 from gebt.sparse.memory import OutOfRoomError

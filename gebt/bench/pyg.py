@@ -11,7 +11,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
 from gebt.graph.metrics import label_loss, measure
 from gebt.models.convs import GATConv
 from gebt.models.gnn import GAT, GCN, GIN, GNN

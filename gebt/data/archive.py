@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from gebt.data.download import alone, discard, fetch, sha256_of, telling
 from gebt.data.raw import UnsafeFileError, reading
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 MOST_BYTES = 1 << 37
 MOST_UNPACKED = 1 << 38

@@ -29,7 +29,7 @@ from gebt.data.npy_writer import NpyWriter
 from gebt.data.ogb import OgbSet
 from gebt.data.ogb_stream import stream_ogb
 from gebt.data.streams import GraphStream, stream_graph
-from gebt.graph.canonical import GraphError, check_known, check_masks, checked_labels
+from gebt.graph.graph import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
 
 Values = NDArray[Any]

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from gebt.data.raw import RawGraph
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 NEIGHBOURS = 8
 BRIGHTEST = 16

@@ -20,7 +20,7 @@ from urllib.error import HTTPError
 from tqdm import tqdm
 
 from gebt.data.manifest import FileInfo
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 CHUNK = 1 << 16
 TIMEOUT_SECONDS = 30.0

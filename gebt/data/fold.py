@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gebt.data.tu import GraphSet
-from gebt.graph.canonical import GraphError
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph import GraphError
+from gebt.graph.graph_sets import FoldOfGraphs
 
 VAL_SHARE = 0.1
 

@@ -39,7 +39,7 @@ from gebt.data.raw import (
 )
 from gebt.data.streams import GraphStream, dense_rows, pieces
 from gebt.data.tables import count_lines, read_numbers, read_table, table_pieces
-from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import METRICS, Target
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import INT32_LIMIT, SparseMatrix

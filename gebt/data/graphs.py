@@ -25,7 +25,7 @@ from gebt.data.raw import RawGraph, row_scaled
 from gebt.data.splits import seeded_split
 from gebt.data.surrogate import generate
 from gebt.data.tu import read_graph_set
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.graph import Graph, GraphError, canonical_graph
 from gebt.sparse.pattern import SparseMatrix
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gebt.data.graphs import data_root
 from gebt.data.raw import reading
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.memory import check_room
 
 Part = Literal["train", "test"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gebt.data.surrogate import SurrogateSpec
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.graph.metrics import Metric
 
 # What is learnt on a graph: what its nodes are, or which links it lacks.

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gebt.data.npz import npy_header
 from gebt.data.raw import reading
-from gebt.graph.canonical import SPARSE_FEATURE_DENSITY, Graph, GraphError, checked_features
+from gebt.graph.graph import SPARSE_FEATURE_DENSITY, Graph, GraphError, checked_features
 from gebt.graph.metrics import METRICS, Metric, Target
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import index_dtype
@@ -134,7 +134,7 @@ class MappedGraph:
 
     @property
     def structure(self) -> str:
-        """`gebt.graph.canonical.structure_digest` of its pairs."""
+        """`gebt.graph.graph.structure_digest` of its pairs."""
         return self.header.structure
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor
 from gebt.data.npz import arrays_of
 from gebt.data.raw import UnsafeFileError, check_nodes, indices_mask, reading, single
 from gebt.data.tables import read_numbers, read_table
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import INT32_LIMIT
 
 PARTS = ("train", "valid", "test")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gebt.data.ogb import OgbGraph
 from gebt.data.raw import RawGraph, known_labels, reading
-from gebt.graph.canonical import Graph, GraphError, canonical_graph, checked_features, undirected_pairs
+from gebt.graph.graph import Graph, GraphError, canonical_graph, checked_features, undirected_pairs
 from gebt.graph.links import LinkGraph
 from gebt.graph.metrics import Metric, Target
 from gebt.sparse.memory import check_room

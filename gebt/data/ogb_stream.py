@@ -28,7 +28,7 @@ from gebt.data.ogb import (
 from gebt.data.raw import Array, indices_mask, known_labels, reading
 from gebt.data.streams import GraphStream
 from gebt.data.tables import read_table, table_pieces
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import INT32_LIMIT
 
 

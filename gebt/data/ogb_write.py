@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gebt.data.ogb import PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
-from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.graph import Graph, GraphError
 
 _TASKS = {"acc": "multiclass classification", "rocauc": "binary classification"}
 

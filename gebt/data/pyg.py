@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.graph import Graph, GraphError, canonical_graph
 from gebt.graph.metrics import Target
 from gebt.sparse.pattern import Pattern, SparseMatrix
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gebt.data.npz import arrays_of, read_npy
 from gebt.data.raw import RawGraph, check_nodes, csr_entries, indices_mask, known_labels, reading, single
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.memory import check_room
 
 PPI_PARTS = ("train", "valid", "test")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.graph.metrics import Target
 from gebt.sparse.memory import OutOfRoomError
 from gebt.sparse.pattern import INT32_LIMIT, Pattern, SparseMatrix

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 SEEDS = 2**32
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
 from gebt.graph.metrics import Metric, Target
 from gebt.sparse.pattern import SparseMatrix
 

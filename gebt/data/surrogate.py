@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.data.splits import SEEDS
-from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.graph import Graph, GraphError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gebt.data.raw import Array, reading
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.memory import check_room
 
 BLOCK = 1 << 22

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gebt.data.graphs import data_root
 from gebt.data.raw import reading
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 Part = Literal["train", "dev"]
 LARGEST_FILE = 64 * 2**20

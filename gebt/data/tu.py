@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebt.data.raw import indices_mask, reading
-from gebt.graph.canonical import GraphError, checked_features
+from gebt.graph.graph import GraphError, checked_features
 from gebt.sparse.pattern import Pattern, SparseMatrix
 
 FOLDS = 10

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import LinkMetric, Metric
 
 HELD = ("val_edges", "val_negatives", "test_edges", "test_negatives")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gebt.data.images import Images, Part, load_images
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.models.by_name import image_network
 from gebt.train.images import ImageSettings
 

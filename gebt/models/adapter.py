@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.graph.messages import MessageGates, PairIndex, uncached
+from gebt.graph.graph import Graph
+from gebt.graph.pyg_gates import MessageGates, PairIndex, uncached
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
 from gebt.measure.cost import measure_seconds
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from gebt.graph.canonical import Graph
-from gebt.graph.rules import keep_of_each_graph
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.edge_scorer import keep_of_each_graph
+from gebt.graph.graph import Graph
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
 from gebt.prune.n_m_sparsity import two_of_four

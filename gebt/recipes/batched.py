@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gebt.graph.adjacency import adjacency_of, runs_of_pairs
-from gebt.graph.scores import ShareInParts
+from gebt.graph.edge_scores import ShareInParts
 from gebt.prune.drawing import Drawing
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count

@@ -8,8 +8,8 @@ from typing import cast
 
 from torch import nn
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.models.compact import Compact, compact
 from gebt.models.gnn import GCN
 from gebt.models.kinds import Network

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.canonical import Graph
+from gebt.graph.edge_scores import Agreement, NeighbourhoodShare, degree_correction, need_of_neighbours
 from gebt.graph.edges import Edges
-from gebt.graph.scores import Agreement, NeighbourhoodShare, degree_correction, need_of_neighbours
-from gebt.graph.spreading import spread
+from gebt.graph.graph import Graph
+from gebt.graph.label_propagation import spread
 from gebt.models.gnn import GCN
 from gebt.prune.drawing import Drawing
 from gebt.prune.mask import Mask

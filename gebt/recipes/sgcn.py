@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import magnitude, prunable_weights

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph, check_classes
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import keep_highest, pruned_count, select

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn, optim
 from torch.func import functional_call
 
-from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.directed import DirectedEdges
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph, check_classes
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights

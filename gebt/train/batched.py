@@ -19,12 +19,12 @@ from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 from gebt.graph.adjacency import adjacency_of
+from gebt.graph.batch_schedule import Plan, stream_of
 from gebt.graph.batches import Batch
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.graph.links import LinkGraph
 from gebt.graph.metrics import Metric, Target, label_loss, measure
-from gebt.graph.plans import Plan, stream_of
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import Ticket

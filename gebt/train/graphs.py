@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gebt.graph.edges import Edges
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.metrics import measure
-from gebt.graph.sets import FoldOfGraphs
 from gebt.train.loop import NodeTask, SoftLabels
 
 # Graphs of a step: few enough for many steps an epoch, enough for the statistics of batch normalisation.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph.adjacency import Adjacency
-from gebt.graph.around import Around, Surroundings
+from gebt.graph.neighborhood import Around, Surroundings
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.train.pair_values import Stored

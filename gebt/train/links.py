@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
 from gebt.graph.links import HELD, LinkGraph
 from gebt.graph.metrics import link_measure
 from gebt.train.loop import NodeTask

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from gebt.graph.canonical import Graph, check_classes
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph, check_classes
 from gebt.models.gnn import GCN
 from gebt.models.many import ManyGCN, Reading, kind
 from gebt.prune.enforce import hold

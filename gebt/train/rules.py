@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, optim
 
-from gebt.graph.canonical import Graph
+from gebt.graph.edge_scorer import EdgeRule, keep_of_each_graph
 from gebt.graph.edges import Edges
-from gebt.graph.rules import EdgeRule, keep_of_each_graph
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph import Graph
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.prune.tie_breaking import TieOrder
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import NodeTask, copy_state

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from gebt.graph.canonical import Graph, check_classes
-from gebt.graph.scores import EdgeScore, EdgeValues
+from gebt.graph.edge_scores import EdgeScore, EdgeValues
+from gebt.graph.graph import Graph, check_classes
 from gebt.prune.detector import Criterion, EarlyBird, Normalisation
 from gebt.prune.selection import EntryScope
 from gebt.sparse.structure import UnitScore, WeightStructure
@@ -31,10 +31,10 @@ class SearchSettings:
     """How a ticket is searched for; the values of the presets and why are in docs/method.md.
 
     `edge_score` "agreement" and "need" need no edge values, so none are trained; "rule" trains a function of the nodes
-    instead (`gebt.graph.rules`). `draw` "validation" trains for all
+    instead (`gebt.graph.edge_scorer`). `draw` "validation" trains for all
     `max_epochs` and draws from the network of the best validation epoch. `soft_labels`: what that network says of every
     node goes into the ticket, for its retraining to learn from. What it says, for this and for "agreement", is `spread`
-    over the graph by that share (`graph.spreading`), unless this lowers the accuracy on the validation nodes; with
+    over the graph by that share (`graph.label_propagation`), unless this lowers the accuracy on the validation nodes; with
     `smoothing` it is a running mean over the epochs, the earlier ones counting that share. `edge_values`: what kept
     edges count.
     """

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.links import LinkGraph
-from gebt.graph.sets import FoldOfGraphs
 from gebt.train.graphs import GraphsTask
 from gebt.train.links import LinkTask
 from gebt.train.loop import NodeTask, SoftLabels

@@ -26,7 +26,7 @@ from gebt.data.mapped import HEADER, open_mapped
 from gebt.data.ogb import PARTS, OgbGraph, OgbSet
 from gebt.data.ogb_graphs import ogb_graph
 from gebt.data.streams import GraphStream, pieces, stream_graph
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.graph import Graph, GraphError, canonical_graph
 
 NODES = 3000
 OGB = OgbSet("ogbn-mine", 5, 6)

@@ -8,7 +8,7 @@ import pytest
 
 from gebt.data.download import download_file, fetch
 from gebt.data.manifest import FileInfo
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 BODY = bytes(range(256)) * 1000
 

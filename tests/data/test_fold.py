@@ -11,8 +11,8 @@ import torch
 from gebt.data import load_graph
 from gebt.data.fold import fold_of
 from gebt.data.tu import GraphSet
-from gebt.graph.canonical import GraphError
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph import GraphError
+from gebt.graph.graph_sets import FoldOfGraphs
 
 
 def small(folds: int = 2) -> GraphSet:

@@ -16,7 +16,7 @@ import torch
 from gebt.config import RunOptions
 from gebt.data import check_folder, dataset_info, load_graph
 from gebt.data.folder import save_graph_folder
-from gebt.graph.canonical import Graph, GraphError
+from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import METRICS
 
 EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [1, 0], [4, 4]])

@@ -5,7 +5,7 @@ import torch
 from torch_geometric.data import Data
 
 from gebt.data import from_pyg
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import SparseMatrix
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gebt.data.heterophilous import read_heterophilous
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 
 def arrays(**changes):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from gebt.data.images import Images, augmented, image_folder, load_images
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 REAL = pytest.mark.skipif("GEBT_DATA" not in os.environ, reason="GEBT_DATA is not set")
 

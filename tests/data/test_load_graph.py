@@ -9,7 +9,7 @@ import torch
 
 from gebt.data import check_dataset, data_root, load_graph
 from gebt.data.splits import seeded_split
-from gebt.graph.canonical import GraphError, canonical_graph
+from gebt.graph.graph import GraphError, canonical_graph
 
 LOADED = {
     "cora": (2708, 5278, 1433, 7, 140, 500, 1000),

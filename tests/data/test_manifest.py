@@ -6,7 +6,7 @@ import pytest
 
 from gebt.data import OGB, RecordedSettings, dataset_info, dataset_names
 from gebt.data import manifest as manifest_module
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 
 def test_names_start_with_the_default_set():

@@ -16,8 +16,8 @@ from gebt.data.convert import convert_stream
 from gebt.data.mapped import HEADER, MappedGraph, open_mapped, rows_between
 from gebt.data.streams import stream_graph
 from gebt.graph.batches import Batch, Sampler, random_parts
-from gebt.graph.canonical import Graph, GraphError, canonical_graph, structure_digest
 from gebt.graph.edges import Edges
+from gebt.graph.graph import Graph, GraphError, canonical_graph, structure_digest
 from gebt.sparse.pattern import SparseMatrix
 
 NODES = 60

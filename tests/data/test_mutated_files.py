@@ -25,7 +25,7 @@ from gebt.data.planetoid import read_planetoid
 from gebt.data.pyg_sets import FILES, read_pyg_set
 from gebt.data.raw import RawGraph
 from gebt.data.tu import read_graph_set
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.graph import Graph, GraphError, canonical_graph
 
 pytestmark = pytest.mark.filterwarnings(
     # numpy on a header that a mutation made look like one of Python 2.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gebt.data.npz import read_npz
-from gebt.graph.canonical import GraphError, canonical_graph
+from gebt.graph.graph import GraphError, canonical_graph
 
 
 def masks(nodes):

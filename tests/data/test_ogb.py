@@ -19,7 +19,7 @@ from gebt.data.ogb import OGB, PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
 from gebt.data.ogb_graphs import ogb_graph
 from gebt.data.ogb_write import as_ogb, write_ogb
 from gebt.data.raw import UnsafeFileError
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.memory import OutOfRoomError
 
 NODES, EDGES = 12, 30

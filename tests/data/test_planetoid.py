@@ -11,7 +11,7 @@ import torch
 from gebt.data.pickles import read_pickle
 from gebt.data.planetoid import read_planetoid
 from gebt.data.raw import UnsafeFileError, row_scaled
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import SparseMatrix
 
 

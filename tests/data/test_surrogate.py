@@ -9,7 +9,7 @@ import torch
 
 from gebt.data import RecordedSettings, SurrogateSpec, check_dataset, dataset_info, generate, load_graph, surrogate
 from gebt.data.surrogate import class_sizes
-from gebt.graph.canonical import Graph, GraphError, canonical_graph
+from gebt.graph.graph import Graph, GraphError, canonical_graph
 
 SPEC = SurrogateSpec(nodes=600, pairs=6000, features=12, classes=5, degree_skew=0.5, split_sizes=(100, 50, 450))
 SPECS = {

@@ -10,7 +10,7 @@ import pytest
 
 from gebt.data import tables
 from gebt.data.tables import read_numbers, read_table
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.memory import OutOfRoomError
 
 

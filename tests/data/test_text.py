@@ -11,7 +11,7 @@ import torch
 
 from gebt.data import text
 from gebt.data.text import load_texts, text_table
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 
 REAL = pytest.mark.skipif("GEBT_DATA" not in os.environ, reason="GEBT_DATA is not set")
 

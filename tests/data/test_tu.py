@@ -12,7 +12,7 @@ import torch
 
 from gebt.data import tu
 from gebt.data.tu import read_graph_set
-from gebt.graph.canonical import GraphError
+from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import SparseMatrix
 
 TEXT = "3\n3 7\n5 2 1 2\n4 1 0\n5 1 0\n1 2\n4 0\n2 7\n9 1 1\n5 1 0\n"

@@ -10,8 +10,8 @@ from gebt.config import RunOptions
 from gebt.data.convert import convert
 from gebt.data.mapped import open_mapped
 from gebt.graph import Edges, Graph
+from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
-from gebt.graph.plans import BatchSettings, Plan
 
 native = pytest.mark.skipif(
     not (installed.WITH_PYG_LIB or installed.WITH_TORCH_SPARSE), reason="PyG has no native parts here"

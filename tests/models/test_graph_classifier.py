@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph import Edges
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.models.gnn import GIN
 from gebt.models.graph_classifier import GraphClassifier, SumReadout
 from gebt.prune.scores import prunable_weights

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gebt.graph import Graph
-from gebt.graph.rules import EdgeRule
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.edge_scorer import EdgeRule
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.models import GCN
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.recipes import baselines, retrain, search

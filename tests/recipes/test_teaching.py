@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gebt.config import RunOptions
 from gebt.experiment import find_ticket, groups
 from gebt.graph import Agreement, Edges, Graph
-from gebt.graph.spreading import spread
+from gebt.graph.label_propagation import spread
 from gebt.models import GCN
 from gebt.models.kinds import build
 from gebt.prune import select

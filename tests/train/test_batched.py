@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gebt.graph import Edges, Graph
+from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
-from gebt.graph.plans import BatchSettings, Plan
 from gebt.models import GCN
 from gebt.models.resgcn import ResGCN
 from gebt.prune.mask import Mask

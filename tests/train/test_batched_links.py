@@ -12,8 +12,8 @@ import torch
 from gebt.cli import main
 from gebt.data.convert import convert
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
+from gebt.graph.batch_schedule import BatchSettings, Plan, stream_of
 from gebt.graph.batches import Sampler
-from gebt.graph.plans import BatchSettings, Plan, stream_of
 from gebt.models import GCN, LinkPredictor
 from gebt.prune.mask import Mask
 from gebt.recipes import batched as recipes

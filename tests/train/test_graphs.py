@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from gebt.graph import Edges, Graph
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.train import graphs as graphs_module
 from gebt.train.graphs import GraphsTask

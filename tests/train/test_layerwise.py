@@ -16,8 +16,8 @@ from gebt.data.mapped import open_mapped
 from gebt.data.streams import stream_graph
 from gebt.graph import Edges, Graph
 from gebt.graph.adjacency import adjacency_of
+from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
-from gebt.graph.plans import BatchSettings, Plan
 from gebt.models import GCN
 from gebt.models.gnn import GAT, GIN, GraphSAGE
 from gebt.models.resgcn import ResGCN

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gebt.graph.canonical import Graph
+from gebt.graph.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)

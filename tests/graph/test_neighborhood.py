@@ -7,7 +7,7 @@ import torch
 
 from gebt.graph import Edges, Graph
 from gebt.graph.adjacency import Adjacency, adjacency_of, runs_of_pairs
-from gebt.graph.around import Surroundings
+from gebt.graph.neighborhood import Surroundings
 from gebt.prune.mask import Mask
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gebt.graph import Agreement, NeighbourhoodShare
-from gebt.graph.scores import degree_correction, need_of_neighbours
+from gebt.graph.edge_scores import degree_correction, need_of_neighbours
 from gebt.prune import select
 from gebt.prune.tie_breaking import TieOrder
 

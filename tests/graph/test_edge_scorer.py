@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gebt.graph import Edges, Graph
-from gebt.graph.rules import EdgeRule
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.edge_scorer import EdgeRule
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.prune.selection import keep_within
 from gebt.sparse import SparseMatrix
 

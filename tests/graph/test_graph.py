@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph import Graph, GraphError, canonical_graph
-from gebt.graph.canonical import SPARSE_FEATURE_DENSITY
+from gebt.graph.graph import SPARSE_FEATURE_DENSITY
 from gebt.sparse import SparseMatrix
 
 PATH = [[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.canonical import Graph
 from gebt.graph.edges import Edges
-from gebt.graph.sets import FoldOfGraphs
+from gebt.graph.graph import Graph
+from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.prune.selection import keep_within
 from gebt.prune.tie_breaking import TieOrder
 from gebt.sparse.ops import matmul

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.utils import scatter, softmax
 
-from gebt.graph.messages import MessageGates, PairIndex, layers_of, uncached
+from gebt.graph.pyg_gates import MessageGates, PairIndex, layers_of, uncached
 
 NODES, WIDTH = 12, 6
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gebt.graph import Edges
-from gebt.graph.spreading import spread
+from gebt.graph.label_propagation import spread
 
 PAIRS = torch.tensor([[0, 1, 1], [1, 2, 3]])
 

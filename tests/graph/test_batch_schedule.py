@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gebt.graph import Graph
+from gebt.graph.batch_schedule import BatchSettings, Plan, stream_of
 from gebt.graph.batches import Batch, Sampler
 from gebt.graph.edges import Edges
-from gebt.graph.plans import BatchSettings, Plan, stream_of
 
 CUTS = ("random", "clusters", "neighbours", "walks")
 
