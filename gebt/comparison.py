@@ -29,8 +29,8 @@ from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.models.gnn import GCN
-from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor
+from gebt.models.registry import Network
 from gebt.recipes import baselines, retrain
 from gebt.record import RunFolder
 from gebt.rivals import run_rival

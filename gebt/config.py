@@ -14,8 +14,8 @@ from gebt.combinations import check_together
 from gebt.data.manifest import TaskName, dataset_info
 from gebt.graph.batch_schedule import BatchSettings, Cut, SamplerName
 from gebt.graph.edge_scores import EdgeScore, EdgeValues
-from gebt.models import kinds
-from gebt.models.kinds import ModelName
+from gebt.models import registry
+from gebt.models.registry import ModelName
 from gebt.models.resgcn import Aggregation
 from gebt.prune.detector import Criterion, Normalisation
 from gebt.prune.selection import EntryScope, pruned_count
@@ -212,7 +212,7 @@ class RunOptions:
     symmetrise: bool = False
     hidden: int | None = None
     depth: int | None = None
-    heads: int = kinds.HEADS
+    heads: int = registry.HEADS
     aggregation: Aggregation = "softmax"
     dropout: float | None = None
     input_dropout: float | None = None
@@ -278,7 +278,7 @@ class RunOptions:
             search = dataclasses.replace(search, max_epochs=recorded.epochs, **_OF_GRAPHS)
             epochs, retrain_epochs, search_factor, retrain_factor = None, recorded.epochs, 1.0, 1.0
         else:
-            recorded = dataclasses.replace(recorded, **kinds.DEFAULTS.get(model, {}))
+            recorded = dataclasses.replace(recorded, **registry.DEFAULTS.get(model, {}))
         if task == "links" and self.preset == "default":
             retrain_epochs, retrain_factor = recorded.epochs, 2.0
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
@@ -297,7 +297,7 @@ class RunOptions:
             "retrain_learning_rate": learning_rate * retrain_factor,
             "distill": RetrainSettings().distill,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
-            "scope": search.scope if self.preset == "paper" else kinds.SCOPES.get(model, search.scope),
+            "scope": search.scope if self.preset == "paper" else registry.SCOPES.get(model, search.scope),
         }
         full = dataclasses.replace(self, **{name: _given(getattr(self, name), value) for name, value in filled.items()})
         full = dataclasses.replace(full, method=tuple(full.method), fanouts=tuple(full.fanouts))  # JSON has lists

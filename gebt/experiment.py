@@ -22,8 +22,8 @@ from gebt.graph.links import LinkGraph, hold_out_links
 from gebt.measure.cost import macs_paper
 from gebt.models.gnn import GCN
 from gebt.models.graph_classifier import GraphClassifier
-from gebt.models.kinds import Network, build
 from gebt.models.links import LinkPredictor
+from gebt.models.registry import Network, build
 from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights

@@ -28,7 +28,7 @@ from gebt.graph import Graph
 from gebt.measure.cost import state_bytes
 from gebt.measure.energy import Energy
 from gebt.models import GCN
-from gebt.models.kinds import ModelName, build
+from gebt.models.registry import ModelName, build
 from gebt.recipes import baselines
 from gebt.record import read_record
 from gebt.sparse import backends

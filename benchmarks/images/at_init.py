@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, finish, half_interval, options, spread
 from pooled import images
 
-from gebt.models.by_name import image_network
+from gebt.models.vision_registry import image_network
 from gebt.prune.enforce import hold
 from gebt.prune.gem_miner import inverted
 from gebt.prune.imp import lottery

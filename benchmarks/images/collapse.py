@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 
 from gebt.data.images import Images, load_images
-from gebt.models.by_name import image_network
+from gebt.models.vision_registry import image_network
 from gebt.prune.mask import Mask
 from gebt.prune.saliency import grasp, snip
 from gebt.prune.scores import magnitude, prunable_weights, random

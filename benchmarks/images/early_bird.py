@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, finish, half_interval, options, spread
 from pooled import images
 
-from gebt.models.by_name import image_network
+from gebt.models.vision_registry import image_network
 from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale, random

@@ -15,7 +15,7 @@ from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed
 from gebt.models.compact import compact
-from gebt.models.kinds import Network as Model
+from gebt.models.registry import Network as Model
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.recipes import baselines, retrain

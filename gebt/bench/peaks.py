@@ -14,7 +14,7 @@ from gebt.config import RunOptions
 from gebt.data.surrogate import SurrogateSpec, generate
 from gebt.experiment import find_ticket, graph_for, model_for
 from gebt.measure.cost import peak_memory
-from gebt.models.kinds import Network
+from gebt.models.registry import Network
 from gebt.recipes import retrain
 from gebt.sparse import backends
 from gebt.ticket import Ticket

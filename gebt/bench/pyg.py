@@ -15,7 +15,7 @@ from gebt.graph.graph import Graph
 from gebt.graph.metrics import label_loss, measure
 from gebt.models.convs import GATConv
 from gebt.models.gnn import GAT, GCN, GIN, GNN
-from gebt.models.kinds import Network
+from gebt.models.registry import Network
 from gebt.models.resgcn import ResGCN
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import SparseMatrix

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from gebt.data.images import Images, Part, load_images
 from gebt.graph.graph import GraphError
-from gebt.models.by_name import image_network
+from gebt.models.vision_registry import image_network
 from gebt.train.images import ImageSettings
 
 # What training takes where nothing is said: for LeNet as Frankle & Carbin 2019, for the others as You et al. 2020.

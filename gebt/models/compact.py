@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gebt.graph.graph import Graph
 from gebt.measure.cost import measure_seconds
 from gebt.models.gnn import GCN
-from gebt.models.kinds import Network
+from gebt.models.linear import SemiStructuredProjection, SparseProjection
 from gebt.models.links import LinkPredictor
-from gebt.models.projection import SemiStructuredProjection, SparseProjection
+from gebt.models.registry import Network
 from gebt.prune.mask import Mask
 from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.sparse.backends import AUTO, current

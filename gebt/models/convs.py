@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gebt.graph.edges import Edges
 from gebt.models.attention import row_softmax
 from gebt.models.dropout import dropout
-from gebt.models.projection import Biased, Projection, SemiStructuredProjection, SparseProjection, glorot
+from gebt.models.linear import Biased, Projection, SemiStructuredProjection, SparseProjection, glorot
 from gebt.sparse.ops import spmm
 from gebt.sparse.pattern import SparseMatrix
 

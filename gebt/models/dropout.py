@@ -81,6 +81,6 @@ def _lanes(words: Tensor, seed: int, entries: int, threshold: int) -> Tensor:
 def _kernel(dtype: torch.dtype) -> Any:
     from numba import types
 
-    from gebt.models import kernels
+    from gebt.models import dropout_kernels
 
-    return kernels.dropout(types.float64 if dtype == torch.float64 else types.float32)
+    return dropout_kernels.dropout(types.float64 if dtype == torch.float64 else types.float32)

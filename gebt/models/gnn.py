@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gebt.graph.edges import Edges
 from gebt.models.convs import GATConv, GCNConv, GINConv, SAGEConv
 from gebt.models.dropout import dropout
-from gebt.models.projection import BatchNorm
+from gebt.models.linear import BatchNorm
 from gebt.sparse.compaction import Group
 from gebt.sparse.pattern import SparseMatrix
 

@@ -12,7 +12,7 @@ from gebt.graph.edges import Edges
 from gebt.models.convs import GINConv
 from gebt.models.dropout import dropout
 from gebt.models.gnn import GNN, dropped
-from gebt.models.projection import BatchNorm, Projection
+from gebt.models.linear import BatchNorm, Projection
 from gebt.sparse.pattern import SparseMatrix
 
 

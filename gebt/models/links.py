@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gebt.graph.edges import Edges
 from gebt.models.dropout import dropout
-from gebt.models.kinds import Network
-from gebt.models.projection import Projection
+from gebt.models.linear import Projection
+from gebt.models.registry import Network
 from gebt.sparse.compaction import Group
 from gebt.sparse.pattern import SparseMatrix
 

@@ -12,7 +12,7 @@ from gebt.graph.edges import Edges
 from gebt.models.convs import Neighbours
 from gebt.models.dropout import dropout
 from gebt.models.gnn import check_sizes, dropped
-from gebt.models.projection import Projection
+from gebt.models.linear import Projection
 from gebt.sparse.compaction import Group
 from gebt.sparse.pattern import SparseMatrix
 

@@ -12,8 +12,8 @@ from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.models.compact import Compact, compact
 from gebt.models.gnn import GCN
-from gebt.models.kinds import Network
 from gebt.models.links import LinkPredictor
+from gebt.models.registry import Network
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket, TicketError

@@ -14,7 +14,7 @@ from gebt.comparison import run
 from gebt.config import RunOptions
 from gebt.data.manifest import dataset_info
 from gebt.experiment import graph_for, groups, model_for
-from gebt.models.kinds import ModelName
+from gebt.models.registry import ModelName
 from gebt.record import CELLS, RECORD, RunFolder, read_record
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages

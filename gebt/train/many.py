@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.models.gnn import GCN
-from gebt.models.many import ManyGCN, Reading, kind
+from gebt.models.stacked_gcn import ManyGCN, Reading, kind
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
@@ -118,7 +118,7 @@ def fit_many(
 
     `on_epoch(number, epoch, history)` is called for every network; returning True ends the fit of that one. Models and
     gates end with tensors of their own, with `evaluate` in the state of the best validation epoch. Networks of
-    different kinds (`models.many.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `ManyGCN`, `ManyTask`.
+    different kinds (`models.stacked_gcn.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `ManyGCN`, `ManyTask`.
     """
     kinds: dict[tuple[float, ...], list[Member]] = {}
     for member in members:

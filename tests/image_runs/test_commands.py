@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from gebt.cli import main
 from gebt.data.images import load_images
-from gebt.models.by_name import image_network
+from gebt.models.vision_registry import image_network
 from gebt.prune.mask import Mask
 from gebt.prune.slim.slim import slim
 from gebt.record import read_record

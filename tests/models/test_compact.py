@@ -11,7 +11,7 @@ from torch import Tensor
 from gebt.graph import Edges, Graph
 from gebt.models import GCN
 from gebt.models.compact import Compact, compact
-from gebt.models.projection import Projection, SparseProjection
+from gebt.models.linear import Projection, SparseProjection
 from gebt.prune import Mask, prunable_weights
 from gebt.sparse import SparseMatrix
 from gebt.sparse.compaction import sliced, spread

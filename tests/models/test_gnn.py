@@ -12,7 +12,7 @@ from torch import Tensor
 from gebt.graph import Edges, Graph
 from gebt.models import GCN, gnn
 from gebt.models.convs import GCNConv
-from gebt.models.projection import SparseProjection
+from gebt.models.linear import SparseProjection
 from gebt.sparse import SparseMatrix
 
 

@@ -15,7 +15,7 @@ from gebt.experiment import find_ticket, groups
 from gebt.graph import Agreement, Edges, Graph
 from gebt.graph.label_propagation import spread
 from gebt.models import GCN
-from gebt.models.kinds import build
+from gebt.models.registry import build
 from gebt.prune import select
 from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import baselines, retrain, search

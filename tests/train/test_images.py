@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gebt.data.images import Images, load_images
-from gebt.models.by_name import IMAGE_NETWORKS, image_network
 from gebt.models.mlp import MLP
+from gebt.models.vision_registry import IMAGE_NETWORKS, image_network
 from gebt.prune.enforce import hold
 from gebt.prune.imp import lottery
 from gebt.prune.scores import magnitude, prunable_weights
