@@ -25,7 +25,7 @@ from gebt.models import GCN
 from gebt.recipes import retrain, search
 from gebt.sparse import SparseMatrix, backends
 from gebt.ticket import Ticket
-from gebt.train.many import pays
+from gebt.train.stacked import pays
 
 WAYS = ("apart", "together")
 CHECKED_EPOCHS = 5

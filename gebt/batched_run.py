@@ -29,10 +29,10 @@ from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, stat
 from gebt.recipes import baselines, batched
 from gebt.record import CHECKPOINTS, RunFolder
 from gebt.ticket import Ticket
-from gebt.train.agreement import fingerprint, same_everywhere
-from gebt.train.batched import Batched
 from gebt.train.checkpoints import Checkpoints
+from gebt.train.consistency import fingerprint, same_everywhere
 from gebt.train.loop import History, seeded
+from gebt.train.minibatch import Batched
 from gebt.train.processes import Processes
 
 Progress = Callable[[str, int], object]

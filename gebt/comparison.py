@@ -35,10 +35,10 @@ from gebt.recipes import baselines, retrain
 from gebt.record import RunFolder
 from gebt.rivals import run_rival
 from gebt.ticket import Ticket
+from gebt.train.edge_scorer import TrainedRule
 from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded
-from gebt.train.rules import TrainedRule
+from gebt.train.result import Phase
 from gebt.train.tasks import task_for
-from gebt.train.trained import Phase
 
 ARMS = ("dense", "random", "random_edges", "ticket")
 

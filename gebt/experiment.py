@@ -33,7 +33,7 @@ from gebt.rivals import rival_epochs
 from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.loop import History
-from gebt.train.many import pays
+from gebt.train.stacked import pays
 
 # More entries than this are sampled for the heat maps of mask distances, which only picture the search.
 PICTURED_ENTRIES = 1 << 20
@@ -191,7 +191,7 @@ def find_tickets(
 
 
 def groups(options: RunOptions) -> list[list[int]]:
-    """The seeds, in groups that are trained together (`train.many`) where they can be and it pays; else one by one."""
+    """The seeds, in groups that are trained together (`train.stacked`) where they can be and it pays; else one by one."""
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))
     joint = options.together and options.algorithm == "joint" and search.searches_together(options.search())
     if len(seeds) > 1 and joint:

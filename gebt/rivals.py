@@ -18,7 +18,7 @@ from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, lottery, released, sgcn, teddy, ugs
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state
-from gebt.train.trained import Phase, Trained
+from gebt.train.result import Phase, Trained
 
 RIVALS: tuple[Rival, ...] = get_args(Rival)
 

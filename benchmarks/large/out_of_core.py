@@ -33,7 +33,7 @@ from gebt.graph.edges import Edges
 from gebt.measure.cost import in_fresh_process
 from gebt.models import GCN
 from gebt.recipes import batched as recipes
-from gebt.train.batched import Batched
+from gebt.train.minibatch import Batched
 from gebt.train.search_settings import SearchSettings
 
 DEGREE = 100

@@ -34,8 +34,8 @@ from gebt.graph.graph import Graph
 from gebt.recipes import batched as recipes
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import EDGES, Ticket
-from gebt.train.batched import Batched
 from gebt.train.loop import History
+from gebt.train.minibatch import Batched
 from gebt.train.processes import Processes, processes
 
 

@@ -25,8 +25,8 @@ from gebt.measure.cost import Seconds, flops_executed, in_fresh_process, measure
 from gebt.measure.energy import energy_meter
 from gebt.sparse.memory import OutOfRoomError
 from gebt.ticket import Ticket
+from gebt.train.cuda_graph import Replay, replays
 from gebt.train.loop import seeded
-from gebt.train.replay import Replay, replays
 
 NOT_MEASURED = "not measured"
 # Inference and steps: rounds, and seconds after which three rounds must do.

@@ -20,7 +20,7 @@ from gebt.prune.tie_breaking import TieOrder
 from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
 from gebt.ticket import EDGES, Ticket, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
-from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.stacked import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for
 
 
@@ -74,7 +74,7 @@ def dense_many(
     seeds: Sequence[int],
     on_epoch: Callable[[int, int, History], bool] | None = None,
 ) -> list[History]:
-    """What many calls of `dense` return, one a seed, up to rounding: all networks trained together (`train.many`)."""
+    """What many calls of `dense` return, one a seed, up to rounding: all networks trained together (`train.stacked`)."""
     given = zip(models, each("graphs", graphs, len(seeds)), seeds, strict=True)
     members = [Member(model, graph, seed) for model, graph, seed in given]
     return fit_many(members, ManySettings(settings or TrainingSettings()), on_epoch=on_epoch)

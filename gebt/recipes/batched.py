@@ -1,4 +1,4 @@
-"""Dense training, search and retraining batch by batch (`train.batched`), each from its last checkpoint on."""
+"""Dense training, search and retraining batch by batch (`train.minibatch`), each from its last checkpoint on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty
 from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import StartWeights, Ticket, make_ticket
-from gebt.train.agreement import fingerprint, same_everywhere
-from gebt.train.batched import Batched, BatchedFit
 from gebt.train.checkpoints import Checkpoints
+from gebt.train.consistency import fingerprint, same_everywhere
+from gebt.train.edge_values import NAMES, RUN, PairValues, Stored
 from gebt.train.loop import History, TrainingSettings, adam, copy_state
-from gebt.train.pair_values import NAMES, RUN, PairValues, Stored
+from gebt.train.minibatch import Batched, BatchedFit
+from gebt.train.result import REINIT_SEED
 from gebt.train.search_settings import SearchSettings
 from gebt.train.shards import Shards
-from gebt.train.trained import REINIT_SEED
 
 OnEpoch = Callable[[int, History], bool]
 

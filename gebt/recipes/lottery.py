@@ -18,8 +18,8 @@ from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
 from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
+from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for
-from gebt.train.trained import Phase, Trained
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for
-from gebt.train.trained import Phase, Trained
 
 EPOCHS, RETRAIN_EPOCHS, EDGE_RATE, WINDOW, FIRST_STOP = 100, 99, 1e-3, 3, 5
 

@@ -18,9 +18,9 @@ from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.ticket import EDGES, StartWeights, Ticket, TicketError
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
-from gebt.train.many import ManySettings, Member, each, fit_many
+from gebt.train.result import REINIT_SEED
+from gebt.train.stacked import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for
-from gebt.train.trained import REINIT_SEED
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def run_many(
     seeds: Sequence[int],
     on_epoch: Callable[[int, int, History], bool] | None = None,
 ) -> list[Retrained]:
-    """What many calls of `run` return, one a ticket, all networks trained together (`train.many`; when: `pays`).
+    """What many calls of `run` return, one a ticket, all networks trained together (`train.stacked`; when: `pays`).
 
     Each equals that of its own call up to rounding, if that one keeps its features sparse: products are not measured
     here. Graphs: one for all, or one a ticket. Raises as `run`, and `ValueError` as `fit_many`.

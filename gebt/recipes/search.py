@@ -31,11 +31,11 @@ from gebt.sparse.structure import (
     unit_scores,
 )
 from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.train.edge_scorer import TrainedRule, check_edge_score
 from gebt.train.loop import Gates, History, NodeTask, adam, copy_state, fit
-from gebt.train.many import ManySettings, Member, each, fit_many
-from gebt.train.rules import TrainedRule, check_edge_score
 from gebt.train.search_settings import SearchSettings as SearchSettings
 from gebt.train.search_settings import search_preset as search_preset
+from gebt.train.stacked import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for
 
 DrawObserver = Callable[[int, Mask, Mask], None]
@@ -83,7 +83,7 @@ def joint_many(
     on_draw: Callable[[int, int, Mask, Mask], None] | None = None,
     on_epoch: Callable[[int, int, History], bool] | None = None,
 ) -> list[Ticket]:
-    """The tickets of many calls of `joint`, one a seed, all networks trained together (`train.many`; when: `pays`).
+    """The tickets of many calls of `joint`, one a seed, all networks trained together (`train.stacked`; when: `pays`).
 
     Each equals that of its own call up to rounding. Graphs (of equal nodes: one data set, whatever its splits) and
     ratios: one for all, or one a seed. `on_draw` and `on_epoch` are told the number of the network first.

@@ -17,8 +17,8 @@ from gebt.prune.selection import select
 from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for
-from gebt.train.trained import Phase, Trained
 
 
 @dataclass(frozen=True)

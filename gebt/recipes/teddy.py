@@ -19,8 +19,8 @@ from gebt.prune.selection import keep_highest, pruned_count, select
 from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, SoftLabels, TrainingSettings, adam, copy_state, fit
+from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for
-from gebt.train.trained import Phase, Trained
 
 
 @dataclass(frozen=True)

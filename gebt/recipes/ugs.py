@@ -23,9 +23,9 @@ from gebt.prune.selection import pruned_count, thinned
 from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state, fit
+from gebt.train.result import Phase, Trained
+from gebt.train.sinkhorn import Separation
 from gebt.train.tasks import task_for
-from gebt.train.trained import Phase, Trained
-from gebt.train.wasserstein import Separation
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class UgsSettings:
     """One round: shares pruned of what is left, L1 of both masks, epochs with masks and without; Cora's of the release.
 
     Adam's weight decay acts on weights and masks alike, as in the release. `separation`: weight of WD-GLT's term
-    (`train.wasserstein.Separation`), from `points` nodes a side; `at_most_one`: masks stay in [0, 1]. `directed`: the
+    (`train.sinkhorn.Separation`), from `points` nodes a side; `at_most_one`: masks stay in [0, 1]. `directed`: the
     two directions of an edge have masks of their own, as released (for a GCN; `graph.directed`).
     """
 

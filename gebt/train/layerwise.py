@@ -16,7 +16,7 @@ from gebt.graph.adjacency import Adjacency
 from gebt.graph.neighborhood import Around, Surroundings
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
-from gebt.train.pair_values import Stored
+from gebt.train.edge_values import Stored
 from gebt.train.processes import ALONE, Processes
 
 # Entries of the adjacency that are worked on at once, and bytes of what their nodes bring along.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.graph.metrics import WAITING, label_loss, measure
-from gebt.train.replay import Replay, replays
+from gebt.train.cuda_graph import Replay, replays
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def fit(
     `gates` [P] are soft edge values for the training forward, or say what they are for the task of a step; `penalty` is
     added to the loss. With `evaluate` the model is evaluated after every epoch and ends in the state of its best
     validation epoch. `on_epoch` is called with the epoch (from 1) and the history so far; returning True ends the fit.
-    `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.replay`). Results do not depend on it.
+    `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.cuda_graph`). Results do not depend on it.
     Batch normalisation is `following` where an epoch is one step. Raises `ValueError` when the loss is no longer a
     finite number.
     """

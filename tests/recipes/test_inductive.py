@@ -16,9 +16,9 @@ from gebt.models import GCN
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.recipes import baselines, retrain, search
 from gebt.ticket import EDGES, Ticket, TicketError
+from gebt.train.edge_scorer import TrainedRule
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import TrainingSettings
-from gebt.train.rules import TrainedRule
 from gebt.train.search_settings import SearchSettings
 
 SETTINGS = SearchSettings(max_epochs=4, edge_score="rule", edge_learning_rate=0.05, threshold=1e-9)

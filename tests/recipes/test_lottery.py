@@ -13,7 +13,7 @@ from gebt.recipes import lottery
 from gebt.recipes.lottery import LotterySettings
 from gebt.train import NodeTask, TrainingSettings, fit
 from gebt.train.loop import adam, copy_state
-from gebt.train.trained import Phase, Trained
+from gebt.train.result import Phase, Trained
 
 FEW = TrainingSettings(epochs=6, learning_rate=0.02)
 RATIOS = {"edge_ratio": 0.4, "weight_ratio": 0.75}

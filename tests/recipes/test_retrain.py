@@ -14,7 +14,7 @@ from gebt.sparse.compaction import sliced
 from gebt.ticket import EDGES, TicketError
 from gebt.train import History, TrainingSettings
 from gebt.train.loop import copy_state
-from gebt.train.trained import REINIT_SEED
+from gebt.train.result import REINIT_SEED
 
 MakeModel = Callable[..., GCN]
 SHORT = retrain.RetrainSettings(TrainingSettings(epochs=4))

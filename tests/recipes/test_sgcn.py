@@ -12,7 +12,7 @@ from gebt.recipes import sgcn
 from gebt.recipes.sgcn import Admm, SgcnSettings, _edge_values
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import copy_state
-from gebt.train.trained import Phase
+from gebt.train.result import Phase
 
 SETTINGS = SgcnSettings(outer=2, inner=3, training=TrainingSettings(epochs=4, learning_rate=0.02))
 

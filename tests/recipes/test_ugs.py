@@ -14,7 +14,7 @@ from gebt.recipes.ugs import WD_GLT, UgsSettings, _Masked, _Work
 from gebt.ticket import EDGES
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import copy_state
-from gebt.train.trained import Phase, Trained
+from gebt.train.result import Phase, Trained
 
 FEW = TrainingSettings(epochs=5, learning_rate=0.02)
 SETTINGS = UgsSettings(masked=FEW, fixed=FEW)

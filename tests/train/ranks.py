@@ -16,8 +16,8 @@ from torch import Tensor, distributed, multiprocessing
 
 from gebt.prune import EarlyBird, Mask
 from gebt.prune.tie_breaking import TieOrder
-from gebt.train.agreement import fingerprint, same_everywhere
-from gebt.train.pair_values import PairValues
+from gebt.train.consistency import fingerprint, same_everywhere
+from gebt.train.edge_values import PairValues
 from gebt.train.shards import Shards
 
 COUNT, STEPS, BATCHES = 1000, 4, 6

@@ -20,8 +20,8 @@ from gebt.recipes import batched as recipes
 from gebt.recipes import search
 from gebt.record import read_record
 from gebt.train import LinkTask
-from gebt.train.batched import Batched, BatchedFit
 from gebt.train.loop import TrainingSettings, adam, seeded
+from gebt.train.minibatch import Batched, BatchedFit
 
 FOUR = BatchSettings("random", parts=4, per_step=4)
 

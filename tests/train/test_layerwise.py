@@ -23,9 +23,9 @@ from gebt.models.gnn import GAT, GIN, GraphSAGE
 from gebt.models.resgcn import ResGCN
 from gebt.prune.mask import Mask
 from gebt.train import layerwise
-from gebt.train.batched import Batched
 from gebt.train.layerwise import LayerByLayer
 from gebt.train.loop import NodeTask
+from gebt.train.minibatch import Batched
 from gebt.train.processes import Processes
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -17,8 +17,8 @@ from gebt.recipes import baselines, retrain, search, teddy, ugs
 from gebt.sparse import SparseMatrix
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import SoftLabels, copy_state
-from gebt.train.many import ManySettings, Member, fit_many, pays
 from gebt.train.search_settings import SearchSettings
+from gebt.train.stacked import ManySettings, Member, fit_many, pays
 
 NODES = 60
 

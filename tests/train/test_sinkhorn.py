@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gebt.train.wasserstein import Separation, divergence, sinkhorn_plan
+from gebt.train.sinkhorn import Separation, divergence, sinkhorn_plan
 
 
 def test_a_plan_carries_all_mass_and_moves_it_where_it_is_cheap() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gebt.prune import EarlyBird, Mask, select
 from gebt.prune.tie_breaking import TieOrder
-from gebt.train.agreement import fingerprint, same_everywhere
-from gebt.train.pair_values import NAMES, PairValues
+from gebt.train.consistency import fingerprint, same_everywhere
+from gebt.train.edge_values import NAMES, PairValues
 from gebt.train.shards import Shards
 
 KINDS = [torch.float32, torch.float64]

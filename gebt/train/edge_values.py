@@ -22,7 +22,7 @@ from gebt.prune.selection import pruned_count
 from gebt.prune.selection_in_parts import Part, find_cut
 from gebt.prune.tie_breaking import TieOrder
 from gebt.ticket import EDGES
-from gebt.train.agreement import fingerprint, same_everywhere
+from gebt.train.consistency import fingerprint, same_everywhere
 from gebt.train.shards import Route, Shards
 
 # Runs that stay in a core's cache: twice as fast as those of 2^22.

@@ -28,10 +28,10 @@ from gebt.graph.metrics import Metric, Target, label_loss, measure
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import Ticket
+from gebt.train.edge_values import PairValues
 from gebt.train.layerwise import LayerByLayer, Layered
 from gebt.train.links import LinkTask
 from gebt.train.loop import History, NodeTask, copy_state, following, seeded
-from gebt.train.pair_values import PairValues
 from gebt.train.processes import ALONE, Processes
 from gebt.train.tasks import task_for
 

@@ -15,7 +15,7 @@ from gebt.models import GCN
 from gebt.prune import Mask, hold, prunable_weights
 from gebt.train import History, NodeTask, TrainingSettings, fit
 from gebt.train.loop import adam
-from gebt.train.many import ManySettings, Member, each, fit_many, pays
+from gebt.train.stacked import ManySettings, Member, each, fit_many, pays
 
 SEEDS = (0, 3, 7)
 SETTINGS = TrainingSettings(epochs=12, learning_rate=0.05)
@@ -206,9 +206,9 @@ def test_small_networks_on_sparse_features_pay_from_two_on(sparse: Graph, digits
 def test_the_bound_is_on_the_multiply_adds_of_a_forward_pass(sparse: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     model = GCN(sparse.num_features, 8, 3)
     work = sparse.features.values.numel() * 8 + (2 * sparse.num_pairs + 60) * (8 + 3)
-    monkeypatch.setattr("gebt.train.many.MOST_WORK", work)
+    monkeypatch.setattr("gebt.train.stacked.MOST_WORK", work)
     assert pays(sparse, model, 2)
-    monkeypatch.setattr("gebt.train.many.MOST_WORK", work - 1)
+    monkeypatch.setattr("gebt.train.stacked.MOST_WORK", work - 1)
     assert not pays(sparse, model, 2)
 
 

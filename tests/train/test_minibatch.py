@@ -17,10 +17,10 @@ from gebt.models.resgcn import ResGCN
 from gebt.prune.mask import Mask
 from gebt.recipes import batched as recipes
 from gebt.recipes import search
-from gebt.train.batched import Batched, BatchedFit
 from gebt.train.checkpoints import load_state, save_state
+from gebt.train.edge_values import PairValues
 from gebt.train.loop import NodeTask, TrainingSettings, adam, copy_state, fit, following
-from gebt.train.pair_values import PairValues
+from gebt.train.minibatch import Batched, BatchedFit
 
 SETTINGS = search.SearchSettings(max_epochs=8, threshold=1e-9)
 WHOLE = BatchSettings("random", parts=1)
