@@ -26,7 +26,7 @@ from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.graph.links import LinkGraph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
-from gebt.recipes import baselines, batched
+from gebt.recipes import baselines, minibatch
 from gebt.record import CHECKPOINTS, RunFolder
 from gebt.ticket import Ticket
 from gebt.train.checkpoints import Checkpoints
@@ -157,7 +157,7 @@ class _Arms:
     def _search(self, path: Path) -> dict[str, Any]:
         model, clock, draws = self._model(), _Clock(self, "search"), DrawLog()
         values_in = None if self.batched.edges is not None else self.at / "search" / f"values-{self.own.rank}"
-        ticket = batched.joint(
+        ticket = minibatch.joint(
             model, self.batched, **self._ratios, settings=self.options.search(), seed=self.seed, values_in=values_in,
             checkpoints=Checkpoints(self.at / "search", self.own), every=self.options.checkpoint_every,
             on_draw=draws, on_epoch=clock,
@@ -170,12 +170,12 @@ class _Arms:
         return {"epochs": epochs, "seconds": clock.seconds(epochs), "flops": flops, "pairwise": pairwise}
 
     def _dense(self) -> dict[str, Any]:
-        return self._measured("dense", self._model(), None, None, lambda model, **more: batched.train(
+        return self._measured("dense", self._model(), None, None, lambda model, **more: minibatch.train(
             model, self.batched, self.options.training(), **more))  # fmt: skip
 
     def _retrained(self, arm: str, ticket: Ticket, searched: dict[str, Any] | None) -> dict[str, Any]:
         settings = self.options.retraining()
-        return self._measured(arm, self._model(), ticket, searched, lambda model, **more: batched.retrain(
+        return self._measured(arm, self._model(), ticket, searched, lambda model, **more: minibatch.retrain(
             ticket, model, self.batched, settings.training, start=settings.start, **more))  # fmt: skip
 
     def _measured(

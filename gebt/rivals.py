@@ -15,7 +15,7 @@ from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import levels_at
 from gebt.prune.scores import prunable_weights
-from gebt.recipes import baselines, lottery, released, sgcn, teddy, ugs
+from gebt.recipes import baselines, gebt_released_code, imp, sgcn, teddy, ugs
 from gebt.ticket import EDGES, make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state
 from gebt.train.result import Phase, Trained
@@ -52,14 +52,12 @@ def run_rival(
         return _rounds(model, graph, settings, training, ratios, common)
     if name in ("imp", "one-shot"):
         levels = levels_at(WEIGHT_RATE, options.weight_ratio) if name == "imp" else 1
-        chosen = lottery.LotterySettings(
-            levels, training=training, edge_learning_rate=options.edge_learning_rate or 1e-3
-        )
-        return lottery.run(model, graph, **ratios, settings=chosen, **common)[-1]
+        chosen = imp.LotterySettings(levels, training=training, edge_learning_rate=options.edge_learning_rate or 1e-3)
+        return imp.run(model, graph, **ratios, settings=chosen, **common)[-1]
     if name == "dropedge":
         return _drop_edge(model, graph, training, options.edge_ratio, common)
     if name == "released":
-        return released.run(model, graph, **ratios, training=training, **common)
+        return gebt_released_code.run(model, graph, **ratios, training=training, **common)
     run: Callable[..., Trained] = sgcn.run if name == "sgcn" else teddy.run
     own = sgcn.SgcnSettings(training=training) if name == "sgcn" else teddy.TeddySettings(training)
     return run(model, graph, **ratios, settings=own, **common)
@@ -68,7 +66,7 @@ def run_rival(
 def rival_epochs(name: Rival, options: RunOptions) -> int:
     """The most epochs that `run_rival` trains."""
     if name == "released":
-        return released.EPOCHS + released.RETRAIN_EPOCHS
+        return gebt_released_code.EPOCHS + gebt_released_code.RETRAIN_EPOCHS
     rounds, admm = levels_at(WEIGHT_RATE, options.weight_ratio), sgcn.SgcnSettings()
     trainings = {"ugs": 2 * rounds, "wd-glt": 2 * rounds, "imp": rounds + 1, "dropedge": 1}.get(name, 2)
     return trainings * options.training().epochs + (admm.outer * admm.inner if name == "sgcn" else 0)

@@ -32,7 +32,7 @@ from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
 from gebt.measure.cost import in_fresh_process
 from gebt.models import GCN
-from gebt.recipes import batched as recipes
+from gebt.recipes import minibatch as recipes
 from gebt.train.minibatch import Batched
 from gebt.train.search_settings import SearchSettings
 

@@ -31,7 +31,7 @@ from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
-from gebt.recipes import batched as recipes
+from gebt.recipes import minibatch as recipes
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import EDGES, Ticket
 from gebt.train.loop import History

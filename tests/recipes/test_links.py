@@ -11,7 +11,7 @@ import torch
 
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
 from gebt.models import GCN, LinkPredictor
-from gebt.recipes import baselines, lottery, retrain, search, ugs
+from gebt.recipes import baselines, imp, retrain, search, ugs
 from gebt.ticket import EDGES, Ticket, TicketError
 from gebt.train import History, TrainingSettings
 from gebt.train.loop import copy_state
@@ -136,8 +136,8 @@ def test_ugs_and_imp_prune_and_train(links: Found) -> None:
     settings = ugs.UgsSettings(edge_l1=1e-4, weight_l1=1e-4, masked=training, fixed=training)
     (found,) = ugs.run(predictor(), links.graph, rounds=1, settings=settings)
     assert found.ticket.weight_sparsity == pytest.approx(0.2, abs=1e-3)
-    levels = lottery.LotterySettings(1, training=training)
-    last = lottery.run(predictor(), links.graph, edge_ratio=0.2, weight_ratio=0.6, settings=levels)[-1]
+    levels = imp.LotterySettings(1, training=training)
+    last = imp.run(predictor(), links.graph, edge_ratio=0.2, weight_ratio=0.6, settings=levels)[-1]
     assert last.ticket.edge_sparsity == pytest.approx(0.2, abs=1e-3)
 
 

@@ -16,7 +16,7 @@ from gebt.graph.batch_schedule import BatchSettings, Plan, stream_of
 from gebt.graph.batches import Sampler
 from gebt.models import GCN, LinkPredictor
 from gebt.prune.mask import Mask
-from gebt.recipes import batched as recipes
+from gebt.recipes import minibatch as recipes
 from gebt.recipes import search
 from gebt.record import read_record
 from gebt.train import LinkTask

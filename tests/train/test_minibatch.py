@@ -15,7 +15,7 @@ from gebt.graph.batches import Sampler
 from gebt.models import GCN
 from gebt.models.resgcn import ResGCN
 from gebt.prune.mask import Mask
-from gebt.recipes import batched as recipes
+from gebt.recipes import minibatch as recipes
 from gebt.recipes import search
 from gebt.train.checkpoints import load_state, save_state
 from gebt.train.edge_values import PairValues

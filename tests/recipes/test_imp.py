@@ -9,8 +9,8 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
-from gebt.recipes import lottery
-from gebt.recipes.lottery import LotterySettings
+from gebt.recipes import imp
+from gebt.recipes.imp import LotterySettings
 from gebt.train import NodeTask, TrainingSettings, fit
 from gebt.train.loop import adam, copy_state
 from gebt.train.result import Phase, Trained
@@ -26,7 +26,7 @@ def model_of(graph: Graph) -> GCN:
 @pytest.fixture(scope="module")
 def levels(sparse: Graph) -> tuple[list[Trained], GCN]:
     model = model_of(sparse)
-    return lottery.run(model, sparse, **RATIOS, settings=LotterySettings(levels=2, training=FEW), seed=3), model
+    return imp.run(model, sparse, **RATIOS, settings=LotterySettings(levels=2, training=FEW), seed=3), model
 
 
 def test_counts_are_geometric_and_exact_and_masks_are_nested(levels: tuple[list[Trained], GCN], sparse: Graph) -> None:
@@ -45,7 +45,7 @@ def test_counts_are_geometric_and_exact_and_masks_are_nested(levels: tuple[list[
 
 def test_level_zero_is_the_dense_network(levels: tuple[list[Trained], GCN], sparse: Graph) -> None:
     """Its edge values train too, so that it is dense training up to what they move; without edges it is the same."""
-    alone = lottery.run(
+    alone = imp.run(
         model_of(sparse), sparse, edge_ratio=0, weight_ratio=0.5, settings=LotterySettings(1, training=FEW), seed=3
     )
     twin = model_of(sparse)
@@ -58,7 +58,7 @@ def test_level_zero_is_the_dense_network(levels: tuple[list[Trained], GCN], spar
 def test_weights_rewind_to_those_of_the_rewind_epoch(sparse: Graph, rewind: int) -> None:
     model = model_of(sparse)
     settings = LotterySettings(levels=1, rewind_epoch=rewind, training=FEW)
-    found = lottery.run(model, sparse, **RATIOS, settings=settings, seed=3)[-1]
+    found = imp.run(model, sparse, **RATIOS, settings=settings, seed=3)[-1]
     expected = model_of(sparse)
     if rewind:
         fit(expected, NodeTask(sparse), [adam(expected, FEW)], rewind, seed=3, evaluate=False)
@@ -71,7 +71,7 @@ def test_weights_rewind_to_those_of_the_rewind_epoch(sparse: Graph, rewind: int)
 
 
 def test_pruned_weights_never_come_back_however_large(sparse: Graph) -> None:
-    work = lottery._Levels(model_of(sparse), sparse, (0.0, 0.9), LotterySettings(levels=3, training=FEW), 0, None)
+    work = imp._Levels(model_of(sparse), sparse, (0.0, 0.9), LotterySettings(levels=3, training=FEW), 0, None)
     work._prune(1, None)
     first = work.kept
     for name, weight in work.model.named_parameters():
@@ -82,7 +82,7 @@ def test_pruned_weights_never_come_back_however_large(sparse: Graph) -> None:
 
 
 def test_edges_of_the_smallest_values_go(sparse: Graph) -> None:
-    work = lottery._Levels(model_of(sparse), sparse, (0.3, 0.0), LotterySettings(levels=1, training=FEW), 0, None)
+    work = imp._Levels(model_of(sparse), sparse, (0.3, 0.0), LotterySettings(levels=1, training=FEW), 0, None)
     values = torch.rand(sparse.num_pairs, generator=torch.Generator().manual_seed(5)) - 0.5
     work._prune(1, values)
     assert float(values.abs()[work.pairs].min()) > float(values.abs()[~work.pairs].max())
@@ -94,4 +94,4 @@ def test_wrong_settings_are_refused(sparse: Graph) -> None:
     with pytest.raises(ValueError, match=r"rewind epoch \(got 200\), expected 0 to 199, before the training's last"):
         LotterySettings(rewind_epoch=200)
     with pytest.raises(ValueError, match=r"prune ratio \(got 1\)"):
-        lottery.run(model_of(sparse), sparse, edge_ratio=0.1, weight_ratio=1)
+        imp.run(model_of(sparse), sparse, edge_ratio=0.1, weight_ratio=1)

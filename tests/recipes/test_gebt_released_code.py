@@ -6,8 +6,8 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
-from gebt.recipes import released
-from gebt.recipes.released import RETRAIN_EPOCHS, _Search, kept_by_position
+from gebt.recipes import gebt_released_code
+from gebt.recipes.gebt_released_code import RETRAIN_EPOCHS, _Search, kept_by_position
 from gebt.train import NodeTask, TrainingSettings
 
 
@@ -48,7 +48,7 @@ def test_distances_are_relative_to_the_first_that_was_not_zero(sparse: Graph) ->
 def test_what_is_retrained_is_dense_and_fresh_and_reported_at_its_last_epoch(sparse: Graph) -> None:
     model = model_of(sparse)
     training = TrainingSettings(learning_rate=0.02)
-    found = released.run(model, sparse, edge_ratio=0.3, weight_ratio=0.9, training=training, seed=2)
+    found = gebt_released_code.run(model, sparse, edge_ratio=0.3, weight_ratio=0.9, training=training, seed=2)
     assert found.ticket.weight_sparsity == 0
     assert found.ticket.edge_mask.kept == sparse.num_pairs - int(0.3 * sparse.num_pairs)
     assert found.edges.fixed is not None
