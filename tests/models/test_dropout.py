@@ -29,7 +29,7 @@ def _own_random_state() -> Iterator[None]:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to drop on the CPU."""
     if request.param == "torch":
-        monkeypatch.setattr(compiled, "available", lambda: False)
+        monkeypatch.setattr(_numba, "available", lambda: False)
     elif not _numba.available():
         pytest.skip(f"no compiled kernels: {_numba.missing()}")
     return request.param
@@ -118,7 +118,7 @@ def test_compiled_and_plain_dropout_are_equal_bit_for_bit(monkeypatch: pytest.Mo
         return found
 
     fast = results()
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(_numba, "available", lambda: False)
     assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(fast, results(), strict=True))
 
 

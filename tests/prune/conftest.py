@@ -20,7 +20,7 @@ def drawing_by(engine: str) -> Iterator[pytest.MonkeyPatch]:
         pytest.skip("needs numba")
     with pytest.MonkeyPatch.context() as patch:
         if engine == "torch":
-            patch.setattr(compiled, "available", lambda: False)
+            patch.setattr(_numba, "available", lambda: False)
         elif engine == "compiled, in parallel":
             patch.setattr(passes, "PARALLEL_FROM", 0)
         yield patch
