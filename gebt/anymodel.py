@@ -11,7 +11,7 @@ from torch import nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
-from gebt.data.pyg import from_pyg
+from gebt.data.readers.pyg import from_pyg
 from gebt.graph.graph import Graph
 from gebt.models.adapter import Call, adapted
 from gebt.prune.mask import Mask

@@ -168,7 +168,7 @@ class RunOptions:
     device
         "cpu" or "cuda".
     graph
-        Folder of a graph of your own (`gebt.data.folder`), or one that `gebt convert` has made; instead of a data set.
+        Folder of a graph of your own (`gebt.data.readers.folder`), or one that `gebt convert` has made; instead of a data set.
     batches
         Train batch by batch: parts of the nodes, "random" or "clusters" of neighbours, sampled "neighbours", or random
         "walks". Under torchrun the processes share the batches. A converted graph is read from disk batch by batch.

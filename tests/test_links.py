@@ -13,9 +13,9 @@ from gebt import comparison, report
 from gebt.bench.measure import bench
 from gebt.config import RunOptions
 from gebt.data import check_dataset, load_graph, read_ogb, write_ogb
-from gebt.data import ogb as ogb_module
-from gebt.data.ogb import OGB, OgbGraph, OgbSet
-from gebt.data.ogb_graphs import ogb_links
+from gebt.data.readers import ogb as ogb_module
+from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet
+from gebt.data.readers.ogb_graphs import ogb_links
 from gebt.experiment import find_ticket, graph_for, graphs_for, macs_for, model_for
 from gebt.graph import GraphError, LinkGraph
 from gebt.measure.cost import macs_paper

@@ -1,17 +1,17 @@
 """The data room: graphs by name, from folders, OGB or PyTorch Geometric, checked and in canonical form."""
 
-from gebt.data.folder import save_graph_folder
 from gebt.data.graphs import check_dataset, check_folder, data_root, load_graph, names_here
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
 from gebt.data.mapped import MappedGraph, open_mapped
-from gebt.data.ogb import OGB, OgbGraph, OgbSet, read_ogb
-from gebt.data.ogb_graphs import ogb_graph, ogb_links
-from gebt.data.ogb_write import as_ogb, write_ogb
-from gebt.data.pyg import from_pyg
-from gebt.data.raw import UnsafeFileError
+from gebt.data.readers.folder import save_graph_folder
+from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet, read_ogb
+from gebt.data.readers.ogb_graphs import ogb_graph, ogb_links
+from gebt.data.readers.ogb_write import as_ogb, write_ogb
+from gebt.data.readers.pyg import from_pyg
+from gebt.data.readers.reading import UnsafeFileError
+from gebt.data.readers.tu import GraphSet, read_graph_set
 from gebt.data.streams import GraphStream
 from gebt.data.surrogate import SurrogateSpec, generate
-from gebt.data.tu import GraphSet, read_graph_set
 
 __all__ = [
     "OGB",

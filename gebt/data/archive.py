@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from gebt.data.download import alone, discard, fetch, sha256_of, telling
-from gebt.data.raw import UnsafeFileError, reading
+from gebt.data.readers.reading import UnsafeFileError, reading
 from gebt.graph.graph import GraphError
 
 MOST_BYTES = 1 << 37

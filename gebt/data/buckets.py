@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gebt.data.raw import Array
+from gebt.data.readers.reading import Array
 
 Keys = NDArray[np.int64]
 

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from gebt._files import write_atomically
 from gebt.data.buckets import Buckets, different, distinct_keys, key_buckets
-from gebt.data.folder import stream_folder
 from gebt.data.graphs import load_graph
 from gebt.data.mapped import FORMAT, HEADER, PARTS, MappedGraph, MappedHeader, rows_between
 from gebt.data.npy_writer import NpyWriter
-from gebt.data.ogb import OgbSet
-from gebt.data.ogb_stream import stream_ogb
+from gebt.data.readers.folder import stream_folder
+from gebt.data.readers.ogb import OgbSet
+from gebt.data.readers.ogb_stream import stream_ogb
 from gebt.data.streams import GraphStream, stream_graph
 from gebt.graph.graph import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
@@ -52,7 +52,7 @@ def convert(
 ) -> Path:
     """Writes the graph `source` into the new folder `target`, which `open_mapped` opens; one-way edges count both ways.
 
-    `source`: a folder as `gebt.data.folder` says or as OGB lays it out, or a data set by name; of folders little is in
+    `source`: a folder as `gebt.data.readers.folder` says or as OGB lays it out, or a data set by name; of folders little is in
     memory at a time. `ogb`: which of OGB's sets it is where the folder's name does not tell. The rest is as in
     `convert_stream`, also what it raises.
     """

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.tu import GraphSet
+from gebt.data.readers.tu import GraphSet
 from gebt.graph.graph import GraphError
 from gebt.graph.graph_sets import FoldOfGraphs
 

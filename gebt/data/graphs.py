@@ -10,21 +10,21 @@ from pathlib import Path
 from torch import Tensor
 
 from gebt.data.archive import check_sums, check_unchanged, fetch_folder, is_there
-from gebt.data.digits import read_digits
 from gebt.data.download import download_file, sha256_of
 from gebt.data.fold import fold_of
-from gebt.data.folder import read_folder
-from gebt.data.heterophilous import read_heterophilous
 from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
-from gebt.data.npz import read_npz
-from gebt.data.ogb import OGB, needed_files, read_ogb
-from gebt.data.ogb_graphs import ogb_links, raw_graph
-from gebt.data.planetoid import read_planetoid
-from gebt.data.pyg_sets import FILES, read_pyg_set
-from gebt.data.raw import RawGraph, row_scaled
-from gebt.data.splits import seeded_split
+from gebt.data.readers.digits import read_digits
+from gebt.data.readers.folder import read_folder
+from gebt.data.readers.heterophilous import read_heterophilous
+from gebt.data.readers.npz import read_npz
+from gebt.data.readers.ogb import OGB, needed_files, read_ogb
+from gebt.data.readers.ogb_graphs import ogb_links, raw_graph
+from gebt.data.readers.planetoid import read_planetoid
+from gebt.data.readers.pyg_sets import FILES, read_pyg_set
+from gebt.data.readers.reading import RawGraph, row_scaled
+from gebt.data.readers.splits import seeded_split
+from gebt.data.readers.tu import read_graph_set
 from gebt.data.surrogate import generate
-from gebt.data.tu import read_graph_set
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 from gebt.sparse.pattern import SparseMatrix
 
@@ -39,7 +39,7 @@ def load_graph(
 ) -> Graph:
     """The data set `name`, or the graph in the folder of that path, in canonical form.
 
-    Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.folder` says.
+    Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.readers.folder` says.
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
     0, and a set of graphs is its fold of that number (`gebt.data.fold`). Missing files are downloaded and verified
     unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none. A surrogate has
@@ -102,7 +102,7 @@ def check_dataset(name: str, root: str | Path | None = None) -> list[tuple[Path,
 
 
 def check_folder(folder: str | Path) -> str:
-    """What the graph in a folder of one's own (`gebt.data.folder`) counts, in one line, after reading all of it.
+    """What the graph in a folder of one's own (`gebt.data.readers.folder`) counts, in one line, after reading all of it.
 
     Raises `GraphError` naming the file and what is wrong with it.
     """

@@ -105,7 +105,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The manifest's entry of one data set, else that of the folder at the path `name` (`gebt.data.folder`).
+    """The manifest's entry of one data set, else that of the folder at the path `name` (`gebt.data.readers.folder`).
 
     Raises `GraphError` for an unknown name, with the nearest ones.
     """

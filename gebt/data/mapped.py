@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.data.npz import npy_header
-from gebt.data.raw import reading
+from gebt.data.readers.npz import npy_header
+from gebt.data.readers.reading import reading
 from gebt.graph.graph import SPARSE_FEATURE_DENSITY, Graph, GraphError, checked_features
 from gebt.graph.metrics import METRICS, Metric, Target
 from gebt.sparse.memory import check_room

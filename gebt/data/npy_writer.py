@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from gebt.data.raw import Array
+from gebt.data.readers.reading import Array
 
 
 class NpyWriter:

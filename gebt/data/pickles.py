@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from gebt.data.raw import Array, UnsafeFileError, reading
+from gebt.data.readers.reading import Array, UnsafeFileError, reading
 
 LARGEST_FILE = 2**30
 

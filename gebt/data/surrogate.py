@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.data.splits import SEEDS
+from gebt.data.readers.splits import SEEDS
 from gebt.graph.graph import Graph, GraphError
 
 Ints = NDArray[np.int64]

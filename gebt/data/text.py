@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebt.data.graphs import data_root
-from gebt.data.raw import reading
+from gebt.data.readers.reading import reading
 from gebt.graph.graph import GraphError
 
 Part = Literal["train", "dev"]

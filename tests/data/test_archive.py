@@ -14,7 +14,7 @@ import torch
 
 from gebt.data import OGB, UnsafeFileError, check_dataset, load_graph, names_here, ogb_graph, read_ogb, write_ogb
 from gebt.data.archive import check_sums, check_unchanged, fetch_folder, unpack
-from gebt.data.ogb import PARTS, OgbGraph
+from gebt.data.readers.ogb import PARTS, OgbGraph
 from gebt.graph import GraphError
 
 pytestmark = pytest.mark.usefixtures("no_proxy")

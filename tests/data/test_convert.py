@@ -23,8 +23,8 @@ from gebt.data import load_graph, read_ogb, save_graph_folder, write_ogb
 from gebt.data.convert import LEAST_MEMORY, convert, convert_stream
 from gebt.data.convert_command import add_to
 from gebt.data.mapped import HEADER, open_mapped
-from gebt.data.ogb import PARTS, OgbGraph, OgbSet
-from gebt.data.ogb_graphs import ogb_graph
+from gebt.data.readers.ogb import PARTS, OgbGraph, OgbSet
+from gebt.data.readers.ogb_graphs import ogb_graph
 from gebt.data.streams import GraphStream, pieces, stream_graph
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 

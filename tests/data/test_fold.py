@@ -10,7 +10,7 @@ import torch
 
 from gebt.data import load_graph
 from gebt.data.fold import fold_of
-from gebt.data.tu import GraphSet
+from gebt.data.readers.tu import GraphSet
 from gebt.graph.graph import GraphError
 from gebt.graph.graph_sets import FoldOfGraphs
 

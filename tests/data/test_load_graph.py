@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gebt.data import check_dataset, data_root, load_graph
-from gebt.data.splits import seeded_split
+from gebt.data.readers.splits import seeded_split
 from gebt.graph.graph import GraphError, canonical_graph
 
 LOADED = {

@@ -16,15 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gebt.data.archive import unpack
-from gebt.data.folder import read_folder
-from gebt.data.npz import read_npz
-from gebt.data.ogb import OGB, PARTS, OgbGraph, read_ogb
-from gebt.data.ogb_graphs import ogb_graph
-from gebt.data.ogb_write import write_ogb
-from gebt.data.planetoid import read_planetoid
-from gebt.data.pyg_sets import FILES, read_pyg_set
-from gebt.data.raw import RawGraph
-from gebt.data.tu import read_graph_set
+from gebt.data.readers.folder import read_folder
+from gebt.data.readers.npz import read_npz
+from gebt.data.readers.ogb import OGB, PARTS, OgbGraph, read_ogb
+from gebt.data.readers.ogb_graphs import ogb_graph
+from gebt.data.readers.ogb_write import write_ogb
+from gebt.data.readers.planetoid import read_planetoid
+from gebt.data.readers.pyg_sets import FILES, read_pyg_set
+from gebt.data.readers.reading import RawGraph
+from gebt.data.readers.tu import read_graph_set
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 
 pytestmark = pytest.mark.filterwarnings(

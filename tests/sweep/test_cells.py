@@ -10,7 +10,7 @@ import pytest
 
 from gebt.cli import main
 from gebt.config import RunOptions
-from gebt.data.folder import save_graph_folder
+from gebt.data.readers.folder import save_graph_folder
 from gebt.experiment import TOGETHER
 from gebt.graph import Graph
 from gebt.sweep.cells import Cell, SweepOptions, plan

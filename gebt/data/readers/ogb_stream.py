@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.npz import BLOCK, arrays_of, npy_header
-from gebt.data.ogb import (
+from gebt.data.readers.npz import BLOCK, arrays_of, npy_header
+from gebt.data.readers.ogb import (
     MOST_EDGES,
     OGB,
     PARTS,
@@ -25,9 +25,9 @@ from gebt.data.ogb import (
     ogb_set,
     split_part,
 )
-from gebt.data.raw import Array, indices_mask, known_labels, reading
+from gebt.data.readers.reading import Array, indices_mask, known_labels, reading
+from gebt.data.readers.tables import read_table, table_pieces
 from gebt.data.streams import GraphStream
-from gebt.data.tables import read_table, table_pieces
 from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import INT32_LIMIT
 

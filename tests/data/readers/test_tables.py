@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gebt.data import tables
-from gebt.data.tables import read_numbers, read_table
+from gebt.data.readers import tables
+from gebt.data.readers.tables import read_numbers, read_table
 from gebt.graph.graph import GraphError
 from gebt.sparse.memory import OutOfRoomError
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.data.npz import arrays_of, read_npy
-from gebt.data.raw import RawGraph, check_nodes, csr_entries, indices_mask, known_labels, reading, single
+from gebt.data.readers.npz import arrays_of, read_npy
+from gebt.data.readers.reading import RawGraph, check_nodes, csr_entries, indices_mask, known_labels, reading, single
 from gebt.graph.graph import GraphError
 from gebt.sparse.memory import check_room
 

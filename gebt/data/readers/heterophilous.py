@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.npz import arrays_of
-from gebt.data.raw import RawGraph, reading, single
+from gebt.data.readers.npz import arrays_of
+from gebt.data.readers.reading import RawGraph, reading, single
 from gebt.sparse.pattern import SparseMatrix
 
 MASKS = ("train_masks", "val_masks", "test_masks")

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gebt.data.raw import indices_mask, reading
+from gebt.data.readers.reading import indices_mask, reading
 from gebt.graph.graph import GraphError, checked_features
 from gebt.sparse.pattern import Pattern, SparseMatrix
 

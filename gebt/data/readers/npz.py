@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from gebt.data.raw import Array, RawGraph, csr_entries, reading, single, sparse_features
+from gebt.data.readers.reading import Array, RawGraph, csr_entries, reading, single, sparse_features
 from gebt.sparse.memory import check_room
 
 LARGEST_ARRAYS = 4 * 2**30

@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from torch_geometric.datasets import PPI, Flickr, Reddit
 
 from gebt.data import check_dataset, dataset_info, from_pyg, load_graph
-from gebt.data.pyg_sets import FILES, read_pyg_set
+from gebt.data.readers.pyg_sets import FILES, read_pyg_set
 from gebt.graph import Graph, GraphError, canonical_graph
 
 NODES, FEATURES, TASKS = 24, 5, 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gebt.data.heterophilous import read_heterophilous
+from gebt.data.readers.heterophilous import read_heterophilous
 from gebt.graph.graph import GraphError
 
 

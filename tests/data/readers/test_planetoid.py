@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gebt.data.pickles import read_pickle
-from gebt.data.planetoid import read_planetoid
-from gebt.data.raw import UnsafeFileError, row_scaled
+from gebt.data.readers.planetoid import read_planetoid
+from gebt.data.readers.reading import UnsafeFileError, row_scaled
 from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import SparseMatrix
 

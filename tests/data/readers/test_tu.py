@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gebt.data import tu
-from gebt.data.tu import read_graph_set
+from gebt.data.readers import tu
+from gebt.data.readers.tu import read_graph_set
 from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import SparseMatrix
 

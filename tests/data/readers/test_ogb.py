@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from gebt.data import load_graph
-from gebt.data.ogb import OGB, PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
-from gebt.data.ogb_graphs import ogb_graph
-from gebt.data.ogb_write import as_ogb, write_ogb
-from gebt.data.raw import UnsafeFileError
+from gebt.data.readers.ogb import OGB, PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
+from gebt.data.readers.ogb_graphs import ogb_graph
+from gebt.data.readers.ogb_write import as_ogb, write_ogb
+from gebt.data.readers.reading import UnsafeFileError
 from gebt.graph.graph import GraphError
 from gebt.sparse.memory import OutOfRoomError
 

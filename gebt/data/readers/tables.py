@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gebt.data.raw import Array, reading
+from gebt.data.readers.reading import Array, reading
 from gebt.graph.graph import GraphError
 from gebt.sparse.memory import check_room
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gebt.data.raw import RawGraph
+from gebt.data.readers.reading import RawGraph
 from gebt.graph.graph import GraphError
 
 NEIGHBOURS = 8

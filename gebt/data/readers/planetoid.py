@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gebt.data.pickles import adjacency_lists, array, csr_state, is_shape, read_pickle
-from gebt.data.raw import Array, RawGraph, csr_entries, reading, sparse_features
+from gebt.data.readers.reading import Array, RawGraph, csr_entries, reading, sparse_features
 from gebt.sparse.pattern import SparseMatrix
 
 VALIDATION_NODES = 500

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.ogb import PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
+from gebt.data.readers.ogb import PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
 from gebt.graph.graph import Graph, GraphError
 
 _TASKS = {"acc": "multiclass classification", "rocauc": "binary classification"}

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.data.npz import arrays_of
-from gebt.data.raw import UnsafeFileError, check_nodes, indices_mask, reading, single
-from gebt.data.tables import read_numbers, read_table
+from gebt.data.readers.npz import arrays_of
+from gebt.data.readers.reading import UnsafeFileError, check_nodes, indices_mask, reading, single
+from gebt.data.readers.tables import read_numbers, read_table
 from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import INT32_LIMIT
 

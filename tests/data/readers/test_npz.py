@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gebt.data.npz import read_npz
+from gebt.data.readers.npz import read_npz
 from gebt.graph.graph import GraphError, canonical_graph
 
 
@@ -90,7 +90,7 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_alloc
 
 
 def test_arrays_beyond_the_cap_are_refused_unread(tmp_path, npz_arrays, monkeypatch):
-    monkeypatch.setattr("gebt.data.npz.LARGEST_ARRAYS", 100)
+    monkeypatch.setattr("gebt.data.readers.npz.LARGEST_ARRAYS", 100)
     np.savez(tmp_path / "g.npz", **npz_arrays)
     with pytest.raises(GraphError, match="bytes once unpacked, more than 100"):
         read_npz(tmp_path / "g.npz")

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gebt.data.ogb import OgbGraph
-from gebt.data.raw import RawGraph, known_labels, reading
+from gebt.data.readers.ogb import OgbGraph
+from gebt.data.readers.reading import RawGraph, known_labels, reading
 from gebt.graph.graph import Graph, GraphError, canonical_graph, checked_features, undirected_pairs
 from gebt.graph.links import LinkGraph
 from gebt.graph.metrics import Metric, Target

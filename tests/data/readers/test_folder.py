@@ -15,7 +15,7 @@ import torch
 
 from gebt.config import RunOptions
 from gebt.data import check_folder, dataset_info, load_graph
-from gebt.data.folder import save_graph_folder
+from gebt.data.readers.folder import save_graph_folder
 from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import METRICS
 

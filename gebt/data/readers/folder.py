@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebt.data.npz import arrays_of, npy_header, read_npy
-from gebt.data.raw import (
+from gebt.data.readers.npz import arrays_of, npy_header, read_npy
+from gebt.data.readers.reading import (
     Array,
     RawGraph,
     check_nodes,
@@ -37,8 +37,8 @@ from gebt.data.raw import (
     single,
     sparse_features,
 )
+from gebt.data.readers.tables import count_lines, read_numbers, read_table, table_pieces
 from gebt.data.streams import GraphStream, dense_rows, pieces
-from gebt.data.tables import count_lines, read_numbers, read_table, table_pieces
 from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import METRICS, Target
 from gebt.sparse.memory import check_room
@@ -155,7 +155,7 @@ def _the(folder: Path, stem: str, *endings: str) -> Path:
         got = " and ".join(path.name for path in there) or "none"
         names = " or ".join(f"{stem}{ending}" for ending in endings)
         raise GraphError(
-            f"folder {folder} (got {got}), expected one of {names}; docs of gebt.data.folder tell the layout"
+            f"folder {folder} (got {got}), expected one of {names}; docs of gebt.data.readers.folder tell the layout"
         )
     return there[0]
 
