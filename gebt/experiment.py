@@ -15,7 +15,7 @@ from torch import nn
 from gebt.config import RunOptions
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
-from gebt.data.mapped import HEADER, MappedGraph, open_mapped
+from gebt.data.mapped.mapped_graph import HEADER, MappedGraph, open_mapped
 from gebt.graph.graph import Graph
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.links import LinkGraph, hold_out_links

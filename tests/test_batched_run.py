@@ -17,7 +17,7 @@ import pytest
 
 from gebt.cli import main
 from gebt.config import RunOptions
-from gebt.data.convert import convert
+from gebt.data.mapped.convert import convert
 from gebt.experiment import is_mapped
 from gebt.record import CHECKPOINTS, read_record
 

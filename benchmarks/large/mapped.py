@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from streams import clustered
 
-from gebt.data.convert import convert_stream
-from gebt.data.mapped import open_mapped
+from gebt.data.mapped.convert import convert_stream
+from gebt.data.mapped.mapped_graph import open_mapped
 from gebt.graph.batches import Sampler
 from gebt.graph.streamed_clusters import clusters_mapped, streamed_clusters
 

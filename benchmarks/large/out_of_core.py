@@ -25,8 +25,8 @@ from common import finish, options
 from mapped import watched
 from streams import clustered
 
-from gebt.data.convert import convert_stream
-from gebt.data.mapped import open_mapped
+from gebt.data.mapped.convert import convert_stream
+from gebt.data.mapped.mapped_graph import open_mapped
 from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges

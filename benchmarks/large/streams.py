@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gebt.data.streams import GraphStream
+from gebt.data.mapped.streams import GraphStream
 
 BLOCK = 1000
 NEAR = 4

@@ -2,7 +2,8 @@
 
 from gebt.data.graphs import check_dataset, check_folder, data_root, load_graph, names_here
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
-from gebt.data.mapped import MappedGraph, open_mapped
+from gebt.data.mapped.mapped_graph import MappedGraph, open_mapped
+from gebt.data.mapped.streams import GraphStream
 from gebt.data.readers.folder import save_graph_folder
 from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet, read_ogb
 from gebt.data.readers.ogb_graphs import ogb_graph, ogb_links
@@ -10,7 +11,6 @@ from gebt.data.readers.ogb_write import as_ogb, write_ogb
 from gebt.data.readers.pyg import from_pyg
 from gebt.data.readers.reading import UnsafeFileError
 from gebt.data.readers.tu import GraphSet, read_graph_set
-from gebt.data.streams import GraphStream
 from gebt.data.surrogate import SurrogateSpec, generate
 
 __all__ = [

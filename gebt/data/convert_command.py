@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from gebt.data.convert import convert
-from gebt.data.mapped import open_mapped
+from gebt.data.mapped.convert import convert
+from gebt.data.mapped.mapped_graph import open_mapped
 from gebt.flags import AsJson, Flag
 from gebt.voice import answer, bar, say
 

@@ -43,7 +43,7 @@ class Batch:
 class Sampler:
     """Draws batches of one graph.
 
-    `edges`: the whole graph, in memory or not (`gebt.data.mapped`). One table of N numbers is kept for renumbering. All
+    `edges`: the whole graph, in memory or not (`gebt.data.mapped.mapped_graph`). One table of N numbers is kept for renumbering. All
     that is drawn comes from the generators given; equal generators give equal batches, wherever the graph is.
     """
 

@@ -7,8 +7,8 @@ import torch
 import torch_geometric.typing as installed
 
 from gebt.config import RunOptions
-from gebt.data.convert import convert
-from gebt.data.mapped import open_mapped
+from gebt.data.mapped.convert import convert
+from gebt.data.mapped.mapped_graph import open_mapped
 from gebt.graph import Edges, Graph
 from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler

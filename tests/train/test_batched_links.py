@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gebt.cli import main
-from gebt.data.convert import convert
+from gebt.data.mapped.convert import convert
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
 from gebt.graph.batch_schedule import BatchSettings, Plan, stream_of
 from gebt.graph.batches import Sampler

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from gebt.data.convert import convert_stream
-from gebt.data.mapped import open_mapped
-from gebt.data.streams import stream_graph
+from gebt.data.mapped.convert import convert_stream
+from gebt.data.mapped.mapped_graph import open_mapped
+from gebt.data.mapped.streams import stream_graph
 from gebt.graph import Edges, Graph
 from gebt.graph.adjacency import adjacency_of
 from gebt.graph.batch_schedule import BatchSettings, Plan

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gebt.data.mapped.streams import GraphStream, dense_rows, pieces
 from gebt.data.readers.npz import arrays_of, npy_header, read_npy
 from gebt.data.readers.reading import (
     Array,
@@ -38,7 +39,6 @@ from gebt.data.readers.reading import (
     sparse_features,
 )
 from gebt.data.readers.tables import count_lines, read_numbers, read_table, table_pieces
-from gebt.data.streams import GraphStream, dense_rows, pieces
 from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import METRICS, Target
 from gebt.sparse.memory import check_room

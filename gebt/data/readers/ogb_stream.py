@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebt.data.mapped.streams import GraphStream
 from gebt.data.readers.npz import BLOCK, arrays_of, npy_header
 from gebt.data.readers.ogb import (
     MOST_EDGES,
@@ -27,7 +28,6 @@ from gebt.data.readers.ogb import (
 )
 from gebt.data.readers.reading import Array, indices_mask, known_labels, reading
 from gebt.data.readers.tables import read_table, table_pieces
-from gebt.data.streams import GraphStream
 from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import INT32_LIMIT
 

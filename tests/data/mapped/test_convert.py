@@ -20,12 +20,12 @@ from cyclopts import App
 from numpy.typing import NDArray
 
 from gebt.data import load_graph, read_ogb, save_graph_folder, write_ogb
-from gebt.data.convert import LEAST_MEMORY, convert, convert_stream
 from gebt.data.convert_command import add_to
-from gebt.data.mapped import HEADER, open_mapped
+from gebt.data.mapped.convert import LEAST_MEMORY, convert, convert_stream
+from gebt.data.mapped.mapped_graph import HEADER, open_mapped
+from gebt.data.mapped.streams import GraphStream, pieces, stream_graph
 from gebt.data.readers.ogb import PARTS, OgbGraph, OgbSet
 from gebt.data.readers.ogb_graphs import ogb_graph
-from gebt.data.streams import GraphStream, pieces, stream_graph
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 
 NODES = 3000
@@ -240,7 +240,7 @@ def test_a_file_that_may_not_grow_leaves_nothing(most: int, found: tuple[torch.T
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from gebt.data.convert import convert
+from gebt.data.mapped.convert import convert
 
 source, disk, way = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 

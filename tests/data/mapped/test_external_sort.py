@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gebt.data.buckets import Buckets, different, distinct_keys, key_buckets
-from gebt.data.npy_writer import NpyWriter
+from gebt.data.mapped.external_sort import Buckets, different, distinct_keys, key_buckets
+from gebt.data.mapped.npy_writer import NpyWriter
 
 
 @pytest.mark.parametrize("most", [1, 7, 64, 10_000])

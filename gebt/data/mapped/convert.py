@@ -1,6 +1,6 @@
-"""Writes graphs of any size as folders that are mapped (`gebt.data.mapped`), in a memory that is given.
+"""Writes graphs of any size as folders that are mapped (`gebt.data.mapped.mapped_graph`), in a memory that is given.
 
-Pairs are sorted on disk: each edge becomes the key low * N + high, keys go to files by ranges (`gebt.data.buckets`),
+Pairs are sorted on disk: each edge becomes the key low * N + high, keys go to files by ranges (`gebt.data.mapped.external_sort`),
 and each file, sorted and without repeats, gives the next run of pairs. The entries below the diagonal then go to files
 by their rows, which merged with those above give the whole CSR. Beside `memory` a few numbers a node are held.
 """
@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gebt._files import write_atomically
-from gebt.data.buckets import Buckets, different, distinct_keys, key_buckets
 from gebt.data.graphs import load_graph
-from gebt.data.mapped import FORMAT, HEADER, PARTS, MappedGraph, MappedHeader, rows_between
-from gebt.data.npy_writer import NpyWriter
+from gebt.data.mapped.external_sort import Buckets, different, distinct_keys, key_buckets
+from gebt.data.mapped.mapped_graph import FORMAT, HEADER, PARTS, MappedGraph, MappedHeader, rows_between
+from gebt.data.mapped.npy_writer import NpyWriter
+from gebt.data.mapped.streams import GraphStream, stream_graph
 from gebt.data.readers.folder import stream_folder
 from gebt.data.readers.ogb import OgbSet
 from gebt.data.readers.ogb_stream import stream_ogb
-from gebt.data.streams import GraphStream, stream_graph
 from gebt.graph.graph import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from gebt.data.convert import convert_stream
-from gebt.data.mapped import HEADER, MappedGraph, open_mapped, rows_between
-from gebt.data.streams import stream_graph
+from gebt.data.mapped.convert import convert_stream
+from gebt.data.mapped.mapped_graph import HEADER, MappedGraph, open_mapped, rows_between
+from gebt.data.mapped.streams import stream_graph
 from gebt.graph.batches import Batch, Sampler, random_parts
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, GraphError, canonical_graph, structure_digest

@@ -6,7 +6,7 @@
     train.npy, val.npy, test.npy [N]                 the split, bool
     header.json                                      counts, sizes and sha256 of all these, written last
 
-`gebt.data.convert` writes such folders.
+`gebt.data.mapped.convert` writes such folders.
 """
 
 from __future__ import annotations
