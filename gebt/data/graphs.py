@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gebt.data.archive import check_sums, check_unchanged, fetch_folder, is_there
-from gebt.data.download import download_file, sha256_of
+from gebt.data.fetch.archive import check_sums, check_unchanged, fetch_folder, is_there
+from gebt.data.fetch.download import download_file, sha256_of
 from gebt.data.fold import fold_of
 from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
 from gebt.data.readers.digits import read_digits

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gebt.data.archive import unpack
+from gebt.data.fetch.archive import unpack
 from gebt.data.readers.folder import read_folder
 from gebt.data.readers.npz import read_npz
 from gebt.data.readers.ogb import OGB, PARTS, OgbGraph, read_ogb

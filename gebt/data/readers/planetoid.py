@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.pickles import adjacency_lists, array, csr_state, is_shape, read_pickle
+from gebt.data.fetch.safe_pickle import adjacency_lists, array, csr_state, is_shape, read_pickle
 from gebt.data.readers.reading import Array, RawGraph, csr_entries, reading, sparse_features
 from gebt.sparse.pattern import SparseMatrix
 

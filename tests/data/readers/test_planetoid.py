@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gebt.data.pickles import read_pickle
+from gebt.data.fetch.safe_pickle import read_pickle
 from gebt.data.readers.planetoid import read_planetoid
 from gebt.data.readers.reading import UnsafeFileError, row_scaled
 from gebt.graph.graph import GraphError

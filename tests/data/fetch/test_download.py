@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gebt.data.download import download_file, fetch
+from gebt.data.fetch.download import download_file, fetch
 from gebt.data.manifest import FileInfo
 from gebt.graph.graph import GraphError
 

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from gebt.data.download import alone, discard, fetch, sha256_of, telling
+from gebt.data.fetch.download import alone, discard, fetch, sha256_of, telling
 from gebt.data.readers.reading import UnsafeFileError, reading
 from gebt.graph.graph import GraphError
 

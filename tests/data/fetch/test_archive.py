@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gebt.data import OGB, UnsafeFileError, check_dataset, load_graph, names_here, ogb_graph, read_ogb, write_ogb
-from gebt.data.archive import check_sums, check_unchanged, fetch_folder, unpack
+from gebt.data.fetch.archive import check_sums, check_unchanged, fetch_folder, unpack
 from gebt.data.readers.ogb import PARTS, OgbGraph
 from gebt.graph import GraphError
 
