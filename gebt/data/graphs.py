@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gebt.data.fetch.archive import check_sums, check_unchanged, fetch_folder, is_there
 from gebt.data.fetch.download import download_file, sha256_of
-from gebt.data.fold import fold_of
+from gebt.data.graph_folds import fold_of
 from gebt.data.manifest import CHECKOUT_DATASETS, PUBLISHED, DatasetInfo, FileInfo, dataset_info, dataset_names
 from gebt.data.readers.digits import read_digits
 from gebt.data.readers.folder import read_folder
@@ -41,7 +41,7 @@ def load_graph(
 
     Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.readers.folder` says.
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
-    0, and a set of graphs is its fold of that number (`gebt.data.fold`). Missing files are downloaded and verified
+    0, and a set of graphs is its fold of that number (`gebt.data.graph_folds`). Missing files are downloaded and verified
     unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none. A surrogate has
     no files: it is generated at every call. Raises `GraphError` for an unknown name, missing or unsound files, or
     counts other than the manifest's. A link set of OGB is a `LinkGraph`.

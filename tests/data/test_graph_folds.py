@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gebt.data import load_graph
-from gebt.data.fold import fold_of
+from gebt.data.graph_folds import fold_of
 from gebt.data.readers.tu import GraphSet
 from gebt.graph.graph import GraphError
 from gebt.graph.graph_sets import FoldOfGraphs
