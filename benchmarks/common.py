@@ -15,7 +15,7 @@ import torch
 from scipy.stats import t as student
 
 from gebt._files import write_atomically
-from gebt.record import machine
+from gebt.experiments.record import machine
 from gebt.sparse.memory import use_huge_pages
 
 

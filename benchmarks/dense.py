@@ -12,8 +12,8 @@ import time
 import torch
 from common import finish, options
 
-from gebt.config import RunOptions
-from gebt.experiment import graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import graph_for, model_for
 from gebt.recipes import baselines
 
 # Test accuracy of GCN: Kipf & Welling 2017 (public split), Shchur et al. 2018 (20 a class, random splits).

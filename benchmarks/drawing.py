@@ -15,8 +15,8 @@ import torch
 from common import finish, options
 
 from gebt import _numba
-from gebt.config import RunOptions
-from gebt.experiment import graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import graph_for, model_for
 from gebt.prune import Mask, distance
 from gebt.prune.drawing import Drawing
 from gebt.prune.tie_breaking import TieOrder

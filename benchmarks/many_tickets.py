@@ -18,8 +18,8 @@ import torch
 from common import finish, options
 from torch import Tensor
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graphs_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graphs_for, model_for
 from gebt.graph import Graph
 from gebt.models import GCN
 from gebt.recipes import retrain, search

@@ -4,7 +4,7 @@ python benchmarks/relabelling.py [--dataset cora] [--methods default best teddy 
     [--json OUT]
 
 Mean test accuracy for each method and relabelling, and how far the means move against their standard error. Methods:
-presets and the rivals of `gebt.rivals`.
+presets and the rivals of `gebt.experiments.methods`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from common import finish, options
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiments.methods import RIVALS, run_rival
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.graph import Graph, canonical_graph
 from gebt.recipes import retrain
-from gebt.rivals import RIVALS, run_rival
 from gebt.sparse import Pattern, SparseMatrix
 
 

@@ -21,8 +21,8 @@ import torch
 from common import finish, options
 
 from gebt.bench.arms import Workbench
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.graph import Graph
 from gebt.measure.cost import in_fresh_process, measure_in_turn, stored_bytes
 from gebt.models import GCN

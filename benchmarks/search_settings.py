@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from common import finish, options
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.recipes import baselines, retrain
 
 # Every row changes the row above it in what its name says.

@@ -18,8 +18,8 @@ from common import finish, options
 from torch import Tensor
 
 from gebt.bench.pyg import PygTraining
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.graph import Edges, Graph
 from gebt.recipes import baselines, retrain
 

@@ -16,7 +16,6 @@ from cyclopts.config import Json
 from cyclopts.exceptions import CycloptsError
 
 from gebt import __version__, run_commands
-from gebt.config import RunOptions
 from gebt.data import (
     check_dataset,
     check_folder,
@@ -26,6 +25,7 @@ from gebt.data import (
     dataset_names,
     names_here,
 )
+from gebt.experiments.options import RunOptions
 from gebt.flags import AsJson
 from gebt.graph import GraphError
 from gebt.image_runs import commands as image_commands

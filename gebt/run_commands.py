@@ -12,15 +12,15 @@ import torch
 from cyclopts import App, Parameter
 from safetensors.torch import save
 
-from gebt import batched_run, report
 from gebt._files import write_atomically
-from gebt.comparison import run
-from gebt.config import RunOptions
 from gebt.data import dataset_info
-from gebt.experiment import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
+from gebt.experiments import compare_in_batches, report
+from gebt.experiments.compare import run
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import MODEL, RECORD, RunFolder, read_record
+from gebt.experiments.setup import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.flags import AsJson, Flag, Out
 from gebt.recipes import retrain
-from gebt.record import MODEL, RECORD, RunFolder, read_record
 from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.processes import processes
@@ -59,8 +59,8 @@ def run_command(
         Go on with the run in batches that the folder holds, after its last checkpoint.
     """
     given = (options or RunOptions()).resolved()
-    if batched_run.wanted(given):
-        _run_in_batches(given, out, as_json, force, batched_run.goes_on(resume))
+    if compare_in_batches.wanted(given):
+        _run_in_batches(given, out, as_json, force, compare_in_batches.goes_on(resume))
         return
     if resume:
         raise ValueError("--resume (got it without --batches), expected --batches: other runs have no checkpoints")
@@ -79,7 +79,7 @@ def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force:
         if out is None and own.count > 1:
             raise ValueError("--out (got none under torchrun), expected a folder, which a restart finds again")
         path = out or RunFolder.named(_stem(options, ""))
-        folder = batched_run.open_folder(options, path, own, force, resume)
+        folder = compare_in_batches.open_folder(options, path, own, force, resume)
         what = f"{options.dataset}, {options.seeds} seed(s), {own.count} process(es)"
         with bar(epochs_of(options), what) if own.first else nullcontext() as shown:
             told = (
@@ -87,7 +87,7 @@ def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force:
                 if shown is not None
                 else lambda arm, seed: None
             )
-            record = batched_run.run(options, folder, own, told)
+            record = compare_in_batches.run(options, folder, own, told)
         if own.first:
             _tell_run(options, record, folder, as_json)
 

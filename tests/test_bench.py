@@ -17,20 +17,20 @@ import pytest
 import torch
 
 import gebt.bench.pyg
-from gebt import report
 from gebt.bench import ARMS, PARTS, arms, bench, checks, measure
 from gebt.bench.arms import Ours, Workbench
 from gebt.bench.pyg import PygTraining
 from gebt.cli import main
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, model_for
+from gebt.experiments import report
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import read_record
+from gebt.experiments.setup import find_ticket, model_for
 from gebt.graph import Graph
 from gebt.measure.cost import state_bytes
 from gebt.measure.energy import Energy
 from gebt.models import GCN
 from gebt.models.registry import ModelName, build
 from gebt.recipes import baselines
-from gebt.record import read_record
 from gebt.sparse import backends
 from gebt.sparse.memory import OutOfRoomError
 from gebt.ticket import Ticket

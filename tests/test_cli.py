@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from gebt.cli import main
 from gebt.data import load_graph, save_graph_folder
-from gebt.record import read_record
+from gebt.experiments.record import read_record
 from gebt.ticket import Ticket
 
 FEW = ["--epochs", "4", "--retrain-epochs", "3", "--max-epochs", "6", "--hidden", "8"]

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from gebt import comparison, report
 from gebt.bench.measure import bench
-from gebt.config import RunOptions
 from gebt.data import check_dataset, load_graph, read_ogb, write_ogb
 from gebt.data.readers import ogb as ogb_module
 from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet
 from gebt.data.readers.ogb_graphs import ogb_links
-from gebt.experiment import find_ticket, graph_for, graphs_for, macs_for, model_for
+from gebt.experiments import compare, report
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import RunFolder
+from gebt.experiments.setup import find_ticket, graph_for, graphs_for, macs_for, model_for
 from gebt.graph import GraphError, LinkGraph
 from gebt.measure.cost import macs_paper
 from gebt.models import LinkPredictor
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines
-from gebt.record import RunFolder
 
 FEW: dict[str, Any] = {"task": "links", "hidden": 8, "epochs": 3, "retrain_epochs": 3, "max_epochs": 4}
 NODES = 20
@@ -128,12 +128,12 @@ def test_macs_count_every_kept_weight_of_encoder_and_predictor_once_a_node() -> 
 
 def test_a_run_of_links_is_recorded_and_told_by_its_metric(tmp_path: Path) -> None:
     options = RunOptions(**FEW, weight_ratio=0.3, method=("gebt", "ugs", "imp", "one-shot", "dropedge")).resolved()
-    record = comparison.run(options, RunFolder(tmp_path / "run"))
+    record = compare.run(options, RunFolder(tmp_path / "run"))
     assert record["complete"]
     assert record["graph"]["metric"] == "hits@50"
     assert (record["graph"]["train"], record["graph"]["val"], record["graph"]["test"]) == (8441, 496, 992)
     assert report.table(record).splitlines()[2].startswith("test hits@50, %")
-    for arm in (*comparison.ARMS, "ugs", "imp", "one-shot", "dropedge"):
+    for arm in (*compare.ARMS, "ugs", "imp", "one-shot", "dropedge"):
         assert 0 <= record["summary"][arm]["accuracy"]["mean"] <= 1
 
 

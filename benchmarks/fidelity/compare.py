@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 from protocol import CONTROL, PRESETS, Protocol, Ratios, against, pairs_of, parsed, row
 
-from gebt.rivals import RIVALS
+from gebt.experiments.methods import RIVALS
 from gebt.sparse import backends
 
 METHODS = ("random", *PRESETS, "best-random-edges", "teddy", "sgcn", "imp", "one-shot", "ugs", "wd-glt", "dropedge")

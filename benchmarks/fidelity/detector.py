@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 from protocol import Protocol, pairs_of, row
 
-from gebt.experiment import DrawLog, find_ticket, graph_for, model_for
+from gebt.experiments.setup import DrawLog, find_ticket, graph_for, model_for
 
 PAPER = {
     ("cora", "sum"): "9 to 26", ("citeseer", "sum"): "13 to 22", ("cora", "edges"): "8 to 26",

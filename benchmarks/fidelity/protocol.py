@@ -22,12 +22,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, half_interval
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, macs_for, macs_with, model_for
+from gebt.experiments.methods import RIVALS, run_rival
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, macs_for, macs_with, model_for
 from gebt.graph import Graph
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, retrain
-from gebt.rivals import RIVALS, run_rival
 from gebt.ticket import Ticket
 from gebt.train.tasks import task_for
 
@@ -56,7 +56,7 @@ class Protocol:
     """Outcomes by data set, network, method, ratios and seed; kept in `store` (JSON lines), so that a stop loses none.
 
     A method is "dense", "random", a preset, a preset with settings of its own ("best:spread=0,distill=0"), one with
-    as many edges drawn at random ("best-random-edges"), or a rival (`gebt.rivals`). `imbalance`: see `imbalanced`.
+    as many edges drawn at random ("best-random-edges"), or a rival (`gebt.experiments.methods`). `imbalance`: see `imbalanced`.
     """
 
     def __init__(self, quick: bool = False, store: Path | None = None, imbalance: int = 1, **options: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 
-from gebt.record import CHECKPOINTS, read_record
+from gebt.experiments.record import CHECKPOINTS, read_record
 
 RUN = ["--dataset", "digits", "--batches", "clusters", "--parts", "8", "--per-step", "2", "--epochs", "30"]
 RUN += ["--max-epochs", "30", "--retrain-epochs", "15", "--checkpoint-every", "3", "--threshold", "1e-9"]

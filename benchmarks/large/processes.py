@@ -25,8 +25,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 
-from gebt.config import RunOptions
-from gebt.experiment import graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import graph_for, model_for
 from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges

@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, finish, half_interval, options, spread
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket
 from gebt.train.loop import History

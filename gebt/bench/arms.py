@@ -9,8 +9,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, macs_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, macs_for, model_for
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed

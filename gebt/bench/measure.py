@@ -16,8 +16,8 @@ import torch
 
 from gebt.bench.arms import ARMS, PARTS, PHASES, Network, Ours, Workbench
 from gebt.bench.checks import check_equal, check_search
-from gebt.config import RunOptions
-from gebt.experiment import graph_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import graph_for
 from gebt.graph.graph import Graph
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.links import LinkGraph

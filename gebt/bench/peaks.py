@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 
 from gebt.bench.arms import PHASES, Workbench
-from gebt.config import RunOptions
 from gebt.data.surrogate import SurrogateSpec, generate
-from gebt.experiment import find_ticket, graph_for, model_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.measure.cost import peak_memory
 from gebt.models.registry import Network
 from gebt.recipes import retrain

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import torch
 from cyclopts import App, Parameter
 
+from gebt.experiments.record import RECORD, RunFolder, machine
 from gebt.flags import AsJson, Flag, Out
 from gebt.image_runs import report, runs
 from gebt.image_runs.options import ImageOptions
-from gebt.record import RECORD, RunFolder, machine
 from gebt.voice import advance, answer, bar, say
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from gebt.record import DENSITY_PICTURE, PICTURES
-from gebt.report import COLOURS, aligned
+from gebt.experiments.record import DENSITY_PICTURE, PICTURES
+from gebt.experiments.report import COLOURS, aligned
 
 DISTANCES = PICTURES[1]
 _MARKS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">")

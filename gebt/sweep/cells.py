@@ -10,12 +10,12 @@ from typing import Annotated, Any, get_type_hints
 import torch
 from cyclopts import Parameter
 
-from gebt.comparison import run
-from gebt.config import RunOptions
 from gebt.data.manifest import dataset_info
-from gebt.experiment import graph_for, groups, model_for
+from gebt.experiments.compare import run
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import CELLS, RECORD, RunFolder, read_record
+from gebt.experiments.setup import graph_for, groups, model_for
 from gebt.models.registry import ModelName
-from gebt.record import CELLS, RECORD, RunFolder, read_record
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
 

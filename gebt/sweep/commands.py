@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from gebt.experiments.record import RECORD, RunFolder, machine
 from gebt.flags import Flag
-from gebt.record import RECORD, RunFolder, machine
 from gebt.sweep import report
 from gebt.sweep.cells import Cell, SweepOptions, plan
 from gebt.sweep.engines import End, Engine, EngineName, engine, run_cells

@@ -11,9 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
-from gebt.comparison import summarise
-from gebt.record import SWEEP_PICTURE, read_record
-from gebt.report import ARM_NAMES, COLOURS, RIVAL_COLOUR, aligned
+from gebt.experiments.compare import summarise
+from gebt.experiments.record import SWEEP_PICTURE, read_record
+from gebt.experiments.report import ARM_NAMES, COLOURS, RIVAL_COLOUR, aligned
 from gebt.sweep.cells import Cell
 
 _MARKS = ("o", "s", "^", "v", "D", "P", "X")

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch_geometric.typing as installed
 
-from gebt.config import RunOptions
 from gebt.data.mapped.convert import convert
 from gebt.data.mapped.mapped_graph import open_mapped
+from gebt.experiments.options import RunOptions
 from gebt.graph import Edges, Graph
 from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler

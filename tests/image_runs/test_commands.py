@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from gebt.cli import main
 from gebt.data.images import load_images
+from gebt.experiments.record import read_record
 from gebt.models.vision_registry import image_network
 from gebt.prune.mask import Mask
 from gebt.prune.slim.slim import slim
-from gebt.record import read_record
 from gebt.train.images import accuracy
 
 SMALL = ["--images", "96", "--epochs", "3", "--batch", "32", "--width", "0.1"]

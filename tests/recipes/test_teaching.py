@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gebt.config import RunOptions
-from gebt.experiment import find_ticket, groups
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import find_ticket, groups
 from gebt.graph import Agreement, Edges, Graph
 from gebt.graph.label_propagation import spread
 from gebt.models import GCN

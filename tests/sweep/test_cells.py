@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gebt.cli import main
-from gebt.config import RunOptions
 from gebt.data.readers.folder import save_graph_folder
-from gebt.experiment import TOGETHER
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import TOGETHER
 from gebt.graph import Graph
 from gebt.sweep.cells import Cell, SweepOptions, plan
 

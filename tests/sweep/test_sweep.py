@@ -21,8 +21,8 @@ import pytest
 from scipy import stats
 
 from gebt.cli import main
-from gebt.config import RunOptions
-from gebt.record import read_record
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import read_record
 from gebt.sweep.cells import Cell
 from gebt.sweep.report import rows_of, table
 from gebt.ticket import Ticket

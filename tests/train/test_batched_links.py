@@ -11,6 +11,7 @@ import torch
 
 from gebt.cli import main
 from gebt.data.mapped.convert import convert
+from gebt.experiments.record import read_record
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
 from gebt.graph.batch_schedule import BatchSettings, Plan, stream_of
 from gebt.graph.batches import Sampler
@@ -18,7 +19,6 @@ from gebt.models import GCN, LinkPredictor
 from gebt.prune.mask import Mask
 from gebt.recipes import minibatch as recipes
 from gebt.recipes import search
-from gebt.record import read_record
 from gebt.train import LinkTask
 from gebt.train.loop import TrainingSettings, adam, seeded
 from gebt.train.minibatch import Batched, BatchedFit

@@ -13,9 +13,9 @@ import pytest
 import scipy.sparse
 import torch
 
-from gebt.config import RunOptions
 from gebt.data import check_folder, dataset_info, load_graph
 from gebt.data.readers.folder import save_graph_folder
+from gebt.experiments.options import RunOptions
 from gebt.graph.graph import Graph, GraphError
 from gebt.graph.metrics import METRICS
 

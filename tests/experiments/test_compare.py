@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from gebt.comparison import ARMS, Comparison
-from gebt.config import RunOptions
-from gebt.experiment import TOGETHER, graphs_for, groups
+from gebt.experiments.compare import ARMS, Comparison
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import TOGETHER, graphs_for, groups
 from gebt.graph import Graph
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.ticket import Ticket

@@ -13,8 +13,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gebt.config import Rival, RunOptions
-from gebt.experiment import (
+from gebt.experiments.methods import run_rival
+from gebt.experiments.options import Rival, RunOptions
+from gebt.experiments.record import RunFolder
+from gebt.experiments.setup import (
     DrawLog,
     find_tickets,
     graphs_for,
@@ -32,8 +34,6 @@ from gebt.models.gnn import GCN
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
 from gebt.recipes import baselines, retrain
-from gebt.record import RunFolder
-from gebt.rivals import run_rival
 from gebt.ticket import Ticket
 from gebt.train.edge_scorer import TrainedRule
 from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded

@@ -6,10 +6,10 @@ import json
 import matplotlib.image
 import pytest
 
-from gebt.comparison import run, summarise
-from gebt.config import RunOptions
-from gebt.record import RunFolder, read_record
-from gebt.report import pictures, table
+from gebt.experiments.compare import run, summarise
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import RunFolder, read_record
+from gebt.experiments.report import pictures, table
 
 
 @pytest.fixture(scope="module")

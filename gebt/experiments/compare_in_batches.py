@@ -17,9 +17,10 @@ from torch import nn
 
 from gebt import __version__
 from gebt._files import write_atomically
-from gebt.comparison import summarise
-from gebt.config import RunOptions
-from gebt.experiment import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
+from gebt.experiments.compare import summarise
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import CHECKPOINTS, RunFolder
+from gebt.experiments.setup import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
 from gebt.graph.batch_schedule import Plan
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
@@ -27,7 +28,6 @@ from gebt.graph.graph import Graph
 from gebt.graph.links import LinkGraph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.recipes import baselines, minibatch
-from gebt.record import CHECKPOINTS, RunFolder
 from gebt.ticket import Ticket
 from gebt.train.checkpoints import Checkpoints
 from gebt.train.consistency import fingerprint, same_everywhere

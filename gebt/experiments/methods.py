@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from gebt.config import Rival, RunOptions
+from gebt.experiments.options import Rival, RunOptions
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask

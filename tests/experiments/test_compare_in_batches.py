@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from gebt.cli import main
-from gebt.config import RunOptions
 from gebt.data.mapped.convert import convert
-from gebt.experiment import is_mapped
-from gebt.record import CHECKPOINTS, read_record
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import CHECKPOINTS, read_record
+from gebt.experiments.setup import is_mapped
 
 OPTIONS = ["--batches", "clusters", "--parts", "6", "--per-step", "2", "--hidden", "8", "--epochs", "6"]
 OPTIONS += ["--max-epochs", "12", "--retrain-epochs", "4", "--threshold", "1e-9", "--checkpoint-every", "2"]

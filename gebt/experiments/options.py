@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from gebt.combinations import check_together
 from gebt.data.manifest import TaskName, dataset_info
+from gebt.experiments.combinations import check_together
 from gebt.graph.batch_schedule import BatchSettings, Cut, SamplerName
 from gebt.graph.edge_scores import EdgeScore, EdgeValues
 from gebt.models import registry

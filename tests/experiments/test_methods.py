@@ -9,11 +9,11 @@ from typing import Any, get_args
 import pytest
 
 from gebt.cli import main
-from gebt.config import Rival, RunOptions
-from gebt.experiment import macs_for, model_for
+from gebt.experiments.methods import RIVALS, rival_epochs, run_rival
+from gebt.experiments.options import Rival, RunOptions
+from gebt.experiments.record import read_record
+from gebt.experiments.setup import macs_for, model_for
 from gebt.graph import Graph
-from gebt.record import read_record
-from gebt.rivals import RIVALS, rival_epochs, run_rival
 from gebt.train import NodeTask
 
 FEW: dict[str, Any] = {"hidden": 8, "epochs": 3, "retrain_epochs": 3, "max_epochs": 3, "weight_ratio": 0.5}

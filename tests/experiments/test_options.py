@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gebt.config import RunOptions
 from gebt.data.manifest import dataset_info
-from gebt.experiment import macs_for
+from gebt.experiments.options import RunOptions
+from gebt.experiments.setup import macs_for
 from gebt.recipes.retrain import RetrainSettings
 from gebt.train.search_settings import PRESETS, SearchSettings
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Chosen(Protocol):
-    """What is read here of the options of a run (`gebt.config.RunOptions`)."""
+    """What is read here of the options of a run (`gebt.experiments.options.RunOptions`)."""
 
     @property
     def task(self) -> str | None: ...

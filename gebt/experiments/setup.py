@@ -12,10 +12,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gebt.config import RunOptions
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.data.mapped.mapped_graph import HEADER, MappedGraph, open_mapped
+from gebt.experiments.methods import rival_epochs
+from gebt.experiments.options import RunOptions
+from gebt.experiments.record import machine
 from gebt.graph.graph import Graph
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.graph.links import LinkGraph, hold_out_links
@@ -28,8 +30,6 @@ from gebt.prune.detector import pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, search
-from gebt.record import machine
-from gebt.rivals import rival_epochs
 from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.loop import History

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gebt.record import RunFolder, machine, read_record
+from gebt.experiments.record import RunFolder, machine, read_record
 
 
 def test_a_record_comes_back_with_its_schema(tmp_path):
