@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import gebt.bench.pyg
-from gebt.bench import ARMS, PARTS, arms, bench, checks, measure
-from gebt.bench.arms import Ours, Workbench
+from gebt.bench import ARMS, PARTS, bench, checks, measure, variants
 from gebt.bench.pyg import PygTraining
+from gebt.bench.variants import Ours, Workbench
 from gebt.cli import main
 from gebt.experiments import report
 from gebt.experiments.options import RunOptions
@@ -186,7 +186,7 @@ def test_folder_table_and_picture(finished: Any, ticket: Path) -> None:
 def test_a_compact_network_that_computes_something_else_is_refused_before_timing(
     ticket: Path, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    compact = arms.compact
+    compact = variants.compact
 
     def tampered(*given: Any, **options: Any) -> Any:
         small = compact(*given, **options)

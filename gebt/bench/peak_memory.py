@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from gebt.bench.arms import PHASES, Workbench
+from gebt.bench.variants import PHASES, Workbench
 from gebt.data.surrogate import SurrogateSpec, generate
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, graph_for, model_for
