@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from common import finish, options
 
-from gebt.bench.variants import Workbench
+from gebt.experiments.bench.variants import Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.graph import Graph
@@ -237,7 +237,10 @@ def _whole(row: dict[str, Any]) -> float:
 def memory(settings: RunOptions, ticket: Path) -> dict[str, Any]:
     """Peak memory of training, dense and compacted ticket, each in a process of its own; "own": beside libraries."""
     plain = {"options": json.loads(settings.to_json()), "ticket": str(ticket), "threads": torch.get_num_threads()}
-    found = {arm: in_fresh_process("gebt.bench.peak_memory:peaks", arm=arm, **plain) for arm in ("dense", "compacted")}
+    found = {
+        arm: in_fresh_process("gebt.experiments.bench.peak_memory:peaks", arm=arm, **plain)
+        for arm in ("dense", "compacted")
+    }
     dense, small = (found[arm]["training"] for arm in ("dense", "compacted"))
     return {
         "peak_bytes_ratio": small["bytes"] / dense["bytes"],

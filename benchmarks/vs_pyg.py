@@ -17,7 +17,7 @@ import torch
 from common import finish, options
 from torch import Tensor
 
-from gebt.bench.pyg import PygTraining
+from gebt.experiments.bench.pyg import PygTraining
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.graph import Edges, Graph

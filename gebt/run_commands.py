@@ -213,7 +213,7 @@ def bench_command(
     force
         Replace the run that the folder holds.
     """
-    from gebt.bench import bench  # PyG, which it measures too, takes seconds to load
+    from gebt.experiments.bench import bench  # PyG, which it measures too, takes seconds to load
 
     Ticket.load(ticket)  # a ticket that cannot be read is said before a folder is made
     resolved, folder = _prepare(options, out, force, "-bench")

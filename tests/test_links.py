@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from gebt.bench.measure import bench
 from gebt.data import check_dataset, load_graph, read_ogb, write_ogb
 from gebt.data.readers import ogb as ogb_module
 from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet
 from gebt.data.readers.ogb_graphs import ogb_links
 from gebt.experiments import compare, report
+from gebt.experiments.bench.measure import bench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import RunFolder
 from gebt.experiments.setup import find_ticket, graph_for, graphs_for, macs_for, model_for

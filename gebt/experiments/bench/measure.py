@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from gebt.bench.checks import check_equal, check_search
-from gebt.bench.variants import ARMS, PARTS, PHASES, Network, Ours, Workbench
+from gebt.experiments.bench.checks import check_equal, check_search
+from gebt.experiments.bench.variants import ARMS, PARTS, PHASES, Network, Ours, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for
 from gebt.graph.graph import Graph
@@ -179,7 +179,7 @@ class _Measurement:
         options, threads = json.loads(self.bench.options.to_json()), torch.get_num_threads()
         what = {"options": options, "ticket": str(self.path.resolve()), "arm": arm, "threads": threads}
         try:
-            found = in_fresh_process("gebt.bench.peak_memory:peaks", **what)
+            found = in_fresh_process("gebt.experiments.bench.peak_memory:peaks", **what)
         except RuntimeError as error:
             self.notes[f"peak memory, {arm}"] = f"not measured: {error}"
             return

@@ -101,7 +101,7 @@ class Workbench:
         model = model or self.model()
         if arm == "pyg":
             # Not at the top: its libraries would count in the memory of every other arm.
-            from gebt.bench.pyg import PygTraining
+            from gebt.experiments.bench.pyg import PygTraining
 
             return PygTraining(self.graph, model, self.options.training())
         if arm == "dense":

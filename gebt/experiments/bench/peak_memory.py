@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import torch
 
-from gebt.bench.variants import PHASES, Workbench
 from gebt.data.surrogate import SurrogateSpec, generate
+from gebt.experiments.bench.variants import PHASES, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, graph_for, model_for
 from gebt.measure.cost import peak_memory
@@ -70,7 +70,7 @@ def _libraries(options: RunOptions, arm: str) -> int:
     )
     model = cast(Network, model_for(options, graph, 0))
     if arm == "pyg":
-        from gebt.bench.pyg import PygTraining
+        from gebt.experiments.bench.pyg import PygTraining
 
         PygTraining(graph, model, options.training()).epoch()
     else:

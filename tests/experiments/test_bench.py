@@ -16,12 +16,12 @@ import matplotlib.image
 import pytest
 import torch
 
-import gebt.bench.pyg
-from gebt.bench import ARMS, PARTS, bench, checks, measure, variants
-from gebt.bench.pyg import PygTraining
-from gebt.bench.variants import Ours, Workbench
+import gebt.experiments.bench.pyg
 from gebt.cli import main
 from gebt.experiments import report
+from gebt.experiments.bench import ARMS, PARTS, bench, checks, measure, variants
+from gebt.experiments.bench.pyg import PygTraining
+from gebt.experiments.bench.variants import Ours, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import read_record
 from gebt.experiments.setup import find_ticket, model_for
@@ -254,7 +254,7 @@ def test_the_search_is_the_ticket_s_whatever_ratios_are_given(ticket: Path, opti
 
 
 def test_pyg_is_left_out_where_its_messages_do_not_fit(ticket: Path, options: RunOptions, quick: Any) -> None:
-    quick.setattr(gebt.bench.pyg, "step_bytes", lambda *_: 1 << 60)
+    quick.setattr(gebt.experiments.bench.pyg, "step_bytes", lambda *_: 1 << 60)
     found, _ = bench(options, ticket, 1)
     pyg = found["arms"]["pyg"]
     assert {pyg[part][name] for part in PARTS for name in MEASURES if name != "macs_paper"} == {"not measured"}
@@ -425,8 +425,10 @@ def test_pyg_drops_features_and_hidden_units_each_at_its_rate_in_training_alone(
 def test_what_pyg_needs_is_known_beforehand(toy: Graph, options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     # 2P + N entries: indices and weights, and two messages of the widest layer; X three times.
     entries = 2 * toy.num_pairs + toy.num_nodes
-    assert gebt.bench.pyg.step_bytes(toy, [5, 7, 3]) == entries * (40 + 2 * 4 * 7) + 3 * 4 * toy.num_nodes * 5
-    monkeypatch.setattr(gebt.bench.pyg, "step_bytes", lambda *_: 1 << 60)
+    assert (
+        gebt.experiments.bench.pyg.step_bytes(toy, [5, 7, 3]) == entries * (40 + 2 * 4 * 7) + 3 * 4 * toy.num_nodes * 5
+    )
+    monkeypatch.setattr(gebt.experiments.bench.pyg, "step_bytes", lambda *_: 1 << 60)
     with pytest.raises(OutOfRoomError, match="PyG's step on 'toy'"):
         PygTraining(toy, GCN(5, 7, 3), options.training())
 

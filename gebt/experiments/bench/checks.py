@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gebt.bench.variants import Network
+from gebt.experiments.bench.variants import Network
 from gebt.ticket import EDGES, Ticket
 
 # Whose logits must equal whose, to which share of the largest.
