@@ -19,8 +19,8 @@ import torch
 from cyclopts import App
 from numpy.typing import NDArray
 
+from gebt.cli.convert import add_to
 from gebt.data import load_graph, read_ogb, save_graph_folder, write_ogb
-from gebt.data.convert_command import add_to
 from gebt.data.mapped.convert import LEAST_MEMORY, convert, convert_stream
 from gebt.data.mapped.mapped_graph import HEADER, open_mapped
 from gebt.data.mapped.streams import GraphStream, pieces, stream_graph

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from gebt.cli.console import advance, answer, bar, say
+from gebt.cli.flags import Flag
 from gebt.experiments.record import RECORD, RunFolder, machine
-from gebt.flags import Flag
 from gebt.sweep import report
 from gebt.sweep.cells import Cell, SweepOptions, plan
 from gebt.sweep.engines import End, Engine, EngineName, engine, run_cells
-from gebt.voice import advance, answer, bar, say
 
 # Options that a sweep may be gone on with differently: they say how its cells are run.
 FREE = ("threads", "data_root")

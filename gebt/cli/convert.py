@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cyclopts import App
 
+from gebt.cli.console import answer, bar, say
+from gebt.cli.flags import AsJson, Flag
 from gebt.data.mapped.convert import convert
 from gebt.data.mapped.mapped_graph import open_mapped
-from gebt.flags import AsJson, Flag
-from gebt.voice import answer, bar, say
 
 
 def add_to(app: App) -> None:

@@ -15,26 +15,19 @@ from cyclopts import App, Parameter
 from cyclopts.config import Json
 from cyclopts.exceptions import CycloptsError
 
-from gebt import __version__, run_commands
-from gebt.data import (
-    check_dataset,
-    check_folder,
-    convert_command,
-    data_root,
-    dataset_info,
-    dataset_names,
-    names_here,
-)
+from gebt import __version__
+from gebt.cli import convert, run
+from gebt.cli import images as image_commands
+from gebt.cli import sweep as sweep_commands
+from gebt.cli.console import answer, say
+from gebt.cli.flags import AsJson
+from gebt.data import check_dataset, check_folder, data_root, dataset_info, dataset_names, names_here
 from gebt.experiments.options import RunOptions
-from gebt.flags import AsJson
 from gebt.graph import GraphError
-from gebt.image_runs import commands as image_commands
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
-from gebt.sweep import commands as sweep_commands
 from gebt.ticket import EDGES, Ticket
 from gebt.train.processes import LostProcessError
-from gebt.voice import answer, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
 
@@ -47,9 +40,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.meta.suppress_keyboard_interrupt = False
-run_commands.add_to(app)
+run.add_to(app)
 image_commands.add_to(app)
-convert_command.add_to(app)
+convert.add_to(app)
 sweep_commands.add_to(app)
 data = App(name="data", help="The data sets: list them, check their files.")
 app.command(data)

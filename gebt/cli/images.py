@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import torch
 from cyclopts import App, Parameter
 
+from gebt.cli.console import advance, answer, bar, say
+from gebt.cli.flags import AsJson, Flag, Out
 from gebt.experiments.record import RECORD, RunFolder, machine
-from gebt.flags import AsJson, Flag, Out
 from gebt.image_runs import report, runs
 from gebt.image_runs.options import ImageOptions
-from gebt.voice import advance, answer, bar, say
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]
 # Options that a run may be gone on with differently: they change no level that is there.

@@ -13,18 +13,18 @@ from cyclopts import App, Parameter
 from safetensors.torch import save
 
 from gebt._files import write_atomically
+from gebt.cli.console import advance, answer, bar, say
+from gebt.cli.flags import AsJson, Flag, Out
 from gebt.data import dataset_info
 from gebt.experiments import compare_in_batches, report
 from gebt.experiments.compare import run
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import MODEL, RECORD, RunFolder, read_record
 from gebt.experiments.setup import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
-from gebt.flags import AsJson, Flag, Out
 from gebt.recipes import retrain
 from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.processes import processes
-from gebt.voice import advance, answer, bar, say
 
 Options = Annotated[RunOptions, Parameter(name="*")]
 
