@@ -13,9 +13,9 @@ from cyclopts import App, Parameter
 
 from gebt.cli.console import advance, answer, bar, say
 from gebt.cli.flags import AsJson, Flag, Out
+from gebt.experiments.images import report, runs
+from gebt.experiments.images.options import ImageOptions
 from gebt.experiments.record import RECORD, RunFolder, machine
-from gebt.image_runs import report, runs
-from gebt.image_runs.options import ImageOptions
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]
 # Options that a run may be gone on with differently: they change no level that is there.

@@ -197,7 +197,7 @@ def test_a_compact_network_that_computes_something_else_is_refused_before_timing
     def timed(*_: Any, **__: Any) -> None:
         raise AssertionError("timed what differs")
 
-    quick.setattr(arms, "compact", tampered)
+    quick.setattr(variants, "compact", tampered)
     quick.setattr(measure, "measure_in_turn", timed)
     with pytest.raises(SystemExit, match="2"):
         main(["bench", str(ticket), *FEW, *RATIOS[2:], "--out", str(tmp_path / "out")])

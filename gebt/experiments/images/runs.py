@@ -14,7 +14,7 @@ from torch import nn
 
 from gebt._files import write_atomically
 from gebt.data.images import Images
-from gebt.image_runs.options import ImageOptions
+from gebt.experiments.images.options import ImageOptions
 from gebt.prune.detector import Rule, pairwise_distances
 from gebt.prune.enforce import hold
 from gebt.prune.imp import Control, Lottery, lottery
