@@ -13,7 +13,7 @@ from gebt.data.readers.folder import save_graph_folder
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import TOGETHER
 from gebt.graph import Graph
-from gebt.sweep.cells import Cell, SweepOptions, plan
+from gebt.sweep.jobs import Cell, SweepOptions, plan
 
 
 def planned(folder: Path, **options: Any) -> list[Cell]:

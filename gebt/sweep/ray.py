@@ -6,8 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import Any, Self
 
-from gebt.sweep.cells import Cell, attempt
-from gebt.sweep.engines import End
+from gebt.sweep.engine import End
+from gebt.sweep.jobs import Cell, attempt
 
 
 class Ray:
