@@ -13,9 +13,9 @@ from cyclopts import App, Parameter
 from gebt.cli.console import advance, answer, bar, say
 from gebt.cli.flags import Flag
 from gebt.experiments.record import RECORD, RunFolder, machine
-from gebt.sweep import report
-from gebt.sweep.engine import End, Engine, EngineName, engine, run_cells
-from gebt.sweep.jobs import Cell, SweepOptions, plan
+from gebt.experiments.sweep import report
+from gebt.experiments.sweep.engine import End, Engine, EngineName, engine, run_cells
+from gebt.experiments.sweep.jobs import Cell, SweepOptions, plan
 
 # Options that a sweep may be gone on with differently: they say how its cells are run.
 FREE = ("threads", "data_root")

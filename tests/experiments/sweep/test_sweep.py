@@ -23,8 +23,8 @@ from scipy import stats
 from gebt.cli_main import main
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import read_record
-from gebt.sweep.jobs import Cell
-from gebt.sweep.report import rows_of, table
+from gebt.experiments.sweep.jobs import Cell
+from gebt.experiments.sweep.report import rows_of, table
 from gebt.ticket import Ticket
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Literal, Protocol, Self, cast
 
-from gebt.sweep.jobs import Cell, attempt
+from gebt.experiments.sweep.jobs import Cell, attempt
 
 EngineName = Literal["pool", "ray"]
 # Seconds that a worker has to end when it is asked to.
@@ -78,7 +78,7 @@ def engine(name: EngineName, workers: int, threads: int) -> Engine:
     """The engine of that name; raises `ValueError` where it is not installed."""
     if name == "pool":
         return Pool(workers)
-    from gebt.sweep.ray import Ray
+    from gebt.experiments.sweep.ray import Ray
 
     return Ray(workers, threads)
 

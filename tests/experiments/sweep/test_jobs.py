@@ -12,8 +12,8 @@ from gebt.cli_main import main
 from gebt.data.readers.folder import save_graph_folder
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import TOGETHER
+from gebt.experiments.sweep.jobs import Cell, SweepOptions, plan
 from gebt.graph import Graph
-from gebt.sweep.jobs import Cell, SweepOptions, plan
 
 
 def planned(folder: Path, **options: Any) -> list[Cell]:

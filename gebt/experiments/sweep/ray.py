@@ -6,8 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import Any, Self
 
-from gebt.sweep.engine import End
-from gebt.sweep.jobs import Cell, attempt
+from gebt.experiments.sweep.engine import End
+from gebt.experiments.sweep.jobs import Cell, attempt
 
 
 class Ray:
