@@ -1,6 +1,6 @@
 """`python -m gebt` is the command `gebt`."""
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -133,7 +133,7 @@ def test_an_import_that_points_up_is_caught(importer: str, source: str) -> None:
         ("gebt.recipes", "from gebt.recipes import search"),
         ("gebt.prune.detector", "from gebt.prune.mask import Mask"),
         ("gebt.ticket", "from gebt.graph.graph import Graph"),
-        ("gebt.cli_main", "from gebt import __version__, experiment"),
+        ("gebt.cli.main", "from gebt import __version__, experiment"),
     ],
 )
 def test_an_import_that_points_down_passes(importer: str, source: str) -> None:

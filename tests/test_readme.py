@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gebt.cli_main import app
+from gebt.cli.main import app
 from gebt.data import dataset_names
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.data.images import load_images
 from gebt.experiments.record import read_record
 from gebt.models.vision_registry import image_network

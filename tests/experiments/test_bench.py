@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import gebt.experiments.bench.pyg
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.experiments import report
 from gebt.experiments.bench import ARMS, PARTS, bench, checks, measure, variants
 from gebt.experiments.bench.pyg import PygTraining

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.data.mapped.convert import convert
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import CHECKPOINTS, read_record

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.experiments.methods import RIVALS, rival_epochs, run_rival
 from gebt.experiments.options import Rival, RunOptions
 from gebt.experiments.record import read_record

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.data.mapped.convert import convert
 from gebt.experiments.record import read_record
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links

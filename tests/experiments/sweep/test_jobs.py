@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.data.readers.folder import save_graph_folder
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import TOGETHER

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import read_record
 from gebt.experiments.sweep.jobs import Cell

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gebt.cli_main import main
+from gebt.cli.main import main
 from gebt.data import load_graph, save_graph_folder
 from gebt.experiments.record import read_record
 from gebt.ticket import Ticket
