@@ -22,25 +22,25 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt import recipes as recipes
     from gebt import scores as scores
     from gebt import sparse as sparse
-    from gebt.anymodel import ApplyTicket as ApplyTicket
-    from gebt.anymodel import find_ticket as find_ticket
-    from gebt.anymodel import train_ticket as train_ticket
     from gebt.measure import cost as cost
     from gebt.prune.gem_miner import gem_miner as gem_miner
     from gebt.prune.imp import lottery as lottery
     from gebt.prune.slim.slim import slim as slim
+    from gebt.pyg import ApplyTicket as ApplyTicket
+    from gebt.pyg import find_ticket as find_ticket
+    from gebt.pyg import train_ticket as train_ticket
     from gebt.ticket import Ticket as Ticket
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "ApplyTicket": "gebt.anymodel",
+    "ApplyTicket": "gebt.pyg",
     "Ticket": "gebt.ticket",
-    "find_ticket": "gebt.anymodel",
+    "find_ticket": "gebt.pyg",
     "gem_miner": "gebt.prune.gem_miner",
     "lottery": "gebt.prune.imp",
     "slim": "gebt.prune.slim.slim",
-    "train_ticket": "gebt.anymodel",
+    "train_ticket": "gebt.pyg",
 }
 _LATER = ("cost", "data", "graph", "models", "recipes", "scores", "sparse")
 

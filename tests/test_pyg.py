@@ -14,10 +14,10 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data, HeteroData
 
 import gebt
-from gebt.anymodel import find_ticket, train_ticket
 from gebt.graph import Graph
 from gebt.graph.pyg_gates import layers_of
 from gebt.models import GCN
+from gebt.pyg import find_ticket, train_ticket
 from gebt.recipes import baselines
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import search_preset
