@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -14,8 +14,10 @@ from gebt.cli.console import advance, answer, bar, say
 from gebt.cli.flags import Flag
 from gebt.experiments.record import RECORD, RunFolder, machine
 from gebt.experiments.sweep import report
-from gebt.experiments.sweep.engine import End, Engine, EngineName, engine, run_cells
+from gebt.experiments.sweep.engine import End, Engine, run_cells
 from gebt.experiments.sweep.jobs import Cell, SweepOptions, plan
+from gebt.experiments.sweep.pool import Pool
+from gebt.experiments.sweep.ray import Ray
 
 # Options that a sweep may be gone on with differently: they say how its cells are run.
 FREE = ("threads", "data_root")
@@ -31,7 +33,7 @@ def sweep(
     options: Shared | None = None,
     *,
     out: Annotated[Path | None, Parameter(name="--out")] = None,
-    engine_name: Annotated[EngineName, Parameter(name="--engine")] = "pool",
+    engine_name: Annotated[Literal["pool", "ray"], Parameter(name="--engine")] = "pool",
     workers: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     force: Flag = False,
@@ -63,7 +65,7 @@ def sweep(
     threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // workers)
     # What cannot be had is said before a folder is made.
     cells = plan(runs, threads, path)
-    with_engine = engine(engine_name, workers, threads)
+    with_engine: Engine = Pool(workers) if engine_name == "pool" else Ray(workers, threads)
     folder = RunFolder(path, force=force, resume=resume)
     if resume:
         folder.refuse_another(chosen.given(), FREE)

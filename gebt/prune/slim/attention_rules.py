@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gebt.prune.slim.call import Call, Labels
 from gebt.prune.slim.channels import Label
-
-if TYPE_CHECKING:
-    from gebt.prune.slim.tracing import Call, Labels
 
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 TRANSFORMERS = (*_LAYERS, nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)

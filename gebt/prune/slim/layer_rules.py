@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gebt.prune.slim import attention_rules
+from gebt.prune.slim.axis import kept_axis, regrouped
+from gebt.prune.slim.call import Call, Labels
 from gebt.prune.slim.channels import Label
-
-if TYPE_CHECKING:
-    from gebt.prune.slim.tracing import Call, Labels
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -37,14 +36,6 @@ def label(call: Call) -> Labels:
     return None
 
 
-def kept_axis(call: Call, still: Tensor) -> Label | None:
-    """The label that came in, where the axis is as long as before."""
-    own = call.own
-    if own is None or own.axis >= call.value.dim() or call.value.shape[own.axis] != len(own.units):
-        return None
-    return Label(own.axis, own.units, still)
-
-
 def _pointwise(call: Call) -> Label | None:
     return None if call.own is None else kept_axis(call, call.own.still)
 
@@ -61,8 +52,6 @@ def _prelu(call: Call) -> Label | None:
 
 
 def _flatten(call: Call) -> Labels:
-    from gebt.prune.slim.function_rules import regrouped
-
     return regrouped(call, [-1] * call.value.dim()) if call.layer.start_dim == 1 else None
 
 

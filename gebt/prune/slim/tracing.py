@@ -5,8 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,40 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gebt.prune.slim import function_rules, layer_rules
-from gebt.prune.slim.channels import Channels, Count, Label, Read, Site, SlimmingError, TraceError, empty_slices
-
-Labels = Label | list[Any] | None
-
-
-class Size(int):
-    """An integer attribute of a module, which keeps its name while the network is traced."""
-
-    module: str
-    attribute: str
-    computed: set[tuple[str, str]]
-
-    @staticmethod
-    def of(value: int, module: str, attribute: str, computed: set[tuple[str, str]]) -> Size:
-        """`computed` collects the names of those that the network's code does more with than pass them on."""
-        size = Size(value)
-        size.module, size.attribute, size.computed = module, attribute, computed
-        return size
-
-
-def _noted(name: str) -> Any:
-    def operation(self: Size, *others: Any) -> Any:
-        self.computed |= {(size.module, size.attribute) for size in (self, *others) if isinstance(size, Size)}
-        return getattr(int(self.__int__()), name)(*others)
-
-    return operation
-
-
-for _name in (
-    "add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "truediv", "rtruediv", "mod", "rmod", "pow",
-    "rpow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "bool", "index", "float",
-):  # fmt: skip
-    setattr(Size, f"__{_name}__", _noted(f"__{_name}__"))
-Size.__hash__ = int.__hash__  # type: ignore[method-assign]
+from gebt.prune.slim.call import Call, Labels, Size
+from gebt.prune.slim.channels import Channels, Site, TraceError, empty_slices
 
 
 class _Tracer(fx.Tracer):
@@ -121,105 +87,6 @@ def _named_sizes(model: nn.Module, tracer: fx.Tracer, computed: set[tuple[str, s
     finally:
         for module, values in plain:
             vars(module).update(values)
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A step of the trace: a layer (`name`, `layer`) or a function, what goes in and what comes out."""
-
-    walker: Walker
-    node: Any
-    value: Any
-    name: str = ""
-    layer: Any = None
-
-    @property
-    def channels(self) -> Channels:
-        """The network's."""
-        return self.walker.channels
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """The argument at this position or of this name, as the trace has it: `self` of a method is the first."""
-        node = self.node
-        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-    @property
-    def source(self) -> Any:
-        """The node of the first tensor that goes in."""
-        given = self.node.all_input_nodes
-        return given[0] if given else None
-
-    @cached_property
-    def own(self) -> Label | None:
-        """The label of `source`."""
-        found = self.walker.labels.get(self.source)
-        return found if isinstance(found, Label) else None
-
-    def label(self, argument: Any) -> Label | None:
-        """The label of an argument, None for a number."""
-        found = self.walker.labels.get(argument) if isinstance(argument, fx.Node) else None
-        return found if isinstance(found, Label) else None
-
-    def tensor(self, argument: Any) -> Any:
-        """The value of an argument."""
-        return self.walker.env[argument] if isinstance(argument, fx.Node) else argument
-
-    def gone(self, part: str, dim: int) -> Tensor:
-        """Which slices along `dim` of the layer's parameter the mask has pruned."""
-        return self.walker.gone(getattr(self.layer, part), dim)
-
-    def zero(self, argument: Any) -> Tensor:
-        """Which channels of an argument are known to be zero."""
-        label = self.label(argument)
-        assert label is not None
-        return label.still & (_by_channel(self.tensor(argument), label) == 0).all(1)
-
-    def read(self, *, part: str = "", dim: int = 1, folds: bool | None = False, argument: Any = None) -> None:
-        """The layer reads `argument` (the source), by the slices along `dim` of its parameter `part`."""
-        node = self.source if argument is None else argument
-        label = self.label(node)
-        if label is None:
-            return
-        unread = self.gone(part, dim) if part else torch.zeros(1, dtype=torch.bool)
-        values = _by_channel(self.tensor(node), label)
-        # The same number everywhere, to rounding: a mean of equal numbers is one of them to rounding only.
-        alike = label.still & torch.isclose(values, values[:, :1]).all(1)
-        self.takes(self.name, label.units, alike, values[:, 0], unread.repeat(len(label.units) // len(unread)), folds)
-
-    def takes(
-        self, name: str, units: Tensor, still: Tensor, constants: Tensor, unread: Tensor, folds: bool | None
-    ) -> None:
-        """Notes that the layer of this name reads units of which `still` are constants.
-
-        `folds`: its bias can take them up; None: it has none, and they matter to it.
-        """
-        spared = unread | (still & (constants == 0))
-        put = still & ~spared
-        if not self.walker.fold or folds is None or not bool(put.any()):
-            self.channels.reads.append(Read(name, units, spared))
-            return
-        if not folds:
-            raise SlimmingError(
-                f"layer {name!r} (got {int(put.sum())} channels that are constants but not zero), expected none: no "
-                "bias of this layer equals them exactly (zero padding, or not linear); shifts='zero'"
-            )
-        self.channels.reads.append(Read(name, units, spared | put, torch.where(put, constants, 0)))
-
-    def site(self, part: str, dim: int, units: Tensor, blocks: int = 1) -> None:
-        """The layer's parameter has these units along `dim`."""
-        self.walker.site(self.name, part, getattr(self.layer, part), dim, units, blocks)
-
-    def units_of(self, part: str, dim: int, count: int) -> Tensor:
-        """New units of a parameter's dimension, or those that another layer with the same parameter has for it."""
-        return self.walker.shared.setdefault((id(getattr(self.layer, part)), dim), self.channels.new(count))
-
-    def counted(self, size: Size, units: Tensor | None) -> None:
-        """The network's code uses this attribute for so many units."""
-        self.channels.counts.append(Count(size.module, size.attribute, int(size.__int__()), units))
-
-
-def _by_channel(value: Tensor, label: Label) -> Tensor:
-    return value.movedim(label.axis, 0).reshape(value.shape[label.axis], -1).cpu()
 
 
 class Walker(fx.Interpreter):

@@ -1,0 +1,96 @@
+"""Jobs of a sweep in processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Self, cast
+
+from gebt.experiments.sweep.engine import End
+from gebt.experiments.sweep.jobs import Cell, attempt
+
+# Seconds that a worker has to end when it is asked to.
+PATIENCE = 5.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+
+
+class Pool:
+    """Processes of this machine, each started afresh and used for one cell after the other.
+
+    Each has a pipe of its own, which ends when it dies: `concurrent.futures` gives up all workers when one is killed,
+    and cannot say which cell it had.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, Cell]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
+
+    def submit(self, cell: Cell) -> None:
+        """Starts the work on a cell, in a worker that is idle or in a new one."""
+        worker = self._idle.pop() if self._idle else _started()
+        self._busy[worker.connection] = worker, cell
+        with suppress(ConnectionError):  # that it is dead is found at the other end of the pipe
+            worker.connection.send(cell)
+
+    def wait(self) -> End:
+        """The next cell that ended, or whose worker did."""
+        ready = cast(Connection, wait(list(self._busy))[0])
+        worker, cell = self._busy.pop(ready)
+        try:
+            fault = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            worker.process.join()
+            return End(cell, _ended(worker.process.exitcode or 0), died=True)
+        self._idle.append(worker)
+        return End(cell, fault)
+
+
+def _started() -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    # A Ctrl-C reaches every process of a terminal; it is for the sweep, which ends its workers. They inherit the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            cell = connection.recv()
+        except EOFError:  # the sweep is gone
+            return
+        connection.send(attempt(cell))
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"its worker ended with status {code}"
+    name = signal.Signals(-code).name
+    return f"its worker was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
