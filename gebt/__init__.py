@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gebt._version import __version__ as __version__
 from gebt.prune import EarlyBird as EarlyBird
 from gebt.prune import Mask as Mask
 from gebt.prune import distance as distance
@@ -30,8 +31,6 @@ if TYPE_CHECKING:  # so that type checkers know the rooms that __getattr__ loads
     from gebt.pyg import find_ticket as find_ticket
     from gebt.pyg import train_ticket as train_ticket
     from gebt.ticket import Ticket as Ticket
-
-__version__ = "0.1.0"
 
 _NAMES = {
     "ApplyTicket": "gebt.pyg",

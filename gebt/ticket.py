@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from gebt._files import write_atomically
 from gebt.graph.edge_scorer import EdgeRule
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph, structure_digest
 from gebt.prune.mask import Mask, deflated, inflated
 from gebt.prune.scores import prunable_weights
 from gebt.sparse.memory import check_room
 
 FORMAT = 2
-EDGES = "edges"
 SOFT_LABELS = "soft_labels"
 EDGE_VALUES = "edge_values"
 RULE = "rule"

@@ -19,11 +19,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from gebt.graph import Edges, Graph
+from gebt.graph.edges import EDGES
 from gebt.models import GCN
 from gebt.prune import Mask, magnitude, prunable_weights, select
 from gebt.prune.mask import pack_bits
 from gebt.sparse import memory
-from gebt.ticket import EDGES, Seeded, Ticket, TicketError, make_ticket
+from gebt.ticket import Seeded, Ticket, TicketError, make_ticket
 from gebt.train.loop import copy_state
 
 PROVENANCE = {

@@ -88,7 +88,9 @@ class _Seed:
     def network(self, seed: int | None = None) -> Any:
         """Fresh."""
         own = self.seed if seed is None else seed
-        return image_network(self.arguments.model, self.train, width=self.arguments.width, seed=own)
+        return image_network(
+            self.arguments.model, self.train.shape, len(self.train.classes), width=self.arguments.width, seed=own
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """In the order of the table."""

@@ -48,7 +48,9 @@ def main() -> None:
         vars(arguments).update(model="preresnet20", width=0.25, data="digits", rounds=10, densities=[0.1, 0.001])
     torch.set_num_threads(arguments.threads)
     images = few(load_images(arguments.data, "test", arguments.data_root), arguments.seed)
-    model = image_network(arguments.model, images, width=arguments.width, seed=arguments.seed)
+    model = image_network(
+        arguments.model, images.shape, len(images.classes), width=arguments.width, seed=arguments.seed
+    )
     if arguments.init == "kaiming":
         start_by_fan_in(model, arguments.seed)
     total = sum(weight.numel() for weight in prunable_weights(model).values())

@@ -117,7 +117,7 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
         epochs=epochs, learning_rate=arguments.learning_rate, milestones=(epochs // 2, 3 * epochs // 4),
         batch=arguments.batch, crop=crop, flip=flip, scale_l1=arguments.scale_l1,
     )  # fmt: skip
-    model = image_network(arguments.model, train, width=arguments.width, seed=seed)
+    model = image_network(arguments.model, train.shape, len(train.classes), width=arguments.width, seed=seed)
     mean, std = train.statistics()
     trainer, masks, states, seconds = ImageTrainer(model, train, None, settings, seed), [], [], []
     ties, rules = TieOrder(seed), get_args(Rule)
@@ -138,7 +138,7 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
 
     def train_ticket(kind: str, ratio: float, epoch: int, mask: Mask, *, whole: bool) -> None:
         ticket = ChannelTicket(ratio, mask, states[epoch], 0 if whole else epoch, True, ())
-        twin = image_network(arguments.model, train, width=arguments.width, seed=seed)
+        twin = image_network(arguments.model, train.shape, len(train.classes), width=arguments.width, seed=seed)
         took: list[float] = []
         last = [time.perf_counter()]
 

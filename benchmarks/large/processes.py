@@ -29,11 +29,11 @@ from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for, model_for
 from gebt.graph.batch_schedule import BatchSettings, Plan
 from gebt.graph.batches import Sampler
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.recipes import minibatch as recipes
 from gebt.sparse.pattern import SparseMatrix
-from gebt.ticket import EDGES, Ticket
+from gebt.ticket import Ticket
 from gebt.train.loop import History
 from gebt.train.minibatch import Batched
 from gebt.train.processes import Processes, processes

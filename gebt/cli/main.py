@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 from cyclopts.config import Json
 from cyclopts.exceptions import CycloptsError
 
-from gebt import __version__
+from gebt._version import __version__
 from gebt.cli import convert, run
 from gebt.cli import images as image_commands
 from gebt.cli import sweep as sweep_commands
@@ -24,9 +24,10 @@ from gebt.cli.flags import AsJson
 from gebt.data import check_dataset, check_folder, data_root, dataset_info, dataset_names, names_here
 from gebt.experiments.options import RunOptions
 from gebt.graph import GraphError
+from gebt.graph.edges import EDGES
 from gebt.sparse import backends
 from gebt.sparse.memory import use_huge_pages
-from gebt.ticket import EDGES, Ticket
+from gebt.ticket import Ticket
 from gebt.train.processes import LostProcessError
 
 Options = Annotated[RunOptions, Parameter(name="*")]

@@ -37,6 +37,12 @@ class Images:
     def __len__(self) -> int:
         return self.labels.numel()
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
     def take(self, chosen: Tensor) -> Images:
         """Those images alone, by number or by a boolean mask [N]."""
         return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from gebt.experiments.setup import (
     opening,
     parameters_of,
 )
+from gebt.experiments.summary import summarise
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
@@ -39,8 +39,6 @@ from gebt.train.edge_scorer import TrainedRule
 from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded
 from gebt.train.result import Phase
 from gebt.train.tasks import task_for
-
-ARMS = ("dense", "random", "random_edges", "ticket")
 
 Progress = Callable[[str, int], object]
 Model = Network | LinkPredictor
@@ -81,41 +79,6 @@ def _filed(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -
     for arm in ("random", "random_edges", "ticket"):
         row[arm]["file_bytes"] = path.stat().st_size
     return row
-
-
-def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over the seeds: accuracies as mean, unbiased std and values; seconds as medians; the peak as the highest."""
-    summary: dict[str, Any] = {}
-    rivals = [arm for arm, own in per_seed[0].items() if isinstance(own, dict) and arm not in ARMS]
-    for arm in (*ARMS, *rivals):
-        rows = [row[arm] for row in per_seed]
-        values = [row["accuracy"] for row in rows]
-        summary[arm] = {
-            "accuracy": {"mean": statistics.fmean(values), "std": _std(values), "values": values},
-            "val_accuracy": statistics.fmean(row["val_accuracy"] for row in rows),
-            "val_accuracy_std": _std([row["val_accuracy"] for row in rows]),
-            "parameters": _over(rows, "parameters", statistics.fmean),
-            "seconds": _over(rows, "seconds", statistics.median),
-            "seconds_std": _over(rows, "seconds", _std),
-            "edge_sparsity": statistics.fmean(row["edge_sparsity"] for row in rows),
-            "weight_sparsity": statistics.fmean(row["weight_sparsity"] for row in rows),
-            "macs_paper": _over(rows, "macs_paper", statistics.fmean),
-            "flops_executed": _over(rows, "flops_executed", statistics.fmean),
-            "peak_bytes": max(row["peak_bytes"] for row in rows),
-            "file_bytes": round(statistics.fmean(row["file_bytes"] for row in rows)),
-        }
-    tickets = [row["ticket"] for row in per_seed]
-    summary["ticket"]["epoch_drawn"] = [row["epoch_drawn"] for row in tickets]
-    summary["ticket"]["fired"] = [row["fired"] for row in tickets]
-    return summary
-
-
-def _std(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _over(rows: list[dict[str, Any]], key: str, reduce: Callable[[list[float]], Any]) -> dict[str, Any]:
-    return {part: reduce([row[key][part] for row in rows]) for part in rows[0][key]}
 
 
 @dataclass

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gebt import __version__
 from gebt._files import write_atomically
-from gebt.experiments.compare import summarise
+from gebt._version import __version__
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import CHECKPOINTS, RunFolder
 from gebt.experiments.setup import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
+from gebt.experiments.summary import summarise
 from gebt.graph.batch_schedule import Plan
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from gebt.experiments.options import Rival, RunOptions
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import levels_at
 from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, gebt_released_code, imp, sgcn, teddy, ugs
-from gebt.ticket import EDGES, make_ticket
+from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state
 from gebt.train.result import Phase, Trained
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gebt import __version__
 from gebt._files import write_atomically
+from gebt._version import __version__
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"

@@ -14,6 +14,9 @@ from gebt.sparse.memory import check_room
 from gebt.sparse.ops import spmm
 from gebt.sparse.pattern import Pattern, index_dtype
 
+# The name of the tensor of pairs in an edge mask.
+EDGES = "edges"
+
 
 @dataclass(frozen=True, eq=False)
 class Edges:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from gebt.data.images import Images
 from gebt.models.cnn import VGG, PreResNet, ResNet
 from gebt.models.mlp import MLP
 
@@ -20,21 +20,22 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
 IMAGE_NETWORKS = ("lenet", *_BY_NAME)
 
 
-def image_network(name: str, images: Images, *, width: float = 1.0, seed: int = 0) -> nn.Module:
-    """A network for these images, with weights drawn from `seed`: one of `IMAGE_NETWORKS`, its channels times `width`.
+def image_network(name: str, shape: Sequence[int], classes: int, *, width: float = 1.0, seed: int = 0) -> nn.Module:
+    """A network for images of `shape` (channels, height, width), with weights drawn from `seed`.
+
+    One of `IMAGE_NETWORKS`, its channels times `width`.
 
     "lenet" is LeNet-300-100. Raises `ValueError` for another name, and for images too small for the network.
     """
-    channels, *sides = images.pixels.shape[1:]
-    classes = len(images.classes)
+    channels, *sides = shape
     if name == "lenet":
         hidden = [max(1, round(width * size)) for size in (300, 100)]
-        return MLP(images.pixels[0].numel(), classes, hidden, seed=seed)
+        return MLP(math.prod(shape), classes, hidden, seed=seed)
     if name not in _BY_NAME:
         raise ValueError(f"network (got {name!r}), expected one of {IMAGE_NETWORKS}")
     if name.startswith("vgg") and min(sides) < VGG_SIDE:
         raise ValueError(
-            f"images of {images.name} (got {sides[0]} x {sides[1]}), expected 32 x 32 or more for {name}; "
+            f"images (got {sides[0]} x {sides[1]}), expected 32 x 32 or more for {name}; "
             "a resnet or preresnet takes smaller ones"
         )
     given: dict[str, Any] = {"classes": classes, "in_channels": channels, "width": width, "seed": seed}

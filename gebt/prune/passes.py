@@ -28,9 +28,9 @@ PARALLEL_FROM = 1 << 21
 
 @cache
 def _compiled() -> Any:
-    from gebt import compiled  # not at the top: the core loads torch alone
+    from gebt import _numba  # not at the top: the core loads torch alone
 
-    return compiled
+    return _numba
 
 
 def usable(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gebt.graph.edge_scorer import keep_of_each_graph
+from gebt.graph.edges import EDGES
 from gebt.graph.graph import Graph
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.models.gnn import GCN
@@ -18,7 +19,7 @@ from gebt.prune.scores import prunable_weights, random
 from gebt.prune.selection import select
 from gebt.prune.tie_breaking import TieOrder
 from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
-from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.ticket import Ticket, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
 from gebt.train.stacked import ManySettings, Member, each, fit_many
 from gebt.train.tasks import task_for

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count
-from gebt.ticket import EDGES, make_ticket
+from gebt.ticket import make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
@@ -16,7 +16,7 @@ from gebt.prune.schedule import geometric
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
 from gebt.prune.tie_breaking import TieOrder
-from gebt.ticket import EDGES, make_ticket
+from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
 from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for

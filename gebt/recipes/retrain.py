@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.models.compact import Compact, compact
 from gebt.models.gnn import GCN
@@ -16,7 +16,7 @@ from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
-from gebt.ticket import EDGES, StartWeights, Ticket, TicketError
+from gebt.ticket import StartWeights, Ticket, TicketError
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
 from gebt.train.result import REINIT_SEED
 from gebt.train.stacked import ManySettings, Member, each, fit_many

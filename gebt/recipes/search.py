@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from gebt.graph.edge_scores import Agreement, NeighbourhoodShare, degree_correction, need_of_neighbours
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.graph.label_propagation import spread
 from gebt.models.gnn import GCN
@@ -30,7 +30,7 @@ from gebt.sparse.structure import (
     select_units,
     unit_scores,
 )
-from gebt.ticket import EDGES, Ticket, make_ticket
+from gebt.ticket import Ticket, make_ticket
 from gebt.train.edge_scorer import TrainedRule, check_edge_score
 from gebt.train.loop import Gates, History, NodeTask, adam, copy_state, fit
 from gebt.train.search_settings import SearchSettings as SearchSettings

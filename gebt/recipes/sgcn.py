@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn, optim
 
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import select
 from gebt.prune.tie_breaking import TieOrder
-from gebt.ticket import EDGES, make_ticket
+from gebt.ticket import make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
 from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for

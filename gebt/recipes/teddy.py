@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import keep_highest, pruned_count, select
 from gebt.prune.tie_breaking import TieOrder
-from gebt.ticket import EDGES, make_ticket
+from gebt.ticket import make_ticket
 from gebt.train.loop import History, SoftLabels, TrainingSettings, adam, copy_state, fit
 from gebt.train.result import Phase, Trained
 from gebt.train.tasks import task_for

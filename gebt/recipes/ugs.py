@@ -14,14 +14,14 @@ from torch import Tensor, nn, optim
 from torch.func import functional_call
 
 from gebt.graph.directed import DirectedEdges
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.prune.enforce import hold
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, thinned
 from gebt.prune.tie_breaking import TieOrder
-from gebt.ticket import EDGES, make_ticket
+from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state, fit
 from gebt.train.result import Phase, Trained
 from gebt.train.sinkhorn import Separation

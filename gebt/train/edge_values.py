@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from gebt.graph.edges import EDGES
 from gebt.prune.mask import Mask, pack_bits
 from gebt.prune.selection import pruned_count
 from gebt.prune.selection_in_parts import Part, find_cut
 from gebt.prune.tie_breaking import TieOrder
-from gebt.ticket import EDGES
 from gebt.train.consistency import fingerprint, same_everywhere
 from gebt.train.shards import Route, Shards
 

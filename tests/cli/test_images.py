@@ -42,7 +42,11 @@ def test_early_bird_writes_tickets_that_load_again(tmp_path: Path, capsys: pytes
         if row["arm"] == "early bird":
             stem = out / f"seed-0-p{100 * row['ratio']:g}"
             mask = Mask(load_file(f"{stem}.mask.safetensors"))
-            small = slim(image_network("preresnet20", train, width=0.1), mask, example=train.pixels[:2].float())
+            small = slim(
+                image_network("preresnet20", train.shape, len(train.classes), width=0.1),
+                mask,
+                example=train.pixels[:2].float(),
+            )
             small.load_state_dict(load_file(f"{stem}.network.safetensors"))
             assert accuracy(small, load_images("digits", "test"), mean=mean, std=std) == row["accuracy"]
     assert all((out / name).read_bytes().startswith(PNG) for name in ("density.png", "distances.png"))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from gebt.experiments.compare import ARMS, Comparison
+from gebt.experiments.compare import Comparison
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import TOGETHER, graphs_for, groups
+from gebt.experiments.summary import ARMS
 from gebt.graph import Graph
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.ticket import Ticket

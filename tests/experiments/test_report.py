@@ -6,10 +6,11 @@ import json
 import matplotlib.image
 import pytest
 
-from gebt.experiments.compare import run, summarise
+from gebt.experiments.compare import run
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import RunFolder, read_record
 from gebt.experiments.report import pictures, table
+from gebt.experiments.summary import summarise
 
 
 @pytest.fixture(scope="module")

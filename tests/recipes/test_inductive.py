@@ -11,11 +11,12 @@ import torch
 
 from gebt.graph import Graph
 from gebt.graph.edge_scorer import EdgeRule
+from gebt.graph.edges import EDGES
 from gebt.graph.graph_sets import FoldOfGraphs
 from gebt.models import GCN
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.recipes import baselines, retrain, search
-from gebt.ticket import EDGES, Ticket, TicketError
+from gebt.ticket import Ticket, TicketError
 from gebt.train.edge_scorer import TrainedRule
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import TrainingSettings

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
+from gebt.graph.edges import EDGES
 from gebt.models import GCN, LinkPredictor
 from gebt.recipes import baselines, imp, retrain, search, ugs
-from gebt.ticket import EDGES, Ticket, TicketError
+from gebt.ticket import Ticket, TicketError
 from gebt.train import History, TrainingSettings
 from gebt.train.loop import copy_state
 

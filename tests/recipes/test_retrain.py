@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from gebt.graph import Edges, Graph
+from gebt.graph.edges import EDGES
 from gebt.models import GCN
 from gebt.recipes import baselines, retrain
 from gebt.sparse.compaction import sliced
-from gebt.ticket import EDGES, TicketError
+from gebt.ticket import TicketError
 from gebt.train import History, TrainingSettings
 from gebt.train.loop import copy_state
 from gebt.train.result import REINIT_SEED

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from gebt.graph import Graph
+from gebt.graph.edges import EDGES
 from gebt.models import GCN
 from gebt.models.compact import compact
 from gebt.prune import Mask, distance, magnitude, prunable_weights
 from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.prune.selection import pruned_count
 from gebt.recipes.search import SearchSettings, graph_only, joint, search_preset, weights_only
-from gebt.ticket import EDGES, Ticket
+from gebt.ticket import Ticket
 from gebt.train import History
 from gebt.train.loop import copy_state
 from gebt.train.search_settings import PRESETS

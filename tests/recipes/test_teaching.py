@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, groups
 from gebt.graph import Agreement, Edges, Graph
+from gebt.graph.edges import EDGES
 from gebt.graph.label_propagation import spread
 from gebt.models import GCN
 from gebt.models.registry import build
@@ -21,7 +22,7 @@ from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import baselines, retrain, search
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import SearchSettings
-from gebt.ticket import EDGES, Ticket, TicketError
+from gebt.ticket import Ticket, TicketError
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import History, SoftLabels, adam, fit
 

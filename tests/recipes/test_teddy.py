@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from gebt.graph import Graph
+from gebt.graph.edges import EDGES
 from gebt.models import GCN
 from gebt.prune.tie_breaking import TieOrder
 from gebt.recipes import teddy
 from gebt.recipes.teddy import TeddySettings, _Projection, degree_score
-from gebt.ticket import EDGES
 from gebt.train import NodeTask, TrainingSettings
 
 SETTINGS = TeddySettings(TrainingSettings(epochs=8, learning_rate=0.05))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gebt.graph import Graph
+from gebt.graph.edges import EDGES
 from gebt.models import GCN
 from gebt.recipes import ugs
 from gebt.recipes.ugs import WD_GLT, UgsSettings, _Masked, _Work
-from gebt.ticket import EDGES
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import copy_state
 from gebt.train.result import Phase, Trained

@@ -73,9 +73,9 @@ def test_it_is_a_training_that_lottery_and_hold_can_use(digits: tuple[Images, Im
 
 @pytest.mark.parametrize("name", ["lenet", "preresnet20", "resnet18"])
 def test_networks_by_name_fit_the_images(name: str, digits: tuple[Images, Images]) -> None:
-    model = image_network(name, digits[0], width=0.1, seed=1)
+    model = image_network(name, digits[0].shape, len(digits[0].classes), width=0.1, seed=1)
     assert model(digits[0].pixels[:2].float()).shape == (2, 10)
-    again = image_network(name, digits[0], width=0.1, seed=1)
+    again = image_network(name, digits[0].shape, len(digits[0].classes), width=0.1, seed=1)
     assert all(torch.equal(tensor, again.get_parameter(own)) for own, tensor in model.named_parameters())
 
 
@@ -88,8 +88,14 @@ def test_the_mlp_starts_glorot_normal() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda images: image_network("alexnet", images), r"network \(got 'alexnet'\), expected one of \('lenet', "),
-        (lambda images: image_network("vgg16", images), r"images of digits \(got 8 x 8\), expected 32 x 32 or more"),
+        (
+            lambda images: image_network("alexnet", images.shape, len(images.classes)),
+            r"network \(got 'alexnet'\), expected one of \('lenet', ",
+        ),
+        (
+            lambda images: image_network("vgg16", images.shape, len(images.classes)),
+            r"images \(got 8 x 8\), expected 32 x 32 or more",
+        ),
         (lambda images: MLP(4, 0), r"sizes of MLP \(got \(4, 300, 100, 0\)\)"),
         (lambda images: ImageSettings(epochs=0), r"epochs, batch \(got \(0, 256\)\)"),
         (lambda images: ImageSettings(optimizer="lion"), r"optimizer, schedule \(got 'lion', 'steps'\)"),  # type: ignore[arg-type]
@@ -104,4 +110,4 @@ def test_what_cannot_be_is_refused(make: Any, message: str, digits: tuple[Images
 def test_every_name_is_there() -> None:
     images = Images("any", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
     for name in IMAGE_NETWORKS:
-        assert sum(1 for _ in image_network(name, images, width=0.05).parameters()) > 0
+        assert sum(1 for _ in image_network(name, images.shape, len(images.classes), width=0.05).parameters()) > 0

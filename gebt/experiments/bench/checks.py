@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gebt.experiments.bench.variants import Network
-from gebt.ticket import EDGES, Ticket
+from gebt.graph.edges import EDGES
+from gebt.ticket import Ticket
 
 # Whose logits must equal whose, to which share of the largest.
 EQUAL = {"compacted": ("masked", 1e-5), "pyg": ("dense", 1e-4)}

@@ -113,7 +113,9 @@ class ImageOptions:
 
     def network(self, images: Images, seed: int) -> Any:
         """The network of one seed."""
-        return image_network(str(self.model), images, width=float(self.width or 1), seed=seed)
+        return image_network(
+            str(self.model), images.shape, len(images.classes), width=float(self.width or 1), seed=seed
+        )
 
     def to_json(self) -> str:
         """These options as a configuration file that `--config` reads."""

@@ -11,9 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
-from gebt.experiments.compare import summarise
 from gebt.experiments.record import SWEEP_PICTURE, read_record
 from gebt.experiments.report import ARM_NAMES, COLOURS, RIVAL_COLOUR, aligned
+from gebt.experiments.summary import summarise
 from gebt.experiments.sweep.jobs import Cell
 
 _MARKS = ("o", "s", "^", "v", "D", "P", "X")
