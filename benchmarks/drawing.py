@@ -17,9 +17,9 @@ from common import finish, options
 from gebt import _numba
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for, model_for
-from gebt.prune import Mask, distance
+from gebt.prune import Mask, mask_distance
 from gebt.prune.drawing import Drawing
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.recipes import search
 
 EDGE_RATIO, WEIGHT_RATIO = 0.2, 0.9
@@ -83,9 +83,9 @@ def in_search(arguments: Any) -> None:
     finish("drawing both masks and the detector, inside a search", [row], {"share": draw / epoch}, arguments.json)
 
 
-def by_sorting(score: torch.Tensor, order: TieOrder, prune: int) -> torch.Tensor:
+def by_sorting(score: torch.Tensor, tie_break: TieBreaker, prune: int) -> torch.Tensor:
     """The oracle: all entries sorted by (score, rank); the first `prune` go."""
-    by_rank = torch.argsort(order.of(torch.arange(score.numel())))
+    by_rank = torch.argsort(tie_break.of(torch.arange(score.numel())))
     ranked = by_rank[torch.argsort(score[by_rank], stable=True)]
     return torch.ones_like(score, dtype=torch.bool).index_fill_(0, ranked[:prune], False)
 
@@ -95,8 +95,8 @@ def alone(arguments: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     values = 1 + 0.05 * torch.randn(arguments.entries, generator=generator)
     weight = 1 / torch.randint(1, 500, (arguments.entries,), generator=generator)
-    order, prune = TieOrder(0), int(EDGE_RATIO * arguments.entries)
-    drawing = Drawing({"edges": values}, ratio=EDGE_RATIO, order=order, weight=weight)
+    tie_break, prune = TieBreaker(0), int(EDGE_RATIO * arguments.entries)
+    drawing = Drawing({"edges": values}, ratio=EDGE_RATIO, tie_break=tie_break, weight=weight)
     rounds: dict[str, list[float]] = {"draw": [], "distance": []}
     before: Mask | None = None
     for _ in range(4 if arguments.quick else 12):
@@ -104,7 +104,7 @@ def alone(arguments: Any) -> None:
         mask = drawing.draw({"edges": values})
         drawn = time.perf_counter()
         if before is not None:
-            distance(mask, before, "swap")
+            mask_distance(mask, before, "exchanged")
         rounds["draw"].append(drawn - start)
         rounds["distance"].append(time.perf_counter() - drawn)
         before = mask
@@ -114,7 +114,7 @@ def alone(arguments: Any) -> None:
     torch.kthvalue(score, prune)
     kth = time.perf_counter() - start
     start = time.perf_counter()
-    expected = by_sorting(score, order, prune)
+    expected = by_sorting(score, tie_break, prune)
     rows = [{"what": "draw, first", "ms": 1e3 * rounds["draw"][0]}]
     rows += [{"what": "draw", "ms": 1e3 * statistics.median(rounds["draw"][1:])}]
     rows += [{"what": "distance", "ms": 1e3 * statistics.median(rounds["distance"][1:])}]

@@ -25,7 +25,7 @@ from gebt.models import GCN
 from gebt.recipes import retrain, search
 from gebt.sparse import SparseMatrix, backends
 from gebt.ticket import Ticket
-from gebt.train.stacked import pays
+from gebt.train.stacked import worth_stacking
 
 WAYS = ("apart", "together")
 CHECKED_EPOCHS = 5
@@ -51,18 +51,18 @@ class Seeds:
         """All searches in one."""
         ratios = {"edge_ratio": self.settings.edge_ratio, "weight_ratio": self.settings.weight_ratio}
         settings = self.settings.search()
-        return search.joint_many(self.models(), self.graphs, **ratios, settings=settings, seeds=self.seeds)
+        return search.joint_stacked(self.models(), self.graphs, **ratios, settings=settings, seeds=self.seeds)
 
-    def trained_apart(self, tickets: Sequence[Ticket]) -> list[retrain.Retrained]:
+    def trained_apart(self, tickets: Sequence[Ticket]) -> list[retrain.RetrainResult]:
         """One retraining after another."""
         given = zip(tickets, self.models(), self.graphs, self.seeds, strict=True)
         settings = self.settings.retraining()
         return [retrain.run(ticket, model, graph, settings, seed=seed) for ticket, model, graph, seed in given]
 
-    def trained_together(self, tickets: Sequence[Ticket]) -> list[retrain.Retrained]:
+    def trained_together(self, tickets: Sequence[Ticket]) -> list[retrain.RetrainResult]:
         """All retrainings in one."""
         settings = self.settings.retraining()
-        return retrain.run_many(tickets, self.models(), self.graphs, settings, seeds=self.seeds)
+        return retrain.run_stacked(tickets, self.models(), self.graphs, settings, seeds=self.seeds)
 
 
 def few(settings: RunOptions, **more: Any) -> RunOptions:
@@ -95,7 +95,7 @@ def doubled(graph: Graph) -> Graph:
     return dataclasses.replace(graph, features=SparseMatrix(features.pattern, features.values.double()))
 
 
-def time_both(work: Seeds, seconds: dict[str, list[float]]) -> dict[str, list[retrain.Retrained]]:
+def time_both(work: Seeds, seconds: dict[str, list[float]]) -> dict[str, list[retrain.RetrainResult]]:
     """Notes the seconds of each way's search and retraining; returns what was trained."""
     trained = {}
     for way in WAYS:
@@ -137,7 +137,7 @@ def main() -> None:
     summary["equal_accuracies"] = sum(
         a.test_accuracy == b.test_accuracy for a, b in zip(trained["apart"], trained["together"], strict=True)
     )
-    summary |= {"speedup": rows[-1]["times_faster"], "pays": pays(graphs[0], work.models()[0], seeds)}
+    summary |= {"speedup": rows[-1]["times_faster"], "pays": worth_stacking(graphs[0], work.models()[0], seeds)}
     title = f"{arguments.dataset}: {seeds} tickets, {settings.backend} products, medians of {rounds} round(s)"
     finish(title, rows, summary, arguments.json)
 

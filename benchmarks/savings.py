@@ -102,7 +102,7 @@ def main() -> None:
             rows.append(Seed(settings, seed).row(path))
             print({key: value for key, value in rows[-1].items() if value is not None}, flush=True)
         # The last seed's ticket: a peak of memory hardly depends on the seed.
-        summary = summarise(rows, settings) | memory(settings, path)
+        summary = summarize(rows, settings) | memory(settings, path)
     for choice in backends.choices():
         print(f"auto: {choice['entries']} entries, width {choice['width']}: {choice['chosen']}")
     title = f"{settings.dataset}: hidden {settings.hidden}, {settings.depth} layers, {settings.weight_structure}"
@@ -202,13 +202,13 @@ class Seed:
         }
 
 
-def summarise(rows: list[dict[str, Any]], settings: RunOptions) -> dict[str, Any]:
+def summarize(rows: list[dict[str, Any]], settings: RunOptions) -> dict[str, Any]:
     """Means and unbiased stds of the accuracies, medians of the seconds, medians of the ratios within a seed."""
     summary: dict[str, Any] = {}
-    for arm in ("dense", "ticket", "random", "pretrained"):
-        values = [row[f"accuracy_{arm}"] for row in rows]
-        summary[f"accuracy_{arm}"] = statistics.fmean(values)
-        summary[f"accuracy_{arm}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    for variant in ("dense", "ticket", "random", "pretrained"):
+        values = [row[f"accuracy_{variant}"] for row in rows]
+        summary[f"accuracy_{variant}"] = statistics.fmean(values)
+        summary[f"accuracy_{variant}_std"] = statistics.stdev(values) if len(values) > 1 else None
     ratios: dict[str, Callable[[dict[str, Any]], float]] = {
         "train_speedup": lambda row: row["seconds_dense"] / _whole(row),
         "train_speedup_pretrained": lambda row: (
@@ -238,10 +238,10 @@ def memory(settings: RunOptions, ticket: Path) -> dict[str, Any]:
     """Peak memory of training, dense and compacted ticket, each in a process of its own; "own": beside libraries."""
     plain = {"options": json.loads(settings.to_json()), "ticket": str(ticket), "threads": torch.get_num_threads()}
     found = {
-        arm: in_fresh_process("gebt.experiments.bench.peak_memory:peaks", arm=arm, **plain)
-        for arm in ("dense", "compacted")
+        variant: in_fresh_process("gebt.experiments.bench.peak_memory:peaks", variant=variant, **plain)
+        for variant in ("dense", "compacted")
     }
-    dense, small = (found[arm]["training"] for arm in ("dense", "compacted"))
+    dense, small = (found[variant]["training"] for variant in ("dense", "compacted"))
     return {
         "peak_bytes_ratio": small["bytes"] / dense["bytes"],
         "own_peak_bytes_ratio": (small["bytes"] - small["before"]) / (dense["bytes"] - dense["before"]),

@@ -48,7 +48,7 @@ def main() -> None:
         what = {"edges": int(size), "epochs": arguments.epochs, "threads": arguments.threads}
         rows.append(in_fresh_process("scaling:measure", **what, backend=arguments.backend))
         print(rows[-1], flush=True)
-    keys = {"seconds": "seconds", "draw": "draw_seconds", "bytes": "peak_bytes"}
+    keys = {"seconds": "seconds", "draw_at": "draw_seconds", "bytes": "peak_bytes"}
     summary: dict[str, Any] = {f"{name}_exponent": exponent(rows, key) for name, key in keys.items()}
     seen = [row for row in rows if row["own_bytes"] >= SEEN_BYTES]
     summary["own_bytes_exponent"] = exponent(seen, "own_bytes") if len(seen) > 1 else None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gebt.models.cnn import VGG, PreResNet, ResNet
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 from gebt.prune.slim.coupled import coupled_mask
 from gebt.prune.slim.slim import masked_channels, slim
 
@@ -50,7 +50,7 @@ def main() -> None:
         x = torch.randn(batch, 3, 32, 32, generator=generator)
         for mask_name in arguments.masks:
             if mask_name == "scales":
-                mask = select(bn_scale(dense), ratio=arguments.ratio, allow_empty=True)
+                mask = make_mask(bn_scale(dense), ratio=arguments.ratio, allow_empty=True)
             else:
                 mask = coupled_mask(dense, ratio=arguments.ratio, example=x[:2])
             rows.append({"model": name, "mask": mask_name, **measured(name, dense, mask, x, repeats)})

@@ -1,85 +1,140 @@
-"""Tickets for any network of PyTorch Geometric, and PyG's data and transforms for any ticket."""
+"""The two verbs for everything that is a graph, and PyG's data and transforms for any ticket.
+
+`find_ticket` and `retrain` take this library's `Graph` and networks, a PyG `Data`, and any network made of PyG's
+`MessagePassing` layers, in any combination.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
-from gebt.data.readers.pyg import from_pyg
+from gebt.data.readers.pyg import from_pyg, to_pyg
 from gebt.graph.graph import Graph
 from gebt.models.adapter import Call, adapted
+from gebt.models.links import LinkPredictor
+from gebt.models.registry import Network
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.recipes import retrain, search
-from gebt.recipes.retrain import Retrained, RetrainSettings
+from gebt.recipes import retrain as retraining
+from gebt.recipes import search
+from gebt.recipes.retrain import RetrainResult, RetrainSettings
 from gebt.recipes.search import SearchSettings, search_preset
 from gebt.ticket import Seeded, Ticket
 from gebt.train.loop import History
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 INSIDE = "model."
 
 
 def find_ticket(
     model: nn.Module,
-    data: Data,
+    data: Graph | Data,
     *,
     edge_ratio: float,
     weight_ratio: float,
-    settings: SearchSettings | str = "best",
+    feature_ratio: float | None = None,
+    preset: str | SearchSettings = "best",
     seed: int = 0,
     split: int = 0,
     call: Call | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> Ticket:
-    """Searches a ticket of any network made of `MessagePassing` layers on a PyG `Data`; `model` is left as trained.
+    """Searches for a ticket: hard masks over the graph's edges and the network's weights, with start weights.
 
-    `data`: `x`, `edge_index` (undirected), `y` and the three masks; edge attributes stay with their edges.
-    `settings`: a preset or `SearchSettings`. "best" and "fast" need no soft edge values, so any layer will do;
-    "default" and "paper" train some, which is refused for a layer in which they would not be exact (naming it).
-    `call(model, data)` returns logits [N, C]; default: the attributes that forward names, or the data itself.
-    The ticket's soft labels, if any, are log-probabilities [N, C] to learn from. Weight decay is for all parameters.
-    Raises `ValueError` for a model without message passing or without weights, heterogeneous or bipartite data, and as
-    `recipes.search.joint`.
+    Args:
+        model: a network of `gebt.models`, or any network made of PyG's `MessagePassing` layers; left as trained.
+        data: a `Graph`, or a PyG `Data` with `x` [N, F], an undirected `edge_index` [2, E], `y` [N] and three masks.
+        edge_ratio: share of the undirected edges to prune, in [0, 1).
+        weight_ratio: share of the weights to prune, in [0, 1).
+        feature_ratio: share of the input features, where whole features are pruned; default: `weight_ratio`.
+        preset: "best", "fast", "early-bird", "paper", or `SearchSettings` of your own. For a PyG network "best" and
+            "fast" suit any layer; the others train soft edge values, which is refused where a layer is not exact.
+        seed: of dropout and of ties.
+        split: which split of a `Data` whose masks are [N, S].
+        call: `call(model, data)` returns logits [N, C] of a PyG network; default: by the arguments of its forward.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the search.
+
+    Returns:
+        The ticket. With "best" and "fast" it holds log-probabilities [N, C] that its retraining learns from.
+
+    Raises:
+        ValueError: a ratio outside [0, 1) or one that would empty a layer (named), a model without message passing or
+            weights, heterogeneous data, or settings that the graph's labels do not allow.
+
+    Source:
+        You et al., Early-Bird GCNs, AAAI 2022, Algorithm 2.
+
+    Example:
+        >>> import gebt
+        >>> graph = gebt.load_graph("digits")
+        >>> model = gebt.models.GCN(graph.num_features, 8, graph.num_classes)
+        >>> settings = gebt.recipes.search.SearchSettings(max_epochs=2)
+        >>> ticket = gebt.find_ticket(model, graph, edge_ratio=0.2, weight_ratio=0.5, preset=settings)
+        >>> round(ticket.edge_sparsity, 3), round(ticket.weight_sparsity, 3)
+        (0.2, 0.5)
     """
-    chosen = search_preset(settings) if isinstance(settings, str) else settings
+    ratios: dict[str, Any] = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio, "feature_ratio": feature_ratio}
+    chosen = search_preset(preset) if isinstance(preset, str) else preset
     graph = _graph_of(data, split)
+    if isinstance(model, Network | LinkPredictor):
+        return search.joint(model, graph, **ratios, settings=chosen, seed=seed, on_epoch=on_epoch)
     prunable_weights(model)
     soft = chosen.trains_edges and edge_ratio > 0
-    ratios: dict[str, Any] = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio}
-    with adapted(model, data, graph, call=call, soft=soft, seed=seed) as network:
+    with adapted(model, _data_of(data), graph, call=call, soft=soft, seed=seed) as network:
         ticket = search.joint(network, graph, **ratios, settings=chosen, seed=seed, on_epoch=on_epoch)
     return _renamed(ticket, lambda name: name.removeprefix(INSIDE))
 
 
-def train_ticket(
+def retrain(
     ticket: Ticket,
     model: nn.Module,
-    data: Data,
+    data: Graph | Data,
     *,
     settings: RetrainSettings | None = None,
     seed: int = 0,
     split: int = 0,
     call: Call | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> Retrained:
-    """Trains a ticket of `find_ticket`: pruned edges do not exist, pruned weights are held at zero.
+) -> RetrainResult:
+    """Trains a ticket of `find_ticket`: pruned edges do not exist, pruned weights stay zero.
 
-    `model` receives the ticket's start weights and ends in the state of its best validation epoch. Raises
-    `TicketError` when the ticket belongs to other data or another model.
+    Args:
+        ticket: what a search has found on this graph and network.
+        model: receives the ticket's start weights and ends in the state of its best validation epoch.
+        data: the graph that the ticket was found on, as for `find_ticket`.
+        settings: epochs, rates, start weights; default: those of the preset "best".
+        seed: of dropout.
+        split: which split of a `Data` whose masks are [N, S].
+        call: as for `find_ticket`.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training.
+
+    Returns:
+        The history with its accuracies, the kept edges, and the smaller network that was trained, if it was one.
+
+    Raises:
+        TicketError: the ticket belongs to other data or to another model.
+
+    Example:
+        >>> import gebt
+        >>> graph = gebt.load_graph("digits")
+        >>> model = gebt.models.GCN(graph.num_features, 8, graph.num_classes)
+        >>> ticket = gebt.recipes.baselines.random_ticket(model, graph, edge_ratio=0.2, weight_ratio=0.5)
+        >>> result = gebt.retrain(ticket, model, graph)
+        >>> 0.5 < result.test_accuracy <= 1
+        True
     """
     graph = _graph_of(data, split)
-    with adapted(model, data, graph, call=call) as network:
+    if isinstance(model, Network | LinkPredictor):
+        return retraining.run(ticket, model, graph, settings, seed=seed, on_epoch=on_epoch)
+    with adapted(model, _data_of(data), graph, call=call) as network:
         inside = _renamed(ticket, lambda name: INSIDE + name)
-        return retrain.run(inside, network, graph, settings, seed=seed, on_epoch=on_epoch)
+        return retraining.run(inside, network, graph, settings, seed=seed, on_epoch=on_epoch)
 
 
 class ApplyTicket(BaseTransform):  # type: ignore[misc, unused-ignore]
@@ -97,7 +152,9 @@ class ApplyTicket(BaseTransform):  # type: ignore[misc, unused-ignore]
         return f"{type(self).__name__}({str(self.path)!r})"
 
 
-def _graph_of(data: Data, split: int) -> Graph:
+def _graph_of(data: Graph | Data, split: int) -> Graph:
+    if isinstance(data, Graph):
+        return data
     if isinstance(data, HeteroData):
         raise ValueError(
             f"data (got {type(data).__name__} of node types {data.node_types}), expected one type of nodes and of "
@@ -106,10 +163,16 @@ def _graph_of(data: Data, split: int) -> Graph:
     return from_pyg(data, split=split)
 
 
+def _data_of(data: Graph | Data) -> Data:
+    return to_pyg(data) if isinstance(data, Graph) else data
+
+
 def _renamed(ticket: Ticket, rename: Callable[[str], str]) -> Ticket:
     def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
         return {rename(name): tensor for name, tensor in state.items()}
 
-    initial = ticket.initial if isinstance(ticket.initial, Seeded) else renamed(ticket.initial)
+    initial = ticket.initial_state if isinstance(ticket.initial_state, Seeded) else renamed(ticket.initial_state)
     mask = Mask(renamed(ticket.weight_mask))
-    return dataclasses.replace(ticket, weight_mask=mask, drawn=renamed(ticket.drawn), initial=initial)
+    return dataclasses.replace(
+        ticket, weight_mask=mask, state_at_draw=renamed(ticket.state_at_draw), initial_state=initial
+    )

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from gebt.data import load_graph
 from gebt.graph import Graph, canonical_graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.sparse import SparseMatrix
 
 # Same examples at every run, and no clock: a busy machine is no failure.
@@ -65,10 +65,10 @@ def digits() -> Graph:
 
 
 @pytest.fixture(scope="session")
-def make_fold() -> Callable[..., FoldOfGraphs]:
+def make_fold() -> Callable[..., GraphClassificationFold]:
     """Random graphs of 4 to 9 nodes, two classes in turn, real features; every fifth validates, every sixth tests."""
 
-    def make(graphs: int = 30, features: int = 3, seed: int = 0) -> FoldOfGraphs:
+    def make(graphs: int = 30, features: int = 3, seed: int = 0) -> GraphClassificationFold:
         generator = torch.Generator().manual_seed(seed)
         sizes = [4 + number % 6 for number in range(graphs)]
         graph_of = torch.arange(graphs).repeat_interleave(torch.tensor(sizes))
@@ -77,7 +77,7 @@ def make_fold() -> Callable[..., FoldOfGraphs]:
         pairs = linked.triu(1).nonzero().t()
         number = torch.arange(graphs)
         val, test = number % 5 == 0, (number % 6 == 0) & (number % 5 > 0)
-        return FoldOfGraphs(
+        return GraphClassificationFold(
             "fold", pairs, torch.rand(nodes, features, generator=generator), number % 2, ~(val | test), val, test, 2,
             graph_of=graph_of,
         )  # fmt: skip
@@ -86,5 +86,5 @@ def make_fold() -> Callable[..., FoldOfGraphs]:
 
 
 @pytest.fixture(scope="session")
-def fold(make_fold: Callable[..., FoldOfGraphs]) -> FoldOfGraphs:
+def fold(make_fold: Callable[..., GraphClassificationFold]) -> GraphClassificationFold:
     return make_fold()

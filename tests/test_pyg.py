@@ -17,7 +17,7 @@ import gebt
 from gebt.graph import Graph
 from gebt.graph.pyg_gates import layers_of
 from gebt.models import GCN
-from gebt.pyg import find_ticket, train_ticket
+from gebt.pyg import find_ticket, retrain
 from gebt.recipes import baselines
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import search_preset
@@ -26,7 +26,7 @@ from gebt.train import TrainingSettings
 
 RATIOS = {"edge_ratio": 0.3, "weight_ratio": 0.6}
 TAUGHT = dataclasses.replace(search_preset("best"), max_epochs=4)
-GATED = dataclasses.replace(search_preset("default"), max_epochs=4)
+GATED = dataclasses.replace(search_preset("early-bird"), max_epochs=4)
 HIDDEN, FEATURES, CLASSES = 8, 64, 10
 
 
@@ -52,7 +52,7 @@ class Stack(nn.Module):
 
 
 class GymStyle(nn.Module):
-    """As GraphGym designs networks: a layer before, message passing with skips and normalisation, one after."""
+    """As GraphGym designs networks: a layer before, message passing with skips and normalization, one after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,10 +111,10 @@ def test_a_ticket_is_found_applied_and_trained(name: str, settings: Any, data: D
     model = build(name, data)
     if (name, settings) == ("pna", GATED):
         with pytest.raises(ValueError, match=r"layer 'first_conv', PNAConv\(.*use preset 'best' or 'fast'"):
-            find_ticket(model, data, **RATIOS, settings=settings)
+            find_ticket(model, data, **RATIOS, preset=settings)
         return
     hooks = [len(layer._message_forward_hooks) for layer in layers_of(model).values()]
-    ticket = find_ticket(model, data, **RATIOS, settings=settings, seed=1)
+    ticket = find_ticket(model, data, **RATIOS, preset=settings, seed=1)
     assert [len(layer._message_forward_hooks) for layer in layers_of(model).values()] == hooks
     pairs = ticket.edge_mask.size
     assert ticket.edge_mask.kept == pairs - int(0.3 * pairs)
@@ -124,7 +124,7 @@ def test_a_ticket_is_found_applied_and_trained(name: str, settings: Any, data: D
     fewer, pruned = ticket.apply(data), ticket.apply(model)
     assert fewer.edge_index.shape[1] == 2 * ticket.edge_mask.kept + 1
     few = RetrainSettings(TrainingSettings(epochs=3, learning_rate=0.01))
-    trained = train_ticket(ticket, pruned, data, settings=few)
+    trained = retrain(ticket, pruned, data, settings=few)
     hits = logits(pruned, fewer)[data.test_mask].argmax(1) == data.y[data.test_mask]
     assert trained.test_accuracy == pytest.approx(float(hits.float().mean()), abs=2e-3)
     for parameter, kept in ticket.weight_mask.items():
@@ -133,7 +133,7 @@ def test_a_ticket_is_found_applied_and_trained(name: str, settings: Any, data: D
 
 def test_apply_leaves_what_it_is_given_and_aligns_edge_attributes(data: Data) -> None:
     model = build("own", data)
-    ticket = find_ticket(model, data, **RATIOS, settings=TAUGHT)
+    ticket = find_ticket(model, data, **RATIOS, preset=TAUGHT)
     before, edges = copy.deepcopy(model.state_dict()), data.edge_index.clone()
     fewer, pruned = ticket.apply(data), ticket.apply(model)
     assert torch.equal(data.edge_index, edges)
@@ -149,13 +149,13 @@ def test_apply_leaves_what_it_is_given_and_aligns_edge_attributes(data: Data) ->
 
 
 def test_the_transform_reads_a_ticket_file(data: Data, tmp_path: Path) -> None:
-    ticket = find_ticket(build("gatv2", data), data, **RATIOS, settings=TAUGHT)
+    ticket = find_ticket(build("gatv2", data), data, **RATIOS, preset=TAUGHT)
     path = ticket.save(tmp_path / "ticket.safetensors")
     transform = gebt.ApplyTicket(path)
     assert torch.equal(transform(data).edge_index, ticket.apply(data).edge_index)
     assert repr(transform) == f"ApplyTicket({str(path)!r})"
     loaded = Ticket.load(path)
-    torch.testing.assert_close(loaded.apply(build("gatv2", data)).state_dict(), ticket.drawn)
+    torch.testing.assert_close(loaded.apply(build("gatv2", data)).state_dict(), ticket.state_at_draw)
 
 
 def test_a_ticket_of_our_own_network_applies_to_data_of_the_same_graph_only(data: Data, digits: Graph) -> None:
@@ -186,7 +186,7 @@ def test_what_cannot_have_a_ticket_is_refused(data: Data) -> None:
         find_ticket(build("gatv2", data), hetero, **RATIOS)
     bare = Data(**{key: value for key, value in data if key != "edge_attr"})
     with pytest.raises(ValueError, match=r"forward of Own \(got no 'edge_attr' in the data\)"):
-        find_ticket(build("own", data), bare, **RATIOS, settings=TAUGHT)
+        find_ticket(build("own", data), bare, **RATIOS, preset=TAUGHT)
     flat = lambda model, own: model(own.x, own.edge_index).sum(1)  # noqa: E731
     with pytest.raises(ValueError, match=r"output of Stack \(got \(1797,\)\), expected logits"):
-        find_ticket(build("gatv2", data), data, **RATIOS, settings=TAUGHT, call=flat)
+        find_ticket(build("gatv2", data), data, **RATIOS, preset=TAUGHT, call=flat)

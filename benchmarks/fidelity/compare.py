@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 from protocol import CONTROL, PRESETS, Protocol, Ratios, against, pairs_of, parsed, row
 
-from gebt.experiments.methods import RIVALS
+from gebt.experiments.methods import OTHER_METHODS
 from gebt.sparse import backends
 
 METHODS = ("random", *PRESETS, "best-random-edges", "teddy", "sgcn", "imp", "one-shot", "ugs", "wd-glt", "dropedge")
@@ -49,7 +49,7 @@ def cell(protocol: Protocol, dataset: str, model: str, ratios: Ratios, methods: 
 def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """For every rival: in how many cells `best` is better, significantly better, significantly worse."""
     told: dict[str, Any] = {}
-    for name in sorted({own["method"] for own in rows} & {*RIVALS, "random"}):
+    for name in sorted({own["method"] for own in rows} & {*OTHER_METHODS, "random"}):
         cells = [own for own in rows if own["method"] == name]
         better = sum(own["best_minus"] > 0 for own in cells)
         surely = sum(own["best_minus"] > own["best_interval"] for own in cells)

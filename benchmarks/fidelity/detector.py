@@ -3,7 +3,7 @@
 python benchmarks/fidelity/detector.py [--dataset cora citeseer pubmed] [--model gcn gat gin sage] [--seeds 10]
     [--criteria sum weights edges] [--ratios 0.2,0.9] [--store FILE] [--quick] [--json OUT] [--picture OUT.png]
 
-Settings of preset `paper` (entry-normalised distances, threshold 0.1, three in a row), and of `default` (distances per
+Settings of preset `paper` (entry-normalized distances, threshold 0.1, three in a row), and of `default` (distances per
 swapped entry, threshold 0.03). The paper's ranges: joint tickets are detected at epochs 9 to 26 (Cora) and 13 to 22
 (CiteSeer) of 100; with the edges' distance alone at 8 to 26, with the weights' alone at 10 to 13.
 """
@@ -49,7 +49,7 @@ def main() -> None:
         for model in arguments.model[: 1 if arguments.quick else None]:
             for ratios in pairs_of(arguments.ratios):
                 dense = protocol.outcomes(dataset, model, "dense", ratios, seeds)
-                for preset in ("paper", "default"):
+                for preset in ("paper", "early-bird"):
                     for criterion in arguments.criteria:
                         found = protocol.outcomes(dataset, model, f"{preset}:criterion={criterion}", ratios, seeds)
                         drawn = [outcome.epoch_drawn for outcome in found]

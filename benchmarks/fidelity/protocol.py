@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Store, half_interval
 
-from gebt.experiments.methods import RIVALS, run_rival
+from gebt.experiments.methods import OTHER_METHODS, run_method
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, graph_for, macs_for, macs_with, model_for
 from gebt.graph import Graph
@@ -31,7 +31,7 @@ from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket
 from gebt.train.tasks import task_for
 
-PRESETS = ("paper", "default", "fast", "best")
+PRESETS = ("paper", "early-bird", "fast", "best")
 CONTROL = "-random-edges"
 QUICK: dict[str, Any] = {"hidden": 8, "epochs": 6, "max_epochs": 6, "retrain_epochs": 6}
 Ratios = tuple[float, float]
@@ -55,7 +55,7 @@ class Outcome:
 class Protocol:
     """Outcomes by data set, network, method, ratios and seed; kept in `store` (JSON lines), so that a stop loses none.
 
-    A method is "dense", "random", a preset, a preset with settings of its own ("best:spread=0,distill=0"), one with
+    A method is "dense", "random", a preset, a preset with settings of its own ("best:label_propagation=0,distill=0"), one with
     as many edges drawn at random ("best-random-edges"), or a rival (`gebt.experiments.methods`). `imbalance`: see `imbalanced`.
     """
 
@@ -90,7 +90,7 @@ class Protocol:
         chosen |= dict(parsed(part) for part in own.split(",") if part)
         if model.startswith("resgcn"):
             chosen["depth"] = int(model[6:])
-        preset = preset if preset in PRESETS else "default"
+        preset = preset if preset in PRESETS else "early-bird"
         given = {"dataset": dataset, "model": model, "edge_ratio": ratios[0], "weight_ratio": ratios[1]}
         return RunOptions(preset=preset, **given, **chosen).resolved()  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ class Protocol:
         graph = imbalanced(_graph(settings, seed), self.imbalance, seed)
         if method == "dense":
             return _dense(settings, graph, seed)
-        if method in RIVALS:
+        if method in OTHER_METHODS:
             return _rival(settings, graph, method, seed)
         start = time.perf_counter()
         network = model_for(settings, graph, seed)
@@ -167,7 +167,7 @@ def _dense(settings: RunOptions, graph: Graph, seed: int) -> Outcome:
 
 def _rival(settings: RunOptions, graph: Graph, name: Any, seed: int) -> Outcome:
     model, start = model_for(settings, graph, seed), time.perf_counter()
-    found = run_rival(name, settings, graph, model, seed)
+    found = run_method(name, settings, graph, model, seed)
     seconds = time.perf_counter() - start
     full, val = task_for(graph).evaluate(model)[2], found.history.val_accuracy[found.history.best_epoch - 1]
     macs = 3 * sum(phase.epochs * macs_with(settings, graph, phase.pairs, phase.weights) for phase in found.phases)

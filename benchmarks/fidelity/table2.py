@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, options
 from protocol import Protocol, row
 
-METHODS = ("paper", "default", "best")
+METHODS = ("paper", "early-bird", "best")
 # (data set, network) -> ratios that fit the printed multiply-adds, printed accuracy of the dense network and of GEBT.
 PRINTED = {
     ("cora", "gcn"): ((0.2, 0.8), 80.9, 81.1), ("citeseer", "gcn"): ((0.1, 0.9), 69.4, 70.5),

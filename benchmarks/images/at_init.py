@@ -27,9 +27,9 @@ from common import Store, finish, half_interval, options, spread
 from pooled import images
 
 from gebt.models.vision_registry import image_network
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.gem_miner import inverted
-from gebt.prune.imp import lottery
+from gebt.prune.imp import iterative_magnitude_pruning
 from gebt.prune.mask import Mask
 from gebt.prune.random_masks import shuffled
 from gebt.recipes.at_init import mask_at_init
@@ -127,14 +127,16 @@ class _Seed:
                 densities.append(densities[-1] / 2)
             densities.append(wanted)
 
-        def train(model: nn.Module, *, start: int, stop: int | None, holding: Any) -> dict[str, float]:
+        def train(model: nn.Module, *, start: int, stop: int | None, enforce: Any) -> dict[str, float]:
             begun = time.perf_counter()
-            fit(model, self.train, None, self.settings, seed=self.seed, start=start, stop=stop, holding=holding)
+            fit(model, self.train, None, self.settings, seed=self.seed, start=start, stop=stop, enforce=enforce)
             reached = accuracy(model, self.test, mean=self.mean, std=self.std)
             return {"accuracy": reached, "seconds": time.perf_counter() - begun}
 
         ratios = [1 - density for density in densities]
-        levels = lottery(self.network(), train, ratio=ratios, rewind=1, seed=self.seed, allow_empty=True).levels
+        levels = iterative_magnitude_pruning(
+            self.network(), train, ratio=ratios, rewind=1, seed=self.seed, allow_empty=True
+        ).levels
         for number, level in enumerate(levels):
             if densities[number] in self.arguments.densities:
                 spent = sum(own.result["seconds"] for own in levels[: number + 1])
@@ -143,8 +145,8 @@ class _Seed:
 
     def _finetune(self, name: str, density: float, model: Any, mask: Mask | None, searched: float = 0.0) -> None:
         start = time.perf_counter()
-        held = None if mask is None else (lambda optimizer: hold(model, mask, optimizer))
-        fit(model, self.train, None, self.settings, seed=self.seed, holding=held)
+        held = None if mask is None else (lambda optimizer: enforce_mask(model, mask, optimizer))
+        fit(model, self.train, None, self.settings, seed=self.seed, enforce=held)
         seconds = searched + time.perf_counter() - start
         emptied = 0 if mask is None else sum(not bool(kept.any()) for kept in mask.values())
         self._row(name, density, accuracy(model, self.test, mean=self.mean, std=self.std), seconds, emptied)

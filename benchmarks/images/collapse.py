@@ -6,7 +6,7 @@ python benchmarks/images/collapse.py [--model vgg16] [--width 1] [--data cifar10
 Tanaka et al. 2020, section 4: a layer collapses when its weights are all gone while others' are left. "kaiming":
 weights normal with std sqrt(2 / fan in), as in that paper; "ours": those of `gebt.models`. `density` is as measured.
 `conserved`: how far the layers' sums of SynFlow's scores are apart, over the largest, on the network without
-normalisation between, where theory says that they are equal.
+normalization between, where theory says that they are equal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gebt.models.vision_registry import image_network
 from gebt.prune.mask import Mask
 from gebt.prune.saliency import grasp, snip
 from gebt.prune.scores import magnitude, prunable_weights, random
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 from gebt.prune.synflow import synflow, synflow_mask
 from gebt.recipes.at_init import few
 
@@ -62,7 +62,7 @@ def main() -> None:
         mask = synflow_mask(model, example, ratio=1 - density, rounds=arguments.rounds, seed=arguments.seed)
         rows.append(row("synflow", density, mask, time.perf_counter() - start))
         for name, (own, seconds) in scores.items():
-            rows.append(row(name, density, select(own, ratio=1 - density, allow_empty=True), seconds))
+            rows.append(row(name, density, make_mask(own, ratio=1 - density, allow_empty=True), seconds))
         print(*rows[-1 - len(scores) :], sep="\n", flush=True)
     summary: dict[str, Any] = {"weights": total, "conserved": conserved(model, images)}
     for name in ("synflow", *scores):

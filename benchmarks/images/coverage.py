@@ -105,7 +105,7 @@ def _classifier(model: nn.Module) -> nn.Module:
 
 
 def _zero(model: nn.Module, pruner: Any) -> bool:
-    """Makes the channels that Torch-Pruning chooses zero where they are made or normalised.
+    """Makes the channels that Torch-Pruning chooses zero where they are made or normalized.
 
     False where they are not slices of one tensor each, as in recurrent layers and `nn.MultiheadAttention`.
     """

@@ -29,11 +29,11 @@ from common import Store, finish, half_interval, options, spread
 from pooled import images
 
 from gebt.models.vision_registry import image_network
-from gebt.prune.detector import Rule, pairwise_distances
+from gebt.prune.detector import Compare, pairwise_distances
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale, random
-from gebt.prune.selection import select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings, channel_mask, retrain
 from gebt.train.images import ImageTrainer, accuracy
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--scale-l1", type=float, default=1e-4)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     parser.add_argument("--draws", type=int, nargs="*", default=[1, 2, 4, 8, 15], help="epochs, for the middle ratio")
-    parser.add_argument("--rule", choices=get_args(Rule), default="consecutive", help="of the detector")
+    parser.add_argument("--compare", choices=get_args(Compare), default="previous", help="of the detector")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--picture", type=Path)
@@ -87,15 +87,15 @@ def main() -> None:
         "scale_l1",
         "ratios",
         "draws",
-        "rule",
+        "compare",
     )
     key = " ".join(f"{name}={getattr(arguments, name)}" for name in names)
     found = [store.get(f"{key} seed={seed}", lambda seed=seed: one(arguments, seed)) for seed in range(arguments.seeds)]
     rows = [summed(number, found) for number in range(len(found[0]["rows"]))]
     told = summary(rows)
-    for rule in get_args(Rule):
-        epochs = [epoch for one in found for epoch in one["fired"][rule].values()]
-        told[f"epochs at which {rule!r} fires"] = f"{min(epochs)} to {max(epochs)}" if epochs else "never"
+    for compare in get_args(Compare):
+        epochs = [epoch for one in found for epoch in one["fired"][compare].values()]
+        told[f"epochs at which {compare!r} fires"] = f"{min(epochs)} to {max(epochs)}" if epochs else "never"
     if arguments.picture is not None:
         draw(rows, found[0], arguments.picture)
     title = (
@@ -120,23 +120,27 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
     model = image_network(arguments.model, train.shape, len(train.classes), width=arguments.width, seed=seed)
     mean, std = train.statistics()
     trainer, masks, states, seconds = ImageTrainer(model, train, None, settings, seed), [], [], []
-    ties, rules = TieOrder(seed), get_args(Rule)
-    birds = {(ratio, rule): replace(settings, rule=rule).detector() for ratio in arguments.ratios for rule in rules}
-    fired: dict[str, dict[float, int]] = {rule: {} for rule in rules}
+    ties, rules = TieBreaker(seed), get_args(Compare)
+    birds = {
+        (ratio, compare): replace(settings, compare=compare).detector()
+        for ratio in arguments.ratios
+        for compare in rules
+    }
+    fired: dict[str, dict[float, int]] = {compare: {} for compare in rules}
     for epoch in range(epochs + 1):
         if epoch:
             seconds.append(timed(lambda epoch=epoch: trainer.epoch(epoch)))
         masks.append({ratio: channel_mask(model, ratio, settings, ties) for ratio in arguments.ratios})
         states.append(copy.deepcopy(model.state_dict()))
-        for (ratio, rule), bird in birds.items():
+        for (ratio, compare), bird in birds.items():
             if bird.update(masks[-1][ratio]):
-                fired[rule].setdefault(ratio, epoch)
+                fired[compare].setdefault(ratio, epoch)
     dense_epoch = statistics.median(seconds)
     dense = accuracy(model, test, mean=mean, std=std)
     size = sum(parameter.numel() for parameter in model.parameters())
     rows = [row("dense", 0.0, epochs, dense, epochs * dense_epoch, 1.0)]
 
-    def train_ticket(kind: str, ratio: float, epoch: int, mask: Mask, *, whole: bool) -> None:
+    def retrain_ticket(kind: str, ratio: float, epoch: int, mask: Mask, *, whole: bool) -> None:
         ticket = ChannelTicket(ratio, mask, states[epoch], 0 if whole else epoch, True, ())
         twin = image_network(arguments.model, train.shape, len(train.classes), width=arguments.width, seed=seed)
         took: list[float] = []
@@ -155,13 +159,13 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
 
     middle = arguments.ratios[len(arguments.ratios) // 2]
     for epoch in arguments.draws:
-        train_ticket("whole schedule", middle, epoch, masks[epoch][middle], whole=True)
+        retrain_ticket("whole schedule", middle, epoch, masks[epoch][middle], whole=True)
     for ratio in arguments.ratios:
-        train_ticket("whole schedule", ratio, epochs, masks[epochs][ratio], whole=True)
-        epoch = min(fired[arguments.rule].get(ratio, epochs), epochs - 1)
-        train_ticket("early bird", ratio, epoch, masks[epoch][ratio], whole=False)
+        retrain_ticket("whole schedule", ratio, epochs, masks[epochs][ratio], whole=True)
+        epoch = min(fired[arguments.compare].get(ratio, epochs), epochs - 1)
+        retrain_ticket("early bird", ratio, epoch, masks[epoch][ratio], whole=False)
         chance = random(bn_scale(model), torch.Generator().manual_seed(seed))
-        train_ticket("random", ratio, epoch, select(chance, ratio=ratio, allow_empty=True), whole=False)
+        retrain_ticket("random", ratio, epoch, make_mask(chance, ratio=ratio, allow_empty=True), whole=False)
     drawn = torch.stack([own[middle].flat() for own in masks])
     return {"rows": rows, "distances": pairwise_distances(drawn).tolist(), "fired": fired}
 

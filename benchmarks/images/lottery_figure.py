@@ -25,7 +25,7 @@ from common import Store, finish, half_interval, options, spread
 
 from gebt.data.images import Images, load_images
 from gebt.models.mlp import MLP
-from gebt.prune.imp import lottery
+from gebt.prune.imp import iterative_magnitude_pruning
 from gebt.train.images import ImageSettings, accuracy, fit
 
 RATIO = 0.964  # what 15 levels of a fifth of what is left come to: 3.6 % stay
@@ -75,11 +75,11 @@ def one(train: Images, test: Images, seed: int, levels: int, controls: list[int]
         history = fit(model, kept, held_out, settings, seed=seed, start=start, stop=stop, holding=holding)
         return {"test": accuracy(model, test, mean=mean, std=std), "after_1": history.accuracy[0]}
 
-    found = lottery(model, training, ratio=RATIO, levels=levels, layerwise=True, seed=seed)
+    found = iterative_magnitude_pruning(model, training, ratio=RATIO, levels=levels, layerwise=True, seed=seed)
     rows = [{"kind": "ticket", "density": level.mask.density, **level.result} for level in found.levels]
     for number in controls:
         for how in CONTROLS:
-            result = found.control(model, training, number, how, seed=1000 + seed)  # type: ignore[arg-type]
+            result = found.baseline(model, training, number, how, seed=1000 + seed)  # type: ignore[arg-type]
             rows.append({"kind": how, "density": found.levels[number].mask.density, **result})
     return rows
 

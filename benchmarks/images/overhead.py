@@ -1,4 +1,4 @@
-"""What holding a mask costs a training step: `gebt.hold` and `torch.nn.utils.prune` beside the bare step.
+"""What holding a mask costs a training step: `gebt.enforce_mask` and `torch.nn.utils.prune` beside the bare step.
 
 python benchmarks/images/overhead.py [--models preresnet20 resnet18] [--batch 128] [--steps 30] [--ratio 0.9]
     [--quick] [--json OUT]
@@ -25,7 +25,7 @@ from torch.nn.utils import prune as torch_prune
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish, in_turn, options
 
-from gebt import Mask, hold, magnitude, select
+from gebt import Mask, enforce_mask, magnitude, make_mask
 from gebt.models.cnn import PreResNet, ResNet
 from gebt.prune.scores import prunable_weights
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 def measured(dense: nn.Module, batch: int, steps: int, ratio: float) -> dict[str, Any]:
     """Seconds of a step in each way, and bytes of the state dict."""
-    mask = select(magnitude(prunable_weights(dense)), ratio=ratio, scope="tensor")
+    mask = make_mask(magnitude(prunable_weights(dense)), ratio=ratio, scope="layer")
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(batch, 3, 32, 32, generator=generator), torch.randint(10, (batch,), generator=generator)
     networks = {name: copy.deepcopy(dense) for name in ("bare", "hold", "torch prune")}
@@ -64,7 +64,7 @@ def measured(dense: nn.Module, batch: int, steps: int, ratio: float) -> dict[str
         layer, _, own = name.rpartition(".")
         torch_prune.custom_from_mask(networks["torch prune"].get_submodule(layer), own, kept)
     optimizers = {name: _sgd(network) for name, network in networks.items()}
-    hold(networks["hold"], mask, optimizers["hold"])
+    enforce_mask(networks["hold"], mask, optimizers["hold"])
 
     def step(name: str) -> None:
         optimizers[name].zero_grad()
@@ -98,7 +98,7 @@ def _zeroings(dense: nn.Module, mask: Mask) -> dict[str, Callable[[], object]]:
 
     network = copy.deepcopy(dense)
     idle = _sgd(network)
-    hold(network, mask, idle)
+    enforce_mask(network, mask, idle)
     filled, multiplied, indexed = weights(), weights(), [own.view(-1) for own in weights()]
     pruned, stay = [~kept for kept in mask.values()], [kept.float() for kept in mask.values()]
     entries = [gone.flatten().nonzero().squeeze(1) for gone in pruned]

@@ -20,7 +20,18 @@ from common import finish, options
 
 from gebt.experiments.record import CHECKPOINTS, read_record
 
-RUN = ["--dataset", "digits", "--batches", "clusters", "--parts", "8", "--per-step", "2", "--epochs", "30"]
+RUN = [
+    "--dataset",
+    "digits",
+    "--batching",
+    "cluster",
+    "--num-parts",
+    "8",
+    "--accumulate-batches",
+    "2",
+    "--epochs",
+    "30",
+]
 RUN += ["--max-epochs", "30", "--retrain-epochs", "15", "--checkpoint-every", "3", "--threshold", "1e-9"]
 
 
@@ -78,8 +89,8 @@ def _run(out: Path, peace: dict[str, Any] | None, source: random.Random) -> dict
 def _doing(out: Path) -> str:
     """The arm that is being trained."""
     done = {path.stem for path in (out / CHECKPOINTS).glob("seed-0/*.json")}
-    arms = ("dense", "search", "random", "random_edges", "ticket")
-    return "starting" if not out.is_dir() else next((arm for arm in arms if arm not in done), "ending")
+    variants = ("dense", "search", "random", "random_edges_control", "ticket")
+    return "starting" if not out.is_dir() else next((variant for variant in variants if variant not in done), "ending")
 
 
 def _kill(pid: int, rank: int) -> bool:

@@ -1,6 +1,6 @@
 """A graph on disk and the same in memory, trained in the same batches: seconds an epoch and memory of the process.
 
-python benchmarks/large/out_of_core.py FOLDER ... [--batches random] [--parts 10] [--together 1] [--hidden 64]
+python benchmarks/large/out_of_core.py FOLDER ... [--batches random] [--parts 10] [--clusters_per_batch 1] [--hidden 64]
     [--epochs 2] [--only mapped] [--picture OUT.png] [--quick] [--json OUT]
 
 FOLDER: what `gebt convert` wrote, or a number of directed edges of a clustered graph to be written (`streams.py`), 100
@@ -27,7 +27,7 @@ from streams import clustered
 
 from gebt.data.mapped.convert import convert_stream
 from gebt.data.mapped.mapped_graph import open_mapped
-from gebt.graph.batch_schedule import BatchSettings, Plan
+from gebt.graph.batch_schedule import BatchSchedule, BatchSettings
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
 from gebt.measure.cost import in_fresh_process
@@ -40,7 +40,14 @@ DEGREE = 100
 
 
 def measured(
-    folder: str, in_memory: bool, batches: str, parts: int, together: int, hidden: int, epochs: int, threads: int
+    folder: str,
+    in_memory: bool,
+    batches: str,
+    parts: int,
+    clusters_per_batch: int,
+    hidden: int,
+    epochs: int,
+    threads: int,
 ) -> dict[str, Any]:
     """Seconds an epoch and the largest memory of a search in this process."""
     torch.set_num_threads(threads)
@@ -52,9 +59,9 @@ def measured(
             source = mapped.to_graph()
             edges = Edges.from_pairs(source.pairs, source.num_nodes)
         start = time.perf_counter()
-        plan = Plan(
+        plan = BatchSchedule(
             Sampler(edges or mapped), source.train_mask.nonzero().squeeze(1),
-            BatchSettings(batches, parts, together), 0,
+            BatchSettings(batches, parts, clusters_per_batch), 0,
         )  # fmt: skip
         cut = time.perf_counter() - start
         mapped.release()
@@ -76,9 +83,9 @@ def main() -> None:
     """A row for every graph, mapped and in memory."""
     parser = options(__doc__ or "")
     parser.add_argument("graphs", nargs="*")
-    parser.add_argument("--batches", default="random", choices=("random", "clusters"))
+    parser.add_argument("--batching", default="random", choices=("random", "cluster"))
     parser.add_argument("--parts", type=int, help="default: of 1000 nodes each")
-    parser.add_argument("--together", type=int, default=1)
+    parser.add_argument("--clusters_per_batch", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--only", choices=("mapped", "in_memory"))
@@ -99,7 +106,7 @@ def main() -> None:
             for kind in (own.only,) if own.only else ("mapped", "in_memory"):
                 found = in_fresh_process(
                     "out_of_core:measured", folder=str(folder), in_memory=kind == "in_memory", batches=own.batches,
-                    parts=parts, together=min(parts, own.together), hidden=own.hidden, epochs=own.epochs,
+                    parts=parts, clusters_per_batch=min(parts, own.clusters_per_batch), hidden=own.hidden, epochs=own.epochs,
                     threads=own.threads,
                 )  # fmt: skip
                 rows.append({"graph": Path(graph).name, "where": kind, "parts": parts, "written_s": written, **found})

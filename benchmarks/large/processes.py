@@ -27,7 +27,7 @@ from common import finish, options
 
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for, model_for
-from gebt.graph.batch_schedule import BatchSettings, Plan
+from gebt.graph.batch_schedule import BatchSchedule, BatchSettings
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
@@ -107,8 +107,8 @@ def _searched(
     model: torch.nn.Module, graph: Graph, here: Processes, own: Any, run: RunOptions
 ) -> tuple[Ticket, History, float]:
     edges = Edges.from_pairs(graph.pairs, graph.num_nodes)
-    cut = BatchSettings("clusters", own.parts, per_step=own.processes)
-    plan = Plan(Sampler(edges), graph.train_mask.nonzero().squeeze(1), cut, 0)
+    cut = BatchSettings("cluster", own.parts, accumulate_batches=own.processes)
+    plan = BatchSchedule(Sampler(edges), graph.train_mask.nonzero().squeeze(1), cut, 0)
     kept: list[History] = []
     ends: list[float] = []
 

@@ -20,9 +20,9 @@ def clustered(
     nodes: int, *, degree: int = 10, features: int = 32, classes: int = 16, inside: float = 0.9, noise: float = 2.0,
     seed: int = 0,
 ) -> GraphStream:  # fmt: skip
-    """A graph of about `nodes * degree / 2` pairs, two directed edges each, in blocks of 1000 neighbouring numbers.
+    """A graph of about `nodes * degree / 2` pairs, two directed edges each, in blocks of 1000 neighboring numbers.
 
-    Each node draws degree / 2 neighbours: the share `inside` from its own block, the rest from the 4 blocks on either
+    Each node draws degree / 2 neighbors: the share `inside` from its own block, the rest from the 4 blocks on either
     side. A block has one label, block mod classes; features are the mean of the label plus `noise` times as much noise.
     60 % of the nodes are for training, 20 % each for validation and test. Equal arguments give equal graphs.
     """

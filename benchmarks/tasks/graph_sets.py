@@ -27,7 +27,7 @@ from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket
 from gebt.train.loop import History
 
-ARMS = ("dense", "random", "random_edges", "ticket")
+VARIANTS = ("dense", "random", "random_edges_control", "ticket")
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["mutag", "proteins", "nci1"])
     parser.add_argument("--ratios", nargs="+", default=["0.2,0.5"], help="edge,weight ratios")
     parser.add_argument("--folds", type=int, default=10)
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--preset", default="early-bird")
     parser.add_argument("--store", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -49,8 +49,8 @@ def main() -> None:
             root, preset = arguments.data_root, arguments.preset
             chosen = RunOptions(**asked, **few, preset=preset, data_root=root).resolved()
             folds = [fold(chosen, number, store) for number in range(2 if arguments.quick else arguments.folds)]
-            rows += [row(dataset, ratios, arm, folds) for arm in ARMS]
-            for shown in rows[-len(ARMS) :]:
+            rows += [row(dataset, ratios, variant, folds) for variant in VARIANTS]
+            for shown in rows[-len(VARIANTS) :]:
                 print(shown, flush=True)
     finish(f"Sets of graphs, preset {arguments.preset}, {len(folds)} fold(s)", rows, {}, arguments.json)
 
@@ -66,24 +66,24 @@ def fold(options: RunOptions, number: int, store: Store) -> dict[str, dict[str, 
             tickets["found"] = find_ticket(options, graph, model_for(options, graph, number), number)
         return tickets["found"]
 
-    def find(arm: str) -> dict[str, Any]:
-        return store.get(f"{number} {arm} {name}", lambda: outcome(options, number, arm, ticket))
+    def find(variant: str) -> dict[str, Any]:
+        return store.get(f"{number} {variant} {name}", lambda: outcome(options, number, variant, ticket))
 
-    return {arm: find(arm) for arm in ARMS}
+    return {variant: find(variant) for variant in VARIANTS}
 
 
-def outcome(options: RunOptions, number: int, arm: str, ticket: Any) -> dict[str, Any]:
+def outcome(options: RunOptions, number: int, variant: str, ticket: Any) -> dict[str, Any]:
     """Accuracies of one arm on one fold, and what it took."""
     graph, start = graph_for(options, number), time.perf_counter()
     model, settings = model_for(options, graph, number), options.retraining()
-    if arm == "dense":
+    if variant == "dense":
         history = baselines.dense(model, graph, options.training(), seed=number)
         return {**measured(history, start), "edges": 0.0, "weights": 0.0}
-    if arm == "random":
+    if variant == "random":
         ratios = {"edge_ratio": options.edge_ratio, "weight_ratio": options.weight_ratio}
         own = baselines.random_ticket(model, graph, seed=number, **ratios)
     else:
-        own = ticket() if arm == "ticket" else baselines.random_edges(ticket(), graph, seed=number)
+        own = ticket() if variant == "ticket" else baselines.random_edges(ticket(), graph, seed=number)
     history = retrain.run(own, model, graph, settings, seed=number).history
     drawn = {"epoch_drawn": own.epoch_drawn, "fired": own.fired}
     return {**measured(history, start), "edges": own.edge_sparsity, "weights": own.weight_sparsity, **drawn}
@@ -95,23 +95,23 @@ def measured(history: History, start: float) -> dict[str, Any]:
     return {"test": 100 * history.accuracy, "val": 100 * val, "seconds": time.perf_counter() - start}
 
 
-def row(dataset: str, ratios: str, arm: str, folds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def row(dataset: str, ratios: str, variant: str, folds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """The folds of one arm, and their paired differences to dense."""
-    test = [own[arm]["test"] for own in folds]
-    less = [own[arm]["test"] - own["dense"]["test"] for own in folds]
+    test = [own[variant]["test"] for own in folds]
+    less = [own[variant]["test"] - own["dense"]["test"] for own in folds]
     return {
         "dataset": dataset,
         "ratios": ratios,
-        "arm": arm,
+        "variant": variant,
         "folds": len(folds),
         "test": statistics.fmean(test),
         "std": spread(test),
         "minus_dense": statistics.fmean(less),
         "half": half_interval(less),
-        "val": statistics.fmean(own[arm]["val"] for own in folds),
-        "edges_gone": 100 * statistics.fmean(own[arm]["edges"] for own in folds),
-        "weights_gone": 100 * statistics.fmean(own[arm]["weights"] for own in folds),
-        "seconds": statistics.median(own[arm]["seconds"] for own in folds),
+        "val": statistics.fmean(own[variant]["val"] for own in folds),
+        "edges_gone": 100 * statistics.fmean(own[variant]["edges"] for own in folds),
+        "weights_gone": 100 * statistics.fmean(own[variant]["weights"] for own in folds),
+        "seconds": statistics.median(own[variant]["seconds"] for own in folds),
     }
 
 

@@ -32,14 +32,14 @@ from common import finish, options
 from transformers import AutoTokenizer, BertConfig
 
 from gebt.data.text import TASKS, load_texts
-from gebt.data.word_pieces import Pieces, in_pieces, unlabelled, word_pieces
-from gebt.models.bert import pretrained, reinitialise
+from gebt.data.word_pieces import Pieces, in_pieces, unlabeled, word_pieces
+from gebt.models.bert import pretrained, reinitialize
 from gebt.prune.mask import Mask
 from gebt.recipes import bert
 from gebt.recipes.bert import BertSettings
 from gebt.train.texts import Classify, FillIn, TextSettings, fit
 
-ARMS = ("ticket", "one shot", "random mask", "random init", "shuffled layers")
+VARIANTS = ("ticket", "one shot", "random mask", "random init", "shuffled layers")
 WORDS, TRANSFERRED = "words", "ticket of words"
 MEASURE = {"cola": "matthews", WORDS: "word_accuracy"}
 
@@ -112,7 +112,7 @@ class Bench:
     def pretrain(self) -> dict[str, float]:
         """Trains the vocabulary and the encoder."""
         own, tokenizer = self.sizes, word_pieces(self.sentences, self.sizes.pieces)
-        task = FillIn(*self.parted(unlabelled(self.sentences, tokenizer, own.length)), tokenizer)
+        task = FillIn(*self.parted(unlabeled(self.sentences, tokenizer, own.length)), tokenizer)
         # BERT's 0.02 is made for 768 units: with 128 of them it leaves attention uniform for thousands of steps.
         config = BertConfig(
             vocab_size=len(tokenizer), hidden_size=own.hidden, num_hidden_layers=own.layers,
@@ -135,7 +135,7 @@ class Bench:
         """The task, the pretrained model with its head, and how it is fine-tuned."""
         own = self.sizes
         if name == WORDS:
-            pieces = unlabelled(self.sentences, self.tokenizer, own.length)
+            pieces = unlabeled(self.sentences, self.tokenizer, own.length)
             settings = TextSettings(steps=own.word_steps, batch=own.batch, learning_rate=5e-4, warmup=0.1)
             return FillIn(*self.parted(pieces), self.tokenizer), pretrained(self.encoder, "words"), settings
         train, dev = load_texts(name, root=self.root), load_texts(name, "dev", self.root)
@@ -155,19 +155,19 @@ class Bench:
 
     def seed(self, name: str, ratios: list[float], seed: int) -> None:
         """All cells of a task and seed."""
-        keys = [f"{name} {ratio:g} {arm} {seed}" for ratio in ratios for arm in arms(name)]
-        keys += [f"{name} 0 {arm} {seed}" for arm in ("dense", "random init")]
+        keys = [f"{name} {ratio:g} {variant} {seed}" for ratio in ratios for variant in variants(name)]
+        keys += [f"{name} 0 {variant} {seed}" for variant in ("dense", "random init")]
         if all(key in self.known for key in keys):
             return
         task, model, settings = self.task(name)
 
-        def measure(mask: Mask | None, arm: Any = "ticket") -> dict[str, float]:
-            given = {"arm": arm, "settings": settings, "seed": seed, "fresh_head": name != WORDS}
+        def measure(mask: Mask | None, variant: Any = "ticket") -> dict[str, float]:
+            given = {"variant": variant, "settings": settings, "seed": seed, "fresh_head": name != WORDS}
             return bert.evaluate(model, task, mask, **given)[1].score
 
         def untrained() -> dict[str, float]:
             twin = self.task(name)[1]
-            reinitialise(twin, seed)
+            reinitialize(twin, seed)
             return fit(twin, task, settings, seed=seed).score
 
         self.cell(f"{name} 0 dense {seed}", lambda: measure(None))
@@ -175,25 +175,25 @@ class Bench:
         found = self.masks(name, ratios, seed)
         words = found if name == WORDS else self.masks(WORDS, ratios, 0)
         for ratio in ratios:
-            for arm in arms(name):
-                mask = words[ratio] if arm == TRANSFERRED else found[ratio]
-                how = "ticket" if arm == TRANSFERRED else arm
-                self.cell(f"{name} {ratio:g} {arm} {seed}", lambda mask=mask, how=how: measure(mask, how))  # type: ignore[misc]
+            for variant in variants(name):
+                mask = words[ratio] if variant == TRANSFERRED else found[ratio]
+                how = "ticket" if variant == TRANSFERRED else variant
+                self.cell(f"{name} {ratio:g} {variant} {seed}", lambda mask=mask, how=how: measure(mask, how))  # type: ignore[misc]
 
 
-def arms(name: str) -> tuple[str, ...]:
+def variants(name: str) -> tuple[str, ...]:
     """What is compared at every ratio."""
-    return ARMS if name == WORDS else (ARMS[0], TRANSFERRED, *ARMS[1:])
+    return VARIANTS if name == WORDS else (VARIANTS[0], TRANSFERRED, *VARIANTS[1:])
 
 
-def row(bench: Bench, name: str, ratio: float, arm: str, seeds: range) -> dict[str, Any]:
+def row(bench: Bench, name: str, ratio: float, variant: str, seeds: range) -> dict[str, Any]:
     """Mean and standard deviation over the seeds, and the mean difference to the dense network of the same seed."""
     measure = MEASURE.get(name, "accuracy")
-    values = [bench.known[f"{name} {ratio:g} {arm} {seed}"][measure] for seed in seeds]
+    values = [bench.known[f"{name} {ratio:g} {variant} {seed}"][measure] for seed in seeds]
     dense = [bench.known[f"{name} 0 dense {seed}"][measure] for seed in seeds]
     std = statistics.stdev(values) if len(values) > 1 else None
     gap = statistics.fmean(values) - statistics.fmean(dense)
-    given = {"task": name, "measure": measure, "sparsity": ratio, "arm": arm}
+    given = {"task": name, "measure": measure, "sparsity": ratio, "variant": variant}
     return {**given, "mean": 100 * statistics.fmean(values), "std": std and 100 * std, "minus_dense": 100 * gap}
 
 
@@ -220,8 +220,8 @@ def main() -> None:
                 bench.seed(name, ratios, seed)
     rows = []
     for name in arguments.tasks:
-        rows += [row(bench, name, 0.0, arm, seeds) for arm in ("dense", "random init")]
-        rows += [row(bench, name, ratio, arm, seeds) for ratio in ratios for arm in arms(name)]
+        rows += [row(bench, name, 0.0, variant, seeds) for variant in ("dense", "random init")]
+        rows += [row(bench, name, ratio, variant, seeds) for ratio in ratios for variant in variants(name)]
     summary = {f"pretraining {name}": value for name, value in bench.known["pretraining"].items()}
     finish(f"{len(seeds)} seed(s)", rows, summary, arguments.json)
 

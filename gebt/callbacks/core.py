@@ -10,11 +10,11 @@ from torch import Tensor, distributed, nn, optim
 from torch.utils.hooks import RemovableHandle
 
 from gebt.prune.detector import EarlyBird
-from gebt.prune.enforce import hold, parameters_of
+from gebt.prune.enforce import enforce_mask, parameters_of
 from gebt.prune.mask import Mask, pack_bits, unpack_bits
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import Scope, pruned_count, select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import Scope, make_mask, pruned_count
+from gebt.prune.tie_breaking import TieBreaker
 
 Scores = Callable[[nn.Module], Mapping[str, Tensor]]
 Optimizers = Sequence[optim.Optimizer]
@@ -25,17 +25,17 @@ def weight_magnitude(model: nn.Module) -> dict[str, Tensor]:
     return magnitude(prunable_weights(model))
 
 
-class EarlyBirdSearch:
+class EarlyBirdState:
     """Draws a mask at the end of every epoch, or every `every` optimizer steps, until the detector fires.
 
-    `scores(model)` (default: |w| of `prunable_weights`), `ratio`, `scope` and `allow_empty` as in `gebt.select`, ties
+    `scores(model)` (default: |w| of `prunable_weights`), `ratio`, `scope` and `allow_empty` as in `gebt.make_mask`, ties
     by one random order of `seed`. `detector`: a fresh `gebt.EarlyBird`. Once it has fired there are no more draws: the
     training is stopped, or (`stop=False`) goes on with the mask held. `name` is what is logged and saved under; give
     another one to each of several callbacks. Of many processes the first one's masks count.
 
     `mask`: the newest one; `epoch_drawn`, `step_drawn`: whole epochs and optimizer steps trained before it was drawn;
     `fired`; `trajectory`: the detector's. A resumed training needs the same arguments, and fires when it would have.
-    Raises `ValueError` as `select`, and for a state of another ratio or scope.
+    Raises `ValueError` as `make_mask`, and for a state of another ratio or scope.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class EarlyBirdSearch:
         self.mask, self.epoch_drawn, self.step_drawn = self._draw(model, self.ratio), epoch, step
         self.detector.update(self.mask)
         self.begin(model, optimizers)
-        return {f"{self.name}/distance": self.trajectory[-1]["watched"]} if self.trajectory else {}
+        return {f"{self.name}/distance": self.trajectory[-1]["criterion"]} if self.trajectory else {}
 
     def draw_every(self, model: nn.Module, optimizers: Optimizers, epoch: int, step: int) -> dict[str, float]:
         """After an optimizer step: draws if it is time."""
@@ -124,17 +124,17 @@ class EarlyBirdSearch:
         return {"ratio": self.ratio, "scope": self.scope}
 
 
-class TicketHolding:
+class MaskEnforcer:
     """Holds a ticket's `mask`, or masks that it draws along a pruning `schedule`: pruned weights are always zero.
 
     `schedule(step)` is the share to prune after so many optimizer steps: `functools.partial(gebt.prune.schedule.cubic,
     ratio=0.9, begin=0, end=1000)`. A mask is drawn when the share has changed, at steps that `every` divides and when
     the schedule comes to rest, so that it ends where the schedule does. Scores that are zero for pruned weights, such
     as magnitudes, make masks thinner and thinner; where the share falls, some weights may grow again. `scores`,
-    `scope`, `allow_empty`, `seed` and `name` as in `EarlyBirdSearch`.
+    `scope`, `allow_empty`, `seed` and `name` as in `EarlyBirdState`.
 
-    `mask`: the one held; `ratio`: its share. A resumed training goes on with its mask. Raises `ValueError` as `select`
-    and `hold`, for both or none of `mask` and `schedule`, and for a state of another mask.
+    `mask`: the one held; `ratio`: its share. A resumed training goes on with its mask. Raises `ValueError` as `make_mask`
+    and `enforce_mask`, for both or none of `mask` and `schedule`, and for a state of another mask.
     """
 
     def __init__(
@@ -205,11 +205,13 @@ class _Draw:
     """Draws masks of a model, on the CPU, the same ones in every process."""
 
     def __init__(self, scores: Scores, scope: Scope, allow_empty: bool, seed: int) -> None:
-        self._scores, self._scope, self._allow_empty, self._order = scores, scope, allow_empty, TieOrder(seed)
+        self._scores, self._scope, self._allow_empty, self._tie_break = scores, scope, allow_empty, TieBreaker(seed)
 
     def __call__(self, model: nn.Module, ratio: float) -> Mask:
         scores = {name: _whole(score) for name, score in self._scores(model).items()}
-        mask = select(scores, ratio=ratio, scope=self._scope, order=self._order, allow_empty=self._allow_empty)
+        mask = make_mask(
+            scores, ratio=ratio, scope=self._scope, tie_break=self._tie_break, allow_empty=self._allow_empty
+        )
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             mask = _of_first_process(mask, next(model.parameters()).device)
         # A state comes back on the CPU, and the detector compares masks from before with masks from after.
@@ -235,7 +237,7 @@ class _Holding:
         for optimizer, ids in zip(optimizers, trained, strict=True):
             own = {name: mask[name] for name, parameter in parameters.items() if id(parameter) in ids}
             if own:
-                self._handles.append(hold(model, Mask(own), optimizer))
+                self._handles.append(enforce_mask(model, Mask(own), optimizer))
 
     def release(self) -> None:
         """Lets go."""

@@ -16,11 +16,11 @@ except ImportError as error:
         f"callbacks for Hugging Face (got {error}), expected transformers; pip install 'gebt[transformers]'"
     ) from error
 
-from gebt.callbacks.core import EarlyBirdSearch, TicketHolding
+from gebt.callbacks.core import EarlyBirdState, MaskEnforcer
 
 
-class EarlyBirdCallback(EarlyBirdSearch, TrainerCallback):
-    """`EarlyBirdSearch` in `Trainer(callbacks=[...])`: sets `control.should_training_stop` when it fires.
+class EarlyBirdCallback(EarlyBirdState, TrainerCallback):
+    """`EarlyBirdState` in `Trainer(callbacks=[...])`: sets `control.should_training_stop` when it fires.
 
     Distances are in `state.log_history`. Saved in checkpoints, in trainer_state.json under `name`; a training that is
     resumed from one finds it there, whatever `restore_callback_states_from_checkpoint` says.
@@ -62,8 +62,8 @@ class EarlyBirdCallback(EarlyBirdSearch, TrainerCallback):
             control.should_training_stop = True
 
 
-class TicketCallback(TicketHolding, TrainerCallback):
-    """`TicketHolding` in `Trainer(callbacks=[...])`. Saved as `EarlyBirdCallback` is; sparsities are logged alike."""
+class TicketCallback(MaskEnforcer, TrainerCallback):
+    """`MaskEnforcer` in `Trainer(callbacks=[...])`. Saved as `EarlyBirdCallback` is; sparsities are logged alike."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,17 +90,17 @@ def _trained(kwargs: dict[str, Any]) -> tuple[nn.Module, list[optim.Optimizer]]:
     return kwargs["model"], [kwargs["optimizer"]]
 
 
-def _key(callback: EarlyBirdSearch | TicketHolding) -> str:
+def _key(callback: EarlyBirdState | MaskEnforcer) -> str:
     return f"gebt.{type(callback).__name__}.{callback.name}"
 
 
-def _restore(callback: EarlyBirdSearch | TicketHolding, state: TrainerState) -> None:
+def _restore(callback: EarlyBirdState | MaskEnforcer, state: TrainerState) -> None:
     saved = _saved(state).get(_key(callback))
     if saved is not None:
         callback.load_state_dict(_from_json(saved))
 
 
-def _keep(callback: EarlyBirdSearch | TicketHolding, state: TrainerState, told: dict[str, float]) -> None:
+def _keep(callback: EarlyBirdState | MaskEnforcer, state: TrainerState, told: dict[str, float]) -> None:
     # Not by `ExportableState`: the Trainer makes new callbacks of it from JSON, which a score function is not, mixes up
     # two of one class, and cannot resume from a checkpoint that had none.
     _saved(state)[_key(callback)] = _to_json(callback.state_dict())

@@ -11,11 +11,11 @@ except ImportError as error:
         f"callbacks for Lightning (got {error}), expected lightning; pip install 'gebt[lightning]'"
     ) from error
 
-from gebt.callbacks.core import EarlyBirdSearch, TicketHolding
+from gebt.callbacks.core import EarlyBirdState, MaskEnforcer
 
 
-class EarlyBirdCallback(EarlyBirdSearch, Callback):
-    """`EarlyBirdSearch` in `Trainer(callbacks=[...])`: logs the distance, sets `trainer.should_stop` when it fires.
+class EarlyBirdCallback(EarlyBirdState, Callback):
+    """`EarlyBirdState` in `Trainer(callbacks=[...])`: logs the distance, sets `trainer.should_stop` when it fires.
 
     Names of the mask are those of the `LightningModule`. Saved in checkpoints, under `name`.
     """
@@ -55,8 +55,8 @@ class EarlyBirdCallback(EarlyBirdSearch, Callback):
             trainer.should_stop = True
 
 
-class TicketCallback(TicketHolding, Callback):
-    """`TicketHolding` in `Trainer(callbacks=[...])`. Saved in checkpoints, under `name`."""
+class TicketCallback(MaskEnforcer, Callback):
+    """`MaskEnforcer` in `Trainer(callbacks=[...])`. Saved in checkpoints, under `name`."""
 
     @property
     def state_key(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from gebt.cli.console import answer, bar, say
+from gebt.cli.console import log, print_result, progress_bar
 from gebt.cli.flags import AsJson, Flag
 from gebt.data.mapped.convert import convert
 from gebt.data.mapped.mapped_graph import open_mapped
@@ -45,7 +45,7 @@ def convert_command(
     as_json
         Print one JSON object on standard output, everything else on standard error.
     """
-    with bar(1, f"convert {source}", unit="row") as shown:
+    with progress_bar(1, f"convert {source}", unit="row") as shown:
 
         def progress(step: str, done: int, whole: int) -> None:
             shown.set_postfix_str(step, refresh=False)
@@ -55,9 +55,9 @@ def convert_command(
         convert(source, target, memory=int(memory_gib * 2**30), force=force, ogb=ogb, progress=progress)
     graph = open_mapped(target)
     size = sum(file["bytes"] for file in graph.header.files.values())
-    tell = say if as_json else answer
+    tell = log if as_json else print_result
     tell(f"{target}: {graph.num_nodes} nodes, {graph.num_pairs} pairs, {graph.num_features} features, {size} bytes")
     if as_json:
         told = {"nodes": graph.num_nodes, "pairs": graph.num_pairs, "features": graph.num_features, "bytes": size}
         told |= {"classes": graph.num_classes, "structure": graph.structure, "fingerprint": graph.fingerprint}
-        answer(json.dumps({"command": "convert", "data": source, "target": str(target), **told}))
+        print_result(json.dumps({"command": "convert", "data": source, "target": str(target), **told}))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from cyclopts import App, Parameter
 
-from gebt.cli.console import advance, answer, bar, say
+from gebt.cli.console import log, print_result, progress_bar, tick
 from gebt.cli.flags import AsJson, Flag, Out
 from gebt.experiments.images import report, runs
 from gebt.experiments.images.options import ImageOptions
@@ -104,7 +104,7 @@ def init_prune(
     """
     own = at_init or runs.AtInit()
     resolved = (options or ImageOptions()).resolved("preresnet20")
-    most = 1 + len(own.ratios) * sum(1 + (score == "gem-miner") for score in own.arms())
+    most = 1 + len(own.ratios) * sum(1 + (score == "gem-miner") for score in own.variants())
     _run("init-prune", resolved, own, runs.init_prune, most, out, as_json, force)
 
 
@@ -123,17 +123,17 @@ def _run(
     folder.write_config(json.dumps(config, indent=1) + "\n")
     record: dict[str, Any] = {"command": command, "complete": False, "config": config, "machine": machine()}
     record |= {"rows": [], "summary": []}
-    with bar(options.seeds * most * int(options.epochs or 0), f"{command} {options.data}") as shown:
+    with progress_bar(options.seeds * most * int(options.epochs or 0), f"{command} {options.data}") as shown:
         for seed in range(options.seeds):
-            for row in rows_of(options, own, seed, folder.path, lambda where: advance(shown, where)):
+            for row in rows_of(options, own, seed, folder.path, lambda where: tick(shown, where)):
                 record["rows"].append(row)
-                record["summary"] = report.summarised(record["rows"])
+                record["summary"] = report.summarized(record["rows"])
                 folder.write(record)
     folder.write({**record, "complete": True})
     drawn = report.pictures(record, folder.path)
-    tell = say if as_json else answer
+    tell = log if as_json else print_result
     tell(report.table(record))
     tell(f"\nrecord    {folder.path / RECORD}")
     tell(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
-        answer(json.dumps({"command": command, "data": options.data, "summary": record["summary"]}))
+        print_result(json.dumps({"command": command, "data": options.data, "summary": record["summary"]}))

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from safetensors.torch import save
 
 from gebt._files import write_atomically
-from gebt.cli.console import advance, answer, bar, say
+from gebt.cli.console import log, print_result, progress_bar, tick
 from gebt.cli.flags import AsJson, Flag, Out
 from gebt.data import dataset_info
 from gebt.experiments import compare_in_batches, report
@@ -63,17 +63,17 @@ def run_command(
         _run_in_batches(given, out, as_json, force, compare_in_batches.goes_on(resume))
         return
     if resume:
-        raise ValueError("--resume (got it without --batches), expected --batches: other runs have no checkpoints")
+        raise ValueError("--resume (got it without --batching), expected --batching: other runs have no checkpoints")
     resolved, folder = _prepare(given, out, force, "")
-    with bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as shown:
-        record = run(resolved, folder, lambda arm, seed: advance(shown, f"seed {seed} {arm}"))
+    with progress_bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as shown:
+        record = run(resolved, folder, lambda variant, seed: tick(shown, f"seed {seed} {variant}"))
     _tell_run(resolved, record, folder, as_json)
 
 
 def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force: bool, resume: bool) -> None:
     """A run batch by batch, by this process and those that torchrun has started beside it; the first one speaks."""
-    if options.batches is None:
-        options = dataclasses.replace(options, batches="clusters").resolved()
+    if options.batching is None:
+        options = dataclasses.replace(options, batching="cluster").resolved()
     _set_up(options)
     with processes(options.device, options.timeout) as own:
         if out is None and own.count > 1:
@@ -81,11 +81,11 @@ def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force:
         path = out or RunFolder.named(_stem(options, ""))
         folder = compare_in_batches.open_folder(options, path, own, force, resume)
         what = f"{options.dataset}, {options.seeds} seed(s), {own.count} process(es)"
-        with bar(epochs_of(options), what) if own.first else nullcontext() as shown:
+        with progress_bar(epochs_of(options), what) if own.first else nullcontext() as shown:
             told = (
-                (lambda arm, seed: advance(shown, f"seed {seed} {arm}"))
+                (lambda variant, seed: tick(shown, f"seed {seed} {variant}"))
                 if shown is not None
-                else lambda arm, seed: None
+                else lambda variant, seed: None
             )
             record = compare_in_batches.run(options, folder, own, told)
         if own.first:
@@ -94,12 +94,12 @@ def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force:
 
 def _tell_run(resolved: RunOptions, record: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     drawn = report.pictures(record, folder.path)
-    tell = say if as_json else answer
+    tell = log if as_json else print_result
     tell(report.table(record))
     tell(f"\nrecord    {folder.path / RECORD}")
     tell(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
-        answer(json.dumps(_answer(resolved, record)))
+        print_result(json.dumps(_answer(resolved, record)))
 
 
 def search_command(
@@ -121,13 +121,13 @@ def search_command(
     found: list[dict[str, Any]] = []
     searched: list[dict[str, Any]] = []
     draws = DrawLog()
-    with bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as shown:  # type: ignore[operator]
+    with progress_bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as shown:  # type: ignore[operator]
         for seeds in groups(resolved):
             graphs = graphs_for(resolved, seeds)
             models = [model_for(resolved, graph, seed) for graph, seed in zip(graphs, seeds, strict=True)]
-            tick = lambda number, *_, own=seeds: advance(shown, f"seed {own[number]}")  # noqa: E731
+            on_epoch = lambda number, *_, group=seeds: tick(shown, f"seed {group[number]}")  # noqa: E731
             watch = None if found else draws
-            for seed, ticket in zip(seeds, find_tickets(resolved, graphs, models, seeds, watch, tick), strict=True):
+            for seed, ticket in zip(seeds, find_tickets(resolved, graphs, models, seeds, watch, on_epoch), strict=True):
                 path = ticket.save(folder.ticket(seed, resolved.seeds))
                 found.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
                 searched.append({"seed": seed, "ticket": {**found[-1], "trajectory": ticket.provenance["trajectory"]}})
@@ -169,9 +169,9 @@ def retrain_command(
     resolved, folder = _prepare(options, out, force, "-retrain")
     graph = graph_for(resolved, seed)
     model = model_for(resolved, graph, seed)
-    with bar(resolved.retrain_epochs, f"retrain {resolved.dataset}") as shown:  # type: ignore[arg-type]
+    with progress_bar(resolved.retrain_epochs, f"retrain {resolved.dataset}") as shown:  # type: ignore[arg-type]
         trained = retrain.run(
-            loaded, model, graph, resolved.retraining(), seed=seed, on_epoch=lambda *_: advance(shown, "")
+            loaded, model, graph, resolved.retraining(), seed=seed, on_epoch=lambda *_: tick(shown, "")
         )
     folder.write_config(resolved.to_json())
     result = {
@@ -217,17 +217,17 @@ def bench_command(
 
     Ticket.load(ticket)  # a ticket that cannot be read is said before a folder is made
     resolved, folder = _prepare(options, out, force, "-bench")
-    found, graph = bench(resolved, ticket, repeats, lambda what: say(f"bench {resolved.dataset}: {what}"))
+    found, graph = bench(resolved, ticket, repeats, lambda what: log(f"bench {resolved.dataset}: {what}"))
     folder.write_config(resolved.to_json())
     record = {**opening(resolved, graph, complete=True), "ticket": str(ticket), "bench": found}
     folder.write(record)
     drawn = report.bench_picture(record, folder.path)
-    tell = say if as_json else answer
+    tell = log if as_json else print_result
     tell(report.bench_table(record))
     tell(f"\nrecord    {folder.path / RECORD}")
     tell(f"picture   {drawn}")
     if as_json:
-        answer(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **found}))
+        print_result(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **found}))
 
 
 def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: str) -> tuple[RunOptions, RunFolder]:
@@ -263,7 +263,7 @@ def _ticket_facts(ticket: Ticket) -> dict[str, Any]:
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        answer(json.dumps(rows[0] if len(rows) == 1 else {"tickets": rows}))
+        print_result(json.dumps(rows[0] if len(rows) == 1 else {"tickets": rows}))
         return
     for row in rows:
-        answer("\n".join(f"{key:16} {value}" for key, value in row.items()))
+        print_result("\n".join(f"{key:16} {value}" for key, value in row.items()))

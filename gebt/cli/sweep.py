@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from gebt.cli.console import advance, answer, bar, say
+from gebt.cli.console import log, print_result, progress_bar, tick
 from gebt.cli.flags import Flag
 from gebt.experiments.record import RECORD, RunFolder, machine
 from gebt.experiments.sweep import report
-from gebt.experiments.sweep.engine import End, Engine, run_cells
-from gebt.experiments.sweep.jobs import Cell, SweepOptions, plan
+from gebt.experiments.sweep.engine import Engine, JobResult, run_jobs
+from gebt.experiments.sweep.jobs import Job, SweepOptions, plan_jobs
 from gebt.experiments.sweep.pool import Pool
 from gebt.experiments.sweep.ray import Ray
 
-# Options that a sweep may be gone on with differently: they say how its cells are run.
+# Options that a sweep may be gone on with differently: they say how its jobs are run.
 FREE = ("threads", "data_root")
 Shared = Annotated[SweepOptions, Parameter(name="*")]
 
@@ -46,7 +46,7 @@ def sweep(
     out
         Folder of the sweep; default: a new one under runs/.
     engine_name
-        Where cells run: "pool", processes of this machine, or "ray", this machine or the cluster at $RAY_ADDRESS.
+        Where jobs run: "pool", processes of this machine, or "ray", this machine or the cluster at $RAY_ADDRESS.
     workers
         Cells that run at a time.
     as_json
@@ -54,7 +54,7 @@ def sweep(
     force
         Replace the sweep that the folder holds.
     resume
-        Go on with the sweep that the folder holds: run the cells that are missing.
+        Go on with the sweep that the folder holds: run the jobs that are missing.
     """
     chosen = options or SweepOptions()
     if workers < 1:
@@ -64,42 +64,42 @@ def sweep(
     runs, path = chosen.runs(), (out or RunFolder.named("sweep")).resolve()
     threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // workers)
     # What cannot be had is said before a folder is made.
-    cells = plan(runs, threads, path)
+    jobs = plan_jobs(runs, threads, path)
     with_engine: Engine = Pool(workers) if engine_name == "pool" else Ray(workers, threads)
     folder = RunFolder(path, force=force, resume=resume)
     if resume:
         folder.refuse_another(chosen.given(), FREE)
     folder.write_config(json.dumps(chosen.given(), indent=1) + "\n")
-    missing = _run([cell for cell in cells if not cell.finished], with_engine)
+    missing = _run([job for job in jobs if not job.finished], with_engine)
     record: dict[str, Any] = {"command": "sweep", "complete": not missing, "config": chosen.given()}
     record |= {"machine": {**machine(), "threads": threads}, "engine": engine_name, "workers": workers}
-    record |= {"rows": report.rows_of(cells), "missing": missing}
+    record |= {"rows": report.rows_of(jobs), "missing": missing}
     folder.write(record)
     _tell(record, folder.path, as_json)
     if missing:
         for name, fault in missing.items():
-            say(f"missing: {name}: {fault}")
-        say(f"gebt: error: {len(missing)} of {len(cells)} cells are missing; --resume runs them")
+            log(f"missing: {name}: {fault}")
+        log(f"gebt: error: {len(missing)} of {len(jobs)} jobs are missing; --resume runs them")
         raise SystemExit(1)
 
 
-def _run(cells: list[Cell], with_engine: Engine) -> dict[str, str]:
-    """Runs the cells with a bar over them; returns why each missing one is."""
-    if not cells:
+def _run(jobs: list[Job], with_engine: Engine) -> dict[str, str]:
+    """Runs the jobs with a bar over them; returns why each missing one is."""
+    if not jobs:
         return {}
-    with bar(len(cells), "sweep", "cell") as shown, with_engine:
+    with progress_bar(len(jobs), "sweep", "job") as shown, with_engine:
 
-        def told(end: End, again: bool) -> None:
+        def told(end: JobResult, again: bool) -> None:
             if end.fault:
-                shown.write(f"{end.cell.name}: {end.fault}" + ("; tried again" if again else ""), file=sys.stderr)
+                shown.write(f"{end.job.name}: {end.fault}" + ("; tried again" if again else ""), file=sys.stderr)
             if not again:
-                advance(shown, end.cell.name)
+                tick(shown, end.job.name)
 
-        return run_cells(cells, with_engine, told)
+        return run_jobs(jobs, with_engine, told)
 
 
 def _tell(record: dict[str, Any], folder: Path, as_json: bool) -> None:
-    tell = say if as_json else answer
+    tell = log if as_json else print_result
     if record["rows"]:
         drawn = report.picture(record["rows"], folder)
         tell(report.table(record["rows"]))
@@ -107,4 +107,4 @@ def _tell(record: dict[str, Any], folder: Path, as_json: bool) -> None:
         tell(f"picture   {drawn}")
     tell(f"record    {folder / RECORD}")
     if as_json:
-        answer(json.dumps({key: record[key] for key in ("complete", "rows", "missing")}))
+        print_result(json.dumps({key: record[key] for key in ("complete", "rows", "missing")}))

@@ -8,16 +8,17 @@ from gebt.data.readers.folder import save_graph_folder
 from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet, read_ogb
 from gebt.data.readers.ogb_graphs import ogb_graph, ogb_links
 from gebt.data.readers.ogb_write import as_ogb, write_ogb
-from gebt.data.readers.pyg import from_pyg
+from gebt.data.readers.pyg import from_pyg as from_pyg
+from gebt.data.readers.pyg import to_pyg as to_pyg
 from gebt.data.readers.reading import UnsafeFileError
-from gebt.data.readers.tu import GraphSet, read_graph_set
+from gebt.data.readers.tu import GraphDataset, read_graph_dataset
 from gebt.data.surrogate import SurrogateSpec, generate
 
 __all__ = [
     "OGB",
     "DatasetInfo",
     "FileInfo",
-    "GraphSet",
+    "GraphDataset",
     "GraphStream",
     "MappedGraph",
     "OgbGraph",
@@ -38,8 +39,9 @@ __all__ = [
     "ogb_graph",
     "ogb_links",
     "open_mapped",
-    "read_graph_set",
+    "read_graph_dataset",
     "read_ogb",
     "save_graph_folder",
+    "to_pyg",
     "write_ogb",
 ]

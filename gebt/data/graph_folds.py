@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.readers.tu import GraphSet
+from gebt.data.readers.tu import GraphDataset
 from gebt.graph.graph import GraphError
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 
 VAL_SHARE = 0.1
 
 
-def fold_of(graphs: GraphSet, fold: int, *, val_share: float = VAL_SHARE) -> FoldOfGraphs:
+def fold_of(graphs: GraphDataset, fold: int, *, val_share: float = VAL_SHARE) -> GraphClassificationFold:
     """Fold 0, 1, ... of the set: its test graphs are the fold's, and `val_share` of its training graphs validate.
 
     The validation graphs are drawn by the number of the fold, round(share n) of the n of each class, at least one.
@@ -25,13 +25,13 @@ def fold_of(graphs: GraphSet, fold: int, *, val_share: float = VAL_SHARE) -> Fol
     train, val, test = torch.zeros(3, graphs.num_graphs, dtype=torch.bool)
     val[_stratified(graphs, given, val_share, fold)] = True
     train[given], test[held_out] = True, True
-    return FoldOfGraphs(
+    return GraphClassificationFold(
         graphs.name.lower(), graphs.pairs, graphs.features, graphs.labels, train & ~val, val, test, graphs.num_classes,
         notes=(f"{graphs.num_graphs} graphs; labels and split are of graphs",), graph_of=graphs.graph_of,
     )  # fmt: skip
 
 
-def _stratified(graphs: GraphSet, given: Tensor, share: float, seed: int) -> Tensor:
+def _stratified(graphs: GraphDataset, given: Tensor, share: float, seed: int) -> Tensor:
     """Numbers of so many of the `given` graphs of each class."""
     # RandomState for the reason that `seeded_split` gives.
     order = given[torch.from_numpy(np.random.RandomState(seed).permutation(len(given)))]

@@ -23,7 +23,7 @@ from gebt.data.readers.planetoid import read_planetoid
 from gebt.data.readers.pyg_sets import FILES, read_pyg_set
 from gebt.data.readers.reading import RawGraph, row_scaled
 from gebt.data.readers.splits import seeded_split
-from gebt.data.readers.tu import read_graph_set
+from gebt.data.readers.tu import read_graph_dataset
 from gebt.data.surrogate import generate
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 from gebt.sparse.pattern import SparseMatrix
@@ -35,14 +35,14 @@ def load_graph(
     *,
     split_seed: int = 0,
     download: bool = True,
-    symmetrise: bool = False,
+    to_undirected: bool = False,
 ) -> Graph:
     """The data set `name`, or the graph in the folder of that path, in canonical form.
 
     Files of named sets lie under `root` (default: `data_root()`), those of a folder as `gebt.data.readers.folder` says.
     `split_seed` draws the split, or is its number where the files hold several; sets with a public split have only seed
     0, and a set of graphs is its fold of that number (`gebt.data.graph_folds`). Missing files are downloaded and verified
-    unless `download` is False. `symmetrise` accepts one-way edges also where the manifest expects none. A surrogate has
+    unless `download` is False. `to_undirected` accepts one-way edges also where the manifest expects none. A surrogate has
     no files: it is generated at every call. Raises `GraphError` for an unknown name, missing or unsound files, or
     counts other than the manifest's. A link set of OGB is a `LinkGraph`.
     """
@@ -58,7 +58,7 @@ def load_graph(
     if info.format == "graphs":
         folder = data_root(root) / info.folder
         _complete(info, folder, download=False)  # the folds were packed by hand: no address has the archive
-        fold = fold_of(read_graph_set(folder), split_seed)
+        fold = fold_of(read_graph_dataset(folder), split_seed)
         _check_counts(fold, fold.labels, info)
         return replace(fold, name=info.name, metric=info.metric)
     raw = _read(info, data_root(root), download, split_seed)
@@ -66,7 +66,7 @@ def load_graph(
     features = raw.features
     if info.features_scaling == "row" and isinstance(features, SparseMatrix):
         features = row_scaled(features)
-    one_way = symmetrise or info.one_way_edges
+    one_way = to_undirected or info.one_way_edges
     classes = info.classes or None
     graph = canonical_graph(info.name, raw.edge_index, features, raw.labels, masks, classes, one_way, raw.target)
     if info.format == "folder":
@@ -110,7 +110,7 @@ def check_folder(folder: str | Path) -> str:
     if not path.is_dir():
         raise GraphError(f"folder (got {str(folder)!r}), expected one that is there")
     graph = load_graph(str(path.resolve()))  # absolute: never the name of a data set
-    kind = {"class": "classes", "multilabel": "tasks", "number": "number a node"}[graph.target]
+    kind = {"class": "classes", "multilabel": "tasks", "regression": "number a node"}[graph.target]
     counts = {"nodes": graph.num_nodes, "pairs": graph.num_pairs, "features": graph.num_features}
     parts = {"training": graph.train_mask, "validation": graph.val_mask, "test": graph.test_mask}
     told = [f"{count} {what}" for what, count in counts.items()] + [f"{graph.num_classes} {kind}"]

@@ -63,7 +63,7 @@ class Images:
     def batches(
         self, size: int, *, mean: Tensor, std: Tensor, seed: int | None = None, crop: int = 0, flip: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (normalised float32 images, labels); with a `seed` shuffled, cropped and flipped at random.
+        """Batches of (normalized float32 images, labels); with a `seed` shuffled, cropped and flipped at random.
 
         `crop`: zeros put around an image, before a window of its size is cut out at random; `flip`: half of the images
         are mirrored. The last batch may be smaller.

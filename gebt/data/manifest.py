@@ -69,7 +69,7 @@ class DatasetInfo:
     classes: int
     split: Literal["public", "seeded", "fixed"]
     features_scaling: Literal["row", "none"]
-    licence: str
+    license: str
     source: str
     training: RecordedSettings
     files: tuple[FileInfo, ...] = ()
@@ -92,7 +92,7 @@ _OWN: dict[str, Any] = {
     **dict.fromkeys(("nodes", "pairs", "features", "classes"), 0),
     "split": "public",
     "features_scaling": "none",
-    "licence": "your own",
+    "license": "your own",
     "source": "the folder",
     "training": RecordedSettings(hidden=64, depth=2, dropout=0.5, learning_rate=0.01, weight_decay=5e-4, epochs=200),
     "one_way_edges": True,

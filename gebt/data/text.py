@@ -74,7 +74,7 @@ TASKS = {
 
 
 def load_texts(name: str, part: Part = "train", root: str | Path | None = None) -> Texts:
-    """The labelled texts of a task of GLUE: "cola", "sst-2", "mrpc" or "rte" (Wang et al. 2019).
+    """The labeled texts of a task of GLUE: "cola", "sst-2", "mrpc" or "rte" (Wang et al. 2019).
 
     `root`: folder of the raw data (default `data_root()`), with glue_data/{CoLA,SST-2,MRPC,RTE}/{train,dev}.tsv. Where
     MRPC's release is there, msr_paraphrase_train.txt and dev_ids.tsv, its 3,668 training pairs are those of the first

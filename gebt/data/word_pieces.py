@@ -96,7 +96,7 @@ def in_pieces(texts: Texts, tokenizer: Any, length: int) -> Pieces:
     return _in_pieces(tokenizer, length, texts.first, texts.second, texts.labels)
 
 
-def unlabelled(sentences: Iterable[str], tokenizer: Any, length: int) -> Pieces:
+def unlabeled(sentences: Iterable[str], tokenizer: Any, length: int) -> Pieces:
     """Sentences as a BERT reads them, all with label 0: for language modelling."""
     alone = tuple(sentences)
     return _in_pieces(tokenizer, length, alone, None, torch.zeros(len(alone), dtype=torch.long))

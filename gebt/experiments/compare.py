@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gebt.experiments.methods import run_rival
-from gebt.experiments.options import Rival, RunOptions
+from gebt.experiments.methods import run_method
+from gebt.experiments.options import OtherMethod, RunOptions
 from gebt.experiments.record import RunFolder
 from gebt.experiments.setup import (
     DrawLog,
@@ -26,7 +26,7 @@ from gebt.experiments.setup import (
     opening,
     parameters_of,
 )
-from gebt.experiments.summary import summarise
+from gebt.experiments.summary import summarize
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
@@ -35,22 +35,22 @@ from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
 from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket
-from gebt.train.edge_scorer import TrainedRule
+from gebt.train.edge_scorer import TrainedEdgeScorer
 from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded
 from gebt.train.result import Phase
 from gebt.train.tasks import task_for
 
 Progress = Callable[[str, int], object]
 Model = Network | LinkPredictor
-# What `fit_many` calls: the place in the group, the epoch, the history; True would end the training.
+# What `fit_stacked` calls: the place in the group, the epoch, the history; True would end the training.
 Tick = Callable[[int, int, History], bool]
 
 
-def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda arm, seed: None) -> dict[str, Any]:
+def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda variant, seed: None) -> dict[str, Any]:
     """Runs every arm for every seed of resolved `options` and returns the record.
 
     Seeds are trained in groups (`experiment.groups`). The record and the tickets of a group are on disk as soon as it
-    is done; an interrupted run keeps them, with "complete" false. `progress(arm, seed)` is called once a trained epoch.
+    is done; an interrupted run keeps them, with "complete" false. `progress(variant, seed)` is called once a trained epoch.
     """
     folder.write_config(options.to_json())
     per_seed: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda arm,
             per_seed.append(_filed(row, ticket, folder, options.seeds))
         record = {
             **opening(options, graphs[0], complete=len(per_seed) == options.seeds),
-            "summary": summarise(per_seed),
+            "summary": summarize(per_seed),
             "per_seed": per_seed,
             "pairwise": record.get("pairwise") or comparison.draws.pairwise(),
         }
@@ -76,13 +76,13 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda arm,
 def _filed(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -> dict[str, Any]:
     path = ticket.save(folder.ticket(row["seed"], seeds))
     row["ticket"]["file"] = str(path.relative_to(folder.path))
-    for arm in ("random", "random_edges", "ticket"):
-        row[arm]["file_bytes"] = path.stat().st_size
+    for variant in ("random", "random_edges_control", "ticket"):
+        row[variant]["file_bytes"] = path.stat().st_size
     return row
 
 
 @dataclass
-class _Arm:
+class _Variant:
     """One network after its training, and what that took."""
 
     model: nn.Module
@@ -108,29 +108,31 @@ class Comparison:
         models, start = self._models(), time.perf_counter()
         self.tickets = find_tickets(self.options, self.graphs, models, self.seeds, self.draws, self._tick("search"))
         self.search_seconds = (time.perf_counter() - start) / len(self.seeds)
-        arms = {"random": self._random(), "random_edges": self._random_edges(), "ticket": self.tickets}
-        trained = {arm: self._train(arm, partial(self._retrain, tickets)) for arm, tickets in arms.items()}
+        variants = {"random": self._random(), "random_edges_control": self._random_edges(), "ticket": self.tickets}
+        trained = {
+            variant: self._train(variant, partial(self._retrain, tickets)) for variant, tickets in variants.items()
+        }
         rows = []
         for number, (seed, graph, ticket) in enumerate(zip(self.seeds, self.graphs, self.tickets, strict=True)):
             row: dict[str, Any] = {"seed": seed, "fingerprint": graph.fingerprint}
-            row["together"] = len(self.seeds)
+            row["stacked"] = len(self.seeds)
             row["dense"] = self._row(dense[number], None, None, 0.0)
             searched = self._search_flops(models[number], graph, ticket)
-            for arm, tickets in arms.items():
-                found = None if arm == "random" else ticket
-                row[arm] = self._row(trained[arm][number], tickets[number], found, searched)
+            for variant, tickets in variants.items():
+                found = None if variant == "random" else ticket
+                row[variant] = self._row(trained[variant][number], tickets[number], found, searched)
             row["ticket"]["epoch_drawn"], row["ticket"]["fired"] = ticket.epoch_drawn, ticket.fired
             row["ticket"]["trajectory"] = ticket.provenance["trajectory"]
-            row |= {rival: self._rival(rival, graph, seed) for rival in self.options.rivals}
+            row |= {rival: self._rival(rival, graph, seed) for rival in self.options.other_methods}
             rows.append(row)
         return rows
 
     def _models(self) -> list[Model]:
         return [model_for(self.options, graph, seed) for graph, seed in zip(self.graphs, self.seeds, strict=True)]
 
-    def _tick(self, arm: str) -> Tick:
+    def _tick(self, variant: str) -> Tick:
         def tick(number: int, epoch: int, history: History) -> bool:
-            self.progress(arm, self.seeds[number])
+            self.progress(variant, self.seeds[number])
             return False
 
         return tick
@@ -155,7 +157,7 @@ class Comparison:
     def _dense(self, models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.training()
         if len(models) > 1:
-            found = baselines.dense_many(
+            found = baselines.dense_stacked(
                 cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
             )
             return [(history, None) for history in found]
@@ -165,7 +167,7 @@ class Comparison:
     def _retrain(self, tickets: list[Ticket], models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.retraining()
         if len(models) > 1:
-            found = retrain.run_many(
+            found = retrain.run_stacked(
                 tickets, cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
             )
         else:
@@ -173,18 +175,20 @@ class Comparison:
             found = [retrain.run(*given, seed=self.seeds[0], on_epoch=partial(tick, 0))]
         return [(trained.history, trained.edges) for trained in found]
 
-    def _train(self, arm: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Arm]:
+    def _train(self, variant: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Variant]:
         models = self._models()
         with peak_memory(self.options.device) as peak:
             start = time.perf_counter()
-            found = work(models, self._tick(arm))
+            found = work(models, self._tick(variant))
             seconds = (time.perf_counter() - start) / len(models)
         return [
-            _Arm(model, graph, edges, history, seconds, peak.bytes)
+            _Variant(model, graph, edges, history, seconds, peak.bytes)
             for model, graph, (history, edges) in zip(models, self.graphs, found, strict=True)
         ]
 
-    def _row(self, trained: _Arm, ticket: Ticket | None, found: Ticket | None, search_flops: float) -> dict[str, Any]:
+    def _row(
+        self, trained: _Variant, ticket: Ticket | None, found: Ticket | None, search_flops: float
+    ) -> dict[str, Any]:
         """The measures of one arm of one seed; `found`: the ticket whose search it owes its mask to."""
         history, task = trained.history, task_for(trained.graph, trained.edges)
         whole, kept = (macs_for(self.options, trained.graph, own) for own in (None, ticket))
@@ -212,13 +216,13 @@ class Comparison:
             "file_bytes": state_bytes(trained.model),
         }
 
-    def _rival(self, name: Rival, graph: Graph, seed: int) -> dict[str, Any]:
+    def _rival(self, name: OtherMethod, graph: Graph, seed: int) -> dict[str, Any]:
         """The measures of another method's ticket; "retrain" is its last training, "search" all before."""
         model, clock = model_for(self.options, graph, seed), _Clock(lambda: self.progress(name, seed))
         with peak_memory(self.options.device) as peak:
-            found = run_rival(name, self.options, graph, model, seed, clock)
+            found = run_method(name, self.options, graph, model, seed, clock)
             search_seconds, seconds = clock.split()
-        trained = _Arm(model, graph, found.edges, found.history, seconds, peak.bytes)
+        trained = _Variant(model, graph, found.edges, found.history, seconds, peak.bytes)
         row = self._row(trained, found.ticket, None, 0.0)
         row["seconds"]["search"] = search_seconds
         phases = found.phases
@@ -245,8 +249,8 @@ class Comparison:
         task, algorithm = task_for(graph), self.options.algorithm
         ones = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=True)
         gates: Gates = ones if algorithm != "weights" and self.options.search().trains_edges else None
-        if algorithm == "joint" and self.options.edge_score == "rule":
-            gates = TrainedRule(task, self.options.edge_ratio, 0).gates
+        if algorithm == "joint" and self.options.edge_score == "learned":
+            gates = TrainedEdgeScorer(task, self.options.edge_ratio, 0).gates
         drawn = ticket.epochs_searched * _step_flops(model, task, gates, train_weights=algorithm != "graph")
         if algorithm != "graph":
             return drawn

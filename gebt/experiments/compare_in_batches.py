@@ -20,8 +20,8 @@ from gebt._version import __version__
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import CHECKPOINTS, RunFolder
 from gebt.experiments.setup import DrawLog, is_mapped, macs_for, model_for, opening, parameters_of, source_for
-from gebt.experiments.summary import summarise
-from gebt.graph.batch_schedule import Plan
+from gebt.experiments.summary import summarize
+from gebt.graph.batch_schedule import BatchSchedule
 from gebt.graph.batches import Sampler
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
@@ -30,7 +30,7 @@ from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, stat
 from gebt.recipes import baselines, minibatch
 from gebt.ticket import Ticket
 from gebt.train.checkpoints import Checkpoints
-from gebt.train.consistency import fingerprint, same_everywhere
+from gebt.train.consistency import check_same_on_all_ranks, digest
 from gebt.train.loop import History, seeded
 from gebt.train.minibatch import Batched
 from gebt.train.processes import Processes
@@ -42,7 +42,7 @@ FREE = ("checkpoint_every", "data_root", "threads", "timeout")
 
 def wanted(options: RunOptions) -> bool:
     """Whether a run is to go batch by batch: asked for, of a mapped graph, or by several processes of torchrun."""
-    return options.batches is not None or is_mapped(options) or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return options.batching is not None or is_mapped(options) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def goes_on(resume: bool) -> bool:
@@ -65,23 +65,23 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
     """Runs every arm for every seed of resolved `options` and returns the record, which the first process writes.
 
     An arm that is done is never trained again, one that was interrupted goes on from its last checkpoint.
-    `progress(arm, seed)` is called once a trained epoch. Raises `ValueError` before any training when the processes
+    `progress(variant, seed)` is called once a trained epoch. Raises `ValueError` before any training when the processes
     differ in code, data or options, naming them.
     """
-    same_everywhere("code", _code())
+    check_same_on_all_ranks("code", _code())
     config = {name: value for name, value in json.loads(options.to_json()).items() if name not in FREE}
-    same_everywhere("options", json.dumps(config, sort_keys=True))
+    check_same_on_all_ranks("options", json.dumps(config, sort_keys=True))
     per_seed: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        arms = _Arms(options, folder, own, seed, progress)
-        per_seed.append(arms.row())
+        variants = _Arms(options, folder, own, seed, progress)
+        per_seed.append(variants.row())
         record = {
-            **opening(options, arms.source, complete=len(per_seed) == options.seeds),
+            **opening(options, variants.source, complete=len(per_seed) == options.seeds),
             "processes": own.count,
-            "summary": summarise(per_seed),
+            "summary": summarize(per_seed),
             "per_seed": per_seed,
-            "pairwise": record.get("pairwise") or arms.ticket[1]["pairwise"],
+            "pairwise": record.get("pairwise") or variants.ticket[1]["pairwise"],
         }
         if own.first:
             folder.write(record)
@@ -96,39 +96,39 @@ class _Arms:
         self.options, self.folder, self.own, self.seed = options, folder, own, seed
         self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
         source: Any = source_for(options, seed)
-        same_everywhere("data", source.fingerprint)
+        check_same_on_all_ranks("data", source.fingerprint)
         edges = Edges.from_pairs(source.pairs, source.num_nodes) if isinstance(source, Graph) else None
         links = isinstance(source, LinkGraph)
         train = torch.arange(source.num_nodes) if links else source.train_mask.nonzero().squeeze(1)
         # In memory it is the edges that give the rows.
-        plan = Plan(Sampler(edges or source), train, options.batching(own.count), seed)
-        if options.batches == "clusters":
-            same_everywhere("clusters of the graph", fingerprint(plan.clusters))
+        plan = BatchSchedule(Sampler(edges or source), train, options.batch_settings(own.count), seed)
+        if options.batching == "cluster":
+            check_same_on_all_ranks("clusters of the graph", digest(plan.clusters))
         self.source = source
         scratch = None if edges is not None else self.at / f"rows-{own.rank}"
         self.batched = Batched(source, plan, own, edges=edges, device=options.device, scratch=scratch)
 
     def row(self) -> dict[str, Any]:
         """Everything measured of this seed."""
-        row: dict[str, Any] = {"seed": self.seed, "fingerprint": self.source.fingerprint, "together": 1}
+        row: dict[str, Any] = {"seed": self.seed, "fingerprint": self.source.fingerprint, "stacked": 1}
         row["dense"] = self._done("dense", self._dense)
         ticket, searched = self.ticket
         tickets = {
             "random": baselines.random_ticket(self._model(), self.source, seed=self.seed, **self._ratios),
-            "random_edges": baselines.random_edges(ticket, self.source, seed=self.seed),
+            "random_edges_control": baselines.random_edges(ticket, self.source, seed=self.seed),
             "ticket": ticket,
         }
-        for arm, own in tickets.items():
-            found = searched if arm != "random" else None
-            row[arm] = self._done(arm, partial(self._retrained, arm, own, found))
+        for variant, own in tickets.items():
+            found = searched if variant != "random" else None
+            row[variant] = self._done(variant, partial(self._retrained, variant, own, found))
         path = self.folder.ticket(self.seed, self.options.seeds)
         row["ticket"] |= {"epoch_drawn": ticket.epoch_drawn, "fired": ticket.fired}
         row["ticket"] |= {
             "trajectory": ticket.provenance["trajectory"],
             "file": str(path.relative_to(self.folder.path)),
         }
-        for arm in tickets:
-            row[arm]["file_bytes"] = path.stat().st_size
+        for variant in tickets:
+            row[variant]["file_bytes"] = path.stat().st_size
         return row
 
     @cached_property
@@ -173,20 +173,20 @@ class _Arms:
         return self._measured("dense", self._model(), None, None, lambda model, **more: minibatch.train(
             model, self.batched, self.options.training(), **more))  # fmt: skip
 
-    def _retrained(self, arm: str, ticket: Ticket, searched: dict[str, Any] | None) -> dict[str, Any]:
+    def _retrained(self, variant: str, ticket: Ticket, searched: dict[str, Any] | None) -> dict[str, Any]:
         settings = self.options.retraining()
-        return self._measured(arm, self._model(), ticket, searched, lambda model, **more: minibatch.retrain(
+        return self._measured(variant, self._model(), ticket, searched, lambda model, **more: minibatch.retrain(
             ticket, model, self.batched, settings.training, start=settings.start, **more))  # fmt: skip
 
     def _measured(
-        self, arm: str, model: nn.Module, ticket: Ticket | None, searched: dict[str, Any] | None,
+        self, variant: str, model: nn.Module, ticket: Ticket | None, searched: dict[str, Any] | None,
         work: Callable[..., History],
     ) -> dict[str, Any]:  # fmt: skip
-        clock = _Clock(self, arm)
+        clock = _Clock(self, variant)
         with peak_memory(self.options.device) as peak:
             history = work(
                 model, seed=self.seed, evaluate_every=self.options.evaluate_every, on_epoch=clock,
-                checkpoints=Checkpoints(self.at / arm, self.own), every=self.options.checkpoint_every,
+                checkpoints=Checkpoints(self.at / variant, self.own), every=self.options.checkpoint_every,
             )  # fmt: skip
         seen = self.batched.seen_by(ticket) if ticket else self.batched
         whole, kept = (macs_for(self.options, self.source, own) for own in (None, ticket))
@@ -243,13 +243,13 @@ class _Arms:
 class _Clock:
     """Told of every epoch: what it tells others, and the seconds of those that it saw."""
 
-    def __init__(self, arms: _Arms, arm: str) -> None:
-        self.arms, self.arm, self.epochs = arms, arm, 0
+    def __init__(self, variants: _Arms, variant: str) -> None:
+        self.variants, self.variant, self.epochs = variants, variant, 0
         self.start = self.last = time.perf_counter()
 
     def __call__(self, epoch: int, history: History) -> bool:
         self.epochs, self.last = self.epochs + 1, time.perf_counter()
-        self.arms.progress(self.arm, self.arms.seed)
+        self.variants.progress(self.variant, self.variants.seed)
         return False
 
     def seconds(self, epochs: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from gebt.experiments.options import Rival, RunOptions
+from gebt.experiments.options import OtherMethod, RunOptions
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
@@ -18,9 +18,9 @@ from gebt.prune.scores import prunable_weights
 from gebt.recipes import baselines, gebt_released_code, imp, sgcn, teddy, ugs
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 
-RIVALS: tuple[Rival, ...] = get_args(Rival)
+OTHER_METHODS: tuple[OtherMethod, ...] = get_args(OtherMethod)
 
 # UGS prunes a fifth of the weights a round; as many rounds lead to the weight ratio, and the edges are brought along.
 WEIGHT_RATE = 0.2
@@ -30,9 +30,9 @@ L1 = {"ugs": 1e-4, "wd-glt": 1e-5}
 OnEpoch = Callable[[int, History], bool]
 
 
-def run_rival(
-    name: Rival, options: RunOptions, graph: Graph, model: nn.Module, seed: int, on_epoch: OnEpoch | None = None
-) -> Trained:
+def run_method(
+    name: OtherMethod, options: RunOptions, graph: Graph, model: nn.Module, seed: int, on_epoch: OnEpoch | None = None
+) -> MethodResult:
     """Finds and trains the ticket of one method at the ratios of resolved `options`; `model` ends as trained.
 
     "ugs", "wd-glt": as many rounds of about a fifth of the weights as lead to the weight ratio; "sgcn"; "teddy"; "imp":
@@ -41,8 +41,8 @@ def run_rival(
     a dense network on the pruned graph. All train as the dense network does. Raises `ValueError` for another name, and
     as the recipes.
     """
-    if name not in RIVALS:
-        raise ValueError(f"method (got {name!r}), expected one of {RIVALS}")
+    if name not in OTHER_METHODS:
+        raise ValueError(f"method (got {name!r}), expected one of {OTHER_METHODS}")
     training = options.training()
     common: dict[str, Any] = {"seed": seed, "on_epoch": on_epoch}
     ratios: dict[str, Any] = {"edge_ratio": options.edge_ratio, "weight_ratio": options.weight_ratio}
@@ -58,13 +58,13 @@ def run_rival(
         return _drop_edge(model, graph, training, options.edge_ratio, common)
     if name == "released":
         return gebt_released_code.run(model, graph, **ratios, training=training, **common)
-    run: Callable[..., Trained] = sgcn.run if name == "sgcn" else teddy.run
+    run: Callable[..., MethodResult] = sgcn.run if name == "sgcn" else teddy.run
     own = sgcn.SgcnSettings(training=training) if name == "sgcn" else teddy.TeddySettings(training)
     return run(model, graph, **ratios, settings=own, **common)
 
 
-def rival_epochs(name: Rival, options: RunOptions) -> int:
-    """The most epochs that `run_rival` trains."""
+def method_epochs(name: OtherMethod, options: RunOptions) -> int:
+    """The most epochs that `run_method` trains."""
     if name == "released":
         return gebt_released_code.EPOCHS + gebt_released_code.RETRAIN_EPOCHS
     rounds, admm = levels_at(WEIGHT_RATE, options.weight_ratio), sgcn.SgcnSettings()
@@ -79,7 +79,7 @@ def _rounds(
     training: TrainingSettings,
     ratios: dict[str, float],
     common: dict[str, Any],
-) -> Trained:
+) -> MethodResult:
     rounds = levels_at(WEIGHT_RATE, ratios["weight_ratio"])
     edge_rate, weight_rate = (1 - (1 - ratio) ** (1 / rounds) for ratio in ratios.values())
     rates = {"edge_rate": edge_rate, "weight_rate": weight_rate}
@@ -89,7 +89,7 @@ def _rounds(
 
 def _drop_edge(
     model: nn.Module, graph: Graph, training: TrainingSettings, rate: float, common: dict[str, Any]
-) -> Trained:
+) -> MethodResult:
     initial = copy_state(model)
     history = baselines.drop_edge(model, graph, training, rate=rate, **common)
     edge_mask = Mask.ones({EDGES: torch.empty(graph.num_pairs)})
@@ -105,4 +105,4 @@ def _drop_edge(
     }
     ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
     whole = Phase(training.epochs, graph.num_pairs, weight_mask.size)
-    return Trained(ticket, history, Edges.from_pairs(graph.pairs, graph.num_nodes), (whole,))
+    return MethodResult(ticket, history, Edges.from_pairs(graph.pairs, graph.num_nodes), (whole,))

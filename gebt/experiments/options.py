@@ -12,12 +12,12 @@ import torch
 
 from gebt.data.manifest import TaskName, dataset_info
 from gebt.experiments.combinations import check_together
-from gebt.graph.batch_schedule import BatchSettings, Cut, SamplerName
-from gebt.graph.edge_scores import EdgeScore, EdgeValues
+from gebt.graph.batch_schedule import BatchSettings, SamplerName, Strategy
+from gebt.graph.edge_scores import EdgeScore, EdgeWeights
 from gebt.models import registry
 from gebt.models.registry import ModelName
 from gebt.models.resgcn import Aggregation
-from gebt.prune.detector import Criterion, Normalisation
+from gebt.prune.detector import Criterion, Normalization
 from gebt.prune.selection import EntryScope, pruned_count
 from gebt.recipes.retrain import RetrainSettings
 from gebt.sparse.backends import AUTO, DEFAULT, find
@@ -25,12 +25,12 @@ from gebt.sparse.structure import UnitScore, WeightStructure
 from gebt.ticket import StartWeights
 from gebt.train.loop import TrainingSettings
 from gebt.train.processes import TIMEOUT
-from gebt.train.search_settings import Draw, SearchSettings, search_preset
+from gebt.train.search_settings import DrawAt, SearchSettings, search_preset
 
-Preset = Literal["paper", "default", "fast", "best"]
+Preset = Literal["paper", "early-bird", "fast", "best"]
 Algorithm = Literal["joint", "graph", "weights"]
-Rival = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge", "released"]
-Method = Literal["gebt", "random", "dense"] | Rival
+OtherMethod = Literal["ugs", "wd-glt", "sgcn", "teddy", "imp", "one-shot", "dropedge", "released"]
+Method = Literal["gebt", "random", "dense"] | OtherMethod
 # What a network for links is trained with where the data set was recorded for nodes: by validation on Cora. A ticket's
 # training is as long as the dense one, at twice its rate (docs/method.md).
 _LINKS: dict[str, Any] = {
@@ -47,7 +47,7 @@ _LINKS: dict[str, Any] = {
 # the data set), epochs of retraining, and the learning rates of search and retraining as multiples of the dense one.
 _AROUND: dict[str, tuple[int | None, int, float, float]] = {
     "paper": (100, 100, 1.0, 1.0),
-    "default": (None, 100, 1.0, 4.0),
+    "early-bird": (None, 100, 1.0, 4.0),
     "fast": (None, 60, 2.0, 6.0),
     "best": (None, 100, 1.0, 4.0),
 }
@@ -85,7 +85,7 @@ class RunOptions:
     together
         Train the seeds as one widened network where that is faster; the seconds are then each seed's share.
     preset
-        "paper": the settings of GEBT to the letter; "default": the best found within its early-bird search; "best": the
+        "paper": the settings of GEBT to the letter; "early-bird": the best found within its early-bird search; "best": the
         search's own trained network teaches the ticket; "fast": the same in about the time of dense training.
     algorithm
         "joint": edges and weights together; "graph": edges alone, on a pretrained network; "weights": weights alone.
@@ -98,7 +98,7 @@ class RunOptions:
         Folder of the raw data, laid out as PyTorch Geometric does; default $GEBT_DATA.
     split_seed
         Seed of the split where it is drawn; default: the seed of the run.
-    symmetrise
+    symmetrize
         Accept one-way edges and add the missing directions.
     hidden
         Hidden units of a layer, of all heads together.
@@ -107,7 +107,7 @@ class RunOptions:
     heads
         Attention heads of a GAT.
     aggregation
-        How a ResGCN gathers its neighbours: "softmax", "mean" or "add".
+        How a ResGCN gathers its neighbors: "softmax", "mean" or "add".
     dropout
         Dropout rate.
     input_dropout
@@ -131,16 +131,16 @@ class RunOptions:
     edge_l1
         Weight of the L1 penalty on the edge values.
     edge_score
-        What ranks the edges: "magnitude" of their values, also their "share" of a neighbourhood, the "agreement" of
-        what the network says of their nodes, also the "need" of a node for neighbours, or need and values "mixed"; or a
-        "rule", a function of their nodes that also prunes graphs never seen, as those of a set are.
-    edge_values
+        What ranks the edges: "magnitude" of their values, also their "local_degree" of a neighborhood, the "similarity" of
+        what the network says of their nodes, also the "reliance" of a node for neighbors, or need and values "reliance+magnitude"; or a
+        "learned", a function of their nodes that also prunes graphs never seen, as those of a set are.
+    edge_weights
         What the kept edges of a ticket count: 1 each ("unit"), their "trained" values, or what makes up for the pruned
         ones in the "degree".
     scope
         Weights are ranked "global", all layers together, or each "tensor" alone.
-    normalisation
-        How a mask distance is normalised: "entry", "swap" or "first".
+    normalization
+        How a mask distance is normalized: "entry", "swap" or "first".
     criterion
         What must be under the threshold: "sum", "weights" or "edges".
     threshold
@@ -154,7 +154,7 @@ class RunOptions:
     soft_labels
         Keep in the ticket what the searched network says of every node.
     spread
-        Share of what the neighbours say in the soft labels, 0 to below 1.
+        Share of what the neighbors say in the soft labels, 0 to below 1.
     smoothing
         Share of the running mean over epochs in what the network says, 0 to below 1.
     distill
@@ -170,18 +170,18 @@ class RunOptions:
     graph
         Folder of a graph of your own (`gebt.data.readers.folder`), or one that `gebt convert` has made; instead of a data set.
     batches
-        Train batch by batch: parts of the nodes, "random" or "clusters" of neighbours, sampled "neighbours", or random
-        "walks". Under torchrun the processes share the batches. A converted graph is read from disk batch by batch.
+        Train batch by batch: parts of the nodes, "random" or "cluster" of neighbors, sampled "neighbor", or random
+        "random-walk". Under torchrun the processes share the batches. A converted graph is read from disk batch by batch.
     parts
         Parts of the nodes.
-    parts_together
+    clusters_per_batch
         Parts of a batch, put together anew each epoch.
     batch_size
-        Training nodes of a batch of neighbours or walks.
+        Training nodes of a batch of neighbors or walks.
     fanouts
-        Neighbours drawn of a node, at distance 1, 2, ...
+        Neighbors drawn of a node, at distance 1, 2, ...
     sampler
-        Who draws neighbours: "own", or "pyg", PyG's sampler with its native parts (pyg-lib or torch-sparse).
+        Who draws neighbors: "own", or "pyg", PyG's sampler with its native parts (pyg-lib or torch-sparse).
     walk_length
         Steps of a random walk.
     per_step
@@ -202,14 +202,14 @@ class RunOptions:
     feature_ratio: float | None = None
     seeds: int = 1
     first_seed: int = 0
-    together: bool = True
-    preset: Preset = "default"
+    stack_seeds: bool = True
+    preset: Preset = "early-bird"
     algorithm: Algorithm = "joint"
     method: tuple[Method, ...] = ("gebt",)
     start: StartWeights = "inherit"
     data_root: Path | None = None
     split_seed: int | None = None
-    symmetrise: bool = False
+    to_undirected: bool = False
     hidden: int | None = None
     depth: int | None = None
     heads: int = registry.HEADS
@@ -226,33 +226,33 @@ class RunOptions:
     edge_learning_rate: float | None = None
     edge_l1: float | None = None
     edge_score: EdgeScore | None = None
-    edge_values: EdgeValues | None = None
+    edge_weights: EdgeWeights | None = None
     scope: EntryScope | None = None
-    normalisation: Normalisation | None = None
+    normalization: Normalization | None = None
     criterion: Criterion | None = None
     threshold: float | None = None
     window: int | None = None
     warmup: int | None = None
     weight_structure: WeightStructure | None = None
     unit_score: UnitScore | None = None
-    draw: Draw | None = None
+    draw_at: DrawAt | None = None
     soft_labels: bool | None = None
-    spread: float | None = None
-    smoothing: float | None = None
+    label_propagation: float | None = None
+    prediction_ema: float | None = None
     distill: float | None = None
     compaction: bool = True
     backend: str = DEFAULT
     threads: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     graph: Path | None = None
-    batches: Cut | None = None
-    parts: int = 10
-    parts_together: int = 1
+    batching: Strategy | None = None
+    num_parts: int = 10
+    clusters_per_batch: int = 1
     batch_size: int = 512
     fanouts: tuple[int, ...] = (10, 10)
     sampler: SamplerName = "own"
     walk_length: int = 3
-    per_step: int | None = None
+    accumulate_batches: int | None = None
     evaluate_every: int = 1
     checkpoint_every: int = 5
     timeout: float = TIMEOUT
@@ -279,7 +279,7 @@ class RunOptions:
             epochs, retrain_epochs, search_factor, retrain_factor = None, recorded.epochs, 1.0, 1.0
         else:
             recorded = dataclasses.replace(recorded, **registry.DEFAULTS.get(model, {}))
-        if task == "links" and self.preset == "default":
+        if task == "links" and self.preset == "early-bird":
             retrain_epochs, retrain_factor = recorded.epochs, 2.0
         learning_rate = _given(self.learning_rate, recorded.learning_rate)
         filled = {
@@ -306,9 +306,9 @@ class RunOptions:
         return full
 
     @property
-    def rivals(self) -> tuple[Rival, ...]:
+    def other_methods(self) -> tuple[OtherMethod, ...]:
         """The methods that are not there anyway, each once."""
-        return tuple(dict.fromkeys(name for name in self.method if name in get_args(Rival)))  # type: ignore[misc]
+        return tuple(dict.fromkeys(name for name in self.method if name in get_args(OtherMethod)))  # type: ignore[misc]
 
     def training(self) -> TrainingSettings:
         """Settings of the dense training (of resolved options)."""
@@ -324,11 +324,11 @@ class RunOptions:
         training = TrainingSettings(self.retrain_epochs, self.retrain_learning_rate, self.weight_decay)  # type: ignore[arg-type]
         return RetrainSettings(training, self.start, self.compaction, self.distill)  # type: ignore[arg-type]
 
-    def batching(self, processes: int = 1) -> BatchSettings:
+    def batch_settings(self, processes: int = 1) -> BatchSettings:
         """How epochs are cut into batches, for so many processes (of options with `batches`)."""
-        assert self.batches is not None
-        sizes = (self.parts, self.parts_together, self.batch_size, self.fanouts, self.walk_length)
-        return BatchSettings(self.batches, *sizes, self.per_step or processes, self.sampler)
+        assert self.batching is not None
+        sizes = (self.num_parts, self.clusters_per_batch, self.batch_size, self.fanouts, self.walk_length)
+        return BatchSettings(self.batching, *sizes, self.accumulate_batches or processes, self.sampler)
 
     def to_json(self) -> str:
         """These options as a configuration file that `--config` reads."""
@@ -357,7 +357,7 @@ class RunOptions:
                 pruned_count(1, ratio)
             except ValueError as error:
                 raise ValueError(f"{flag}: {error}") from error
-        methods = ("gebt", "random", "dense", *get_args(Rival))
+        methods = ("gebt", "random", "dense", *get_args(OtherMethod))
         if unknown := [name for name in self.method if name not in methods]:
             raise ValueError(f"--method (got {', '.join(map(repr, unknown))}), expected some of {methods}")
         for flag, count in {
@@ -369,12 +369,17 @@ class RunOptions:
         if self.timeout <= 0:
             raise ValueError(f"--timeout (got {self.timeout}), expected more than 0 seconds")
         self.training(), self.search(), self.retraining()
-        if self.batches is not None:
-            self.batching()
+        if self.batching is not None:
+            self.batch_settings()
 
 
 # What a search on a set of graphs does otherwise than its preset says: edges never seen are pruned too.
-_OF_GRAPHS: dict[str, Any] = {"edge_score": "rule", "edge_learning_rate": 0.01, "spread": 0.0, "edge_l1": 0.0}
+_OF_GRAPHS: dict[str, Any] = {
+    "edge_score": "learned",
+    "edge_learning_rate": 0.01,
+    "label_propagation": 0.0,
+    "edge_l1": 0.0,
+}
 # What can be learnt on a data set that is for this.
 _TASKS: dict[TaskName, tuple[TaskName, ...]] = {"nodes": ("nodes", "links"), "links": ("links",), "graphs": ("graphs",)}
 # Options of the search that come from its preset; the two that it shares with dense training come from the data set.

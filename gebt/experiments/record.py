@@ -16,6 +16,7 @@ import torch
 
 from gebt._files import write_atomically
 from gebt._version import __version__
+from gebt.ticket.old_names import renamed_options, renamed_record
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"
@@ -25,7 +26,7 @@ DENSITY_PICTURE = "density.png"
 BENCH_PICTURE = "bench.png"
 SWEEP_PICTURE = "sweep.png"
 # Where a sweep keeps the run folders of its cells.
-CELLS = "cells"
+JOBS = "jobs"
 
 
 class RunFolder:
@@ -70,7 +71,7 @@ class RunFolder:
         path = self.path / CONFIG
         if not path.is_file():
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = renamed_options(json.loads(path.read_text(encoding="utf-8")))
         now = json.loads(json.dumps(config))
         differs = sorted(
             key for key in now.keys() | before.keys() if key not in free and now.get(key) != before.get(key)
@@ -90,7 +91,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         got = record.get("schema") if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"record {path} (got schema {got}), expected {SCHEMA}")
-    return record
+    return renamed_record(record)
 
 
 def machine() -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _remove_run(path: Path) -> None:
             shutil.rmtree(found)
         elif found.is_file() and found.suffix == ".safetensors":
             found.unlink()
-    for cell in (found for found in path.glob(f"{CELLS}/*") if found.is_dir()):
+    for cell in (found for found in path.glob(f"{JOBS}/*") if found.is_dir()):
         _remove_run(cell)
         if not any(cell.iterdir()):
             cell.rmdir()

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from gebt.experiments.record import BENCH_PICTURE, PICTURES
 
-ARM_NAMES = {"dense": "dense", "random": "random", "random_edges": "random edges", "ticket": "ticket"}
+VARIANT_NAMES = {"dense": "dense", "random": "random", "random_edges_control": "random edges", "ticket": "ticket"}
 DRAWN_FROM = dict(zip(PICTURES, ("pairwise", "pairwise", "summary", "history"), strict=True))
-COLOURS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges": "#e0a030", "ticket": "#1b7837"}
-RIVAL_COLOUR = "#7b3294"
+COLORS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges_control": "#e0a030", "ticket": "#1b7837"}
+METHOD_COLOR = "#7b3294"
 BENCH_NAMES = {"dense": "dense", "masked": "ticket, masked", "compacted": "ticket, compacted", "pyg": "PyG"}
-BENCH_COLOURS = {"masked": "#a6dba0", "compacted": "#1b7837", "pyg": "#d6604d"}
+BENCH_COLORS = {"masked": "#a6dba0", "compacted": "#1b7837", "pyg": "#d6604d"}
 BENCH_PARTS = {"inference": "inference", "epoch": "training step", "run": "whole run"}
 BENCH_MEASURES = {
     "macs_paper": "macs_paper",
@@ -31,22 +31,22 @@ BENCH_MEASURES = {
 def table(record: dict[str, Any]) -> str:
     """The comparison as aligned text: one row a measure, one column an arm, ratios against dense."""
     summary = record["summary"]
-    arms = _arms(summary)
-    rows = [["", *arms.values()]]
-    rows.append([_measured(record), *(_accuracy(summary[arm]) for arm in arms)])
-    rows.append(["... on validation", *(_validation(summary[arm]) for arm in arms)])
-    rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"], record["config"].get("draw", "detector"))])
-    rows.append(["edge sparsity, %", *(f"{100 * summary[arm]['edge_sparsity']:.2f}" for arm in arms)])
-    rows.append(["weight sparsity, %", *(f"{100 * summary[arm]['weight_sparsity']:.2f}" for arm in arms)])
-    rows.append(["parameters, search", *(_searched(summary[arm]) for arm in arms)])
+    variants = _arms(summary)
+    rows = [["", *variants.values()]]
+    rows.append([_measured(record), *(_accuracy(summary[variant]) for variant in variants)])
+    rows.append(["... on validation", *(_validation(summary[variant]) for variant in variants)])
+    rows.append(["epoch drawn", "", "", "", _epochs(summary["ticket"], record["config"].get("draw_at", "detector"))])
+    rows.append(["edge sparsity, %", *(f"{100 * summary[variant]['edge_sparsity']:.2f}" for variant in variants)])
+    rows.append(["weight sparsity, %", *(f"{100 * summary[variant]['weight_sparsity']:.2f}" for variant in variants)])
+    rows.append(["parameters, search", *(_searched(summary[variant]) for variant in variants)])
     rows.append(["parameters, (re)training", *_against_dense(summary, "parameters", "training", _count)])
     counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
     rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
     # A rival's seconds before its last training stand under "search".
     timed = (("search", "search"), ("retrain", "(re)training"), ("inference", "inference"))
     rows.extend([f"seconds, {name}", *_times_against_dense(summary, part)] for part, name in timed)
-    if (together := max(row.get("together", 1) for row in record["per_seed"])) > 1:
-        rows.append(["... a seed's share of", *[f"{together} trained together"] * len(ARM_NAMES)])
+    if (together := max(row.get("stacked", 1) for row in record["per_seed"])) > 1:
+        rows.append(["... a seed's share of", *[f"{together} trained together"] * len(VARIANT_NAMES)])
     sizes = (("peak_bytes", "peak memory"), ("file_bytes", "weights / ticket file"))
     rows.extend([name, *_against_dense(summary, key, None, _bytes)] for key, name in sizes)
     return aligned(rows)
@@ -69,13 +69,20 @@ def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
 
 def bench_table(record: dict[str, Any]) -> str:
     """The table of `gebt bench` as aligned text: one column an arm, ratios against dense; seconds: median, range."""
-    arms, notes = record["bench"]["arms"], record["bench"]["notes"]
-    rows = [["", *(BENCH_NAMES[arm] for arm in arms)]]
+    variants, notes = record["bench"]["arms"], record["bench"]["notes"]
+    rows = [["", *(BENCH_NAMES[variant] for variant in variants)]]
     for part, part_name in BENCH_PARTS.items():
         for measure, name in BENCH_MEASURES.items():
-            rows.append([f"{part_name}, {name}", *_bench_cells([arms[arm][part][measure] for arm in arms], measure)])
-    rows.append(["bytes on disk", *_bench_cells([arms[arm]["file_bytes"] for arm in arms], "file_bytes")])
-    accuracies = [arms[arm]["accuracy"] for arm in arms]
+            rows.append(
+                [
+                    f"{part_name}, {name}",
+                    *_bench_cells([variants[variant][part][measure] for variant in variants], measure),
+                ]
+            )
+    rows.append(
+        ["bytes on disk", *_bench_cells([variants[variant]["file_bytes"] for variant in variants], "file_bytes")]
+    )
+    accuracies = [variants[variant]["accuracy"] for variant in variants]
     rows.append(["test accuracy, %", *(a if isinstance(a, str) else f"{100 * a:.2f}" for a in accuracies)])
     equal = [f"{names} {share:.1e} of the largest" for names, share in record["bench"]["equal"].items()]
     told = {"logits": "; ".join(equal), **notes}
@@ -84,21 +91,21 @@ def bench_table(record: dict[str, Any]) -> str:
 
 def bench_picture(record: dict[str, Any], folder: Path) -> Path:
     """Draws what every arm of `gebt bench` takes, in % of dense, into `folder`/bench.png; returns the path."""
-    arms = record["bench"]["arms"]
+    variants = record["bench"]["arms"]
     figure = Figure(figsize=(12, 4.5))
     panels = figure.subplots(1, len(BENCH_PARTS), sharex=True, sharey=True)
     measures = list(BENCH_MEASURES)
-    height = 0.8 / len(BENCH_COLOURS)
+    height = 0.8 / len(BENCH_COLORS)
     for axes, (part, part_name) in zip(panels, BENCH_PARTS.items(), strict=True):
-        for number, (arm, colour) in enumerate(BENCH_COLOURS.items()):
+        for number, (variant, color) in enumerate(BENCH_COLORS.items()):
             for place, measure in enumerate(measures):
-                share = _share(arms[arm][part][measure], arms["dense"][part][measure])
+                share = _share(variants[variant][part][measure], variants["dense"][part][measure])
                 at = place + (number - 1) * height
-                label = BENCH_NAMES[arm] if place == 0 else None
-                axes.barh(at, 100 * (share or 0), height, color=colour, label=label)
+                label = BENCH_NAMES[variant] if place == 0 else None
+                axes.barh(at, 100 * (share or 0), height, color=color, label=label)
                 text = "not measured" if share is None else f"{100 * share:{',.0f' if share >= 1 else '.3g'}}"
                 axes.text(100 * (share or 1), at, f" {text}", va="center", size=7)
-        axes.axvline(100, color=COLOURS["dense"], ls="--", lw=1)
+        axes.axvline(100, color=COLORS["dense"], ls="--", lw=1)
         axes.set(xscale="log", title=part_name, xlabel="% of dense")
         axes.margins(x=0.25)
     panels[0].set_yticks(range(len(measures)), BENCH_MEASURES.values())
@@ -142,19 +149,19 @@ def _trajectory(record: dict[str, Any]) -> Figure:
         steps = row["ticket"]["trajectory"]
         epochs = range(2, len(steps) + 2)
         strong = number == 0
-        for kind, colour in (("weights", "#2166ac"), ("edges", "#d6604d"), ("watched", "black")):
+        for kind, color in (("weights", "#2166ac"), ("edges", "#d6604d"), ("criterion", "black")):
             if kind in ("weights", "edges") and not strong:
                 continue
-            label = f"watched: {config['criterion']}" if kind == "watched" else kind
+            label = f"watched: {config['criterion']}" if kind == "criterion" else kind
             values = [step[kind] for step in steps]
             axes.plot(
-                epochs, values, color=colour, lw=1.8 if strong else 0.7, alpha=1 if strong else 0.4,
+                epochs, values, color=color, lw=1.8 if strong else 0.7, alpha=1 if strong else 0.4,
                 label=label if strong else None,
             )  # fmt: skip
         if steps:
-            axes.plot(len(steps) + 1, steps[-1]["watched"], "o", color="#1b7837", label="drawn" if strong else None)
+            axes.plot(len(steps) + 1, steps[-1]["criterion"], "o", color="#1b7837", label="drawn" if strong else None)
     axes.axhline(config["threshold"], color="#1b7837", ls="--", lw=1, label=f"threshold {config['threshold']:g}")
-    axes.set(xlabel="epoch", ylabel=f"mask distance (per {config['normalisation']})", ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel=f"mask distance (per {config['normalization']})", ylim=(0, None))
     axes.set_title(f"{record['dataset']}: masks stop moving")
     axes.legend(frameon=False)
     return figure
@@ -182,16 +189,16 @@ def _savings(record: dict[str, Any]) -> Figure:
     summary = record["summary"]
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    arms = _arms(summary)
-    for place, arm in enumerate(arms):
-        accuracy = summary[arm]["accuracy"]
+    variants = _arms(summary)
+    for place, variant in enumerate(variants):
+        accuracy = summary[variant]["accuracy"]
         spread = 100 * (accuracy["std"] or 0)
         left.errorbar(
-            place, 100 * accuracy["mean"], spread, fmt="o", ms=8, color=COLOURS.get(arm, RIVAL_COLOUR), capsize=4
+            place, 100 * accuracy["mean"], spread, fmt="o", ms=8, color=COLORS.get(variant, METHOD_COLOR), capsize=4
         )
     left.grid(axis="y", alpha=0.3)
     left.margins(x=0.15)
-    left.set_xticks(range(len(arms)), arms.values(), rotation=25)
+    left.set_xticks(range(len(variants)), variants.values(), rotation=25)
     left.set_title(_measured(record))
     measures = [
         ("macs_paper", "inference"), ("macs_paper", "training"), ("flops_executed", "inference"),
@@ -199,10 +206,10 @@ def _savings(record: dict[str, Any]) -> Figure:
     ]  # fmt: skip
     for place, (key, part) in enumerate(measures):
         share = 100 * _whole(summary["ticket"], key, part) / _whole(summary["dense"], key, part)
-        right.barh(place, share, color=COLOURS["ticket"])
+        right.barh(place, share, color=COLORS["ticket"])
         right.text(share + 1, place, f"{share:.0f} %", va="center")
     right.margins(x=0.12)
-    right.axvline(100, color=COLOURS["dense"], ls="--", lw=1)
+    right.axvline(100, color=COLORS["dense"], ls="--", lw=1)
     right.set_yticks(range(len(measures)), [f"{key}, {part}" for key, part in measures])
     right.invert_yaxis()
     right.set_title("ticket, % of dense (training counts the search)")
@@ -216,8 +223,8 @@ def _training(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     epochs = range(1, len(history["val_accuracy"]) + 1)
-    for part, colour in (("val", "#2166ac"), ("test", "#1b7837")):
-        axes.plot(epochs, [100 * value for value in history[f"{part}_accuracy"]], color=colour, label=part)
+    for part, color in (("val", "#2166ac"), ("test", "#1b7837")):
+        axes.plot(epochs, [100 * value for value in history[f"{part}_accuracy"]], color=color, label=part)
     axes.axvline(best, color="black", ls="--", lw=1, label=f"best on validation, epoch {best}")
     axes.set(
         xlabel="epoch",
@@ -230,13 +237,13 @@ def _training(record: dict[str, Any]) -> Figure:
 
 def _arms(summary: dict[str, Any]) -> dict[str, str]:
     """The arms of a comparison and their names: those that are always there, then the rivals'."""
-    return ARM_NAMES | {arm: arm for arm in summary if arm not in ARM_NAMES}
+    return VARIANT_NAMES | {variant: variant for variant in summary if variant not in VARIANT_NAMES}
 
 
-def _whole(arm: dict[str, Any], key: str, part: str) -> float:
+def _whole(variant: dict[str, Any], key: str, part: str) -> float:
     if (key, part) == ("seconds", "training"):
-        return float(arm["seconds"]["search"] + arm["seconds"]["retrain"])
-    return float(arm[key][part])
+        return float(variant["seconds"]["search"] + variant["seconds"]["retrain"])
+    return float(variant[key][part])
 
 
 def _measured(record: dict[str, Any]) -> str:
@@ -244,19 +251,19 @@ def _measured(record: dict[str, Any]) -> str:
     return f"test {record['graph'].get('metric', 'accuracy').replace('_', ' ')}, %"
 
 
-def _accuracy(arm: dict[str, Any]) -> str:
-    accuracy = arm["accuracy"]
+def _accuracy(variant: dict[str, Any]) -> str:
+    accuracy = variant["accuracy"]
     spread = f" ± {100 * accuracy['std']:.2f}" if accuracy["std"] is not None else ""
     return f"{100 * accuracy['mean']:.2f}{spread}"
 
 
-def _validation(arm: dict[str, Any]) -> str:
-    spread = f" ± {100 * arm['val_accuracy_std']:.2f}" if arm["val_accuracy_std"] is not None else ""
-    return f"{100 * arm['val_accuracy']:.2f}{spread}"
+def _validation(variant: dict[str, Any]) -> str:
+    spread = f" ± {100 * variant['val_accuracy_std']:.2f}" if variant["val_accuracy_std"] is not None else ""
+    return f"{100 * variant['val_accuracy']:.2f}{spread}"
 
 
-def _searched(arm: dict[str, Any]) -> str:
-    return _count(arm["parameters"]["search"]) if arm["parameters"]["search"] else ""
+def _searched(variant: dict[str, Any]) -> str:
+    return _count(variant["parameters"]["search"]) if variant["parameters"]["search"] else ""
 
 
 def _epochs(ticket: dict[str, Any], draw: str) -> str:
@@ -267,11 +274,11 @@ def _epochs(ticket: dict[str, Any], draw: str) -> str:
 
 
 def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: Callable[[float], str]) -> list[str]:
-    values = {arm: summary[arm][key][part] if part else summary[arm][key] for arm in _arms(summary)}
+    values = {variant: summary[variant][key][part] if part else summary[variant][key] for variant in _arms(summary)}
     base = values["dense"]
     cells = []
-    for arm, value in values.items():
-        ratio = f" ({value / base:.2f}x)" if base and arm != "dense" else ""
+    for variant, value in values.items():
+        ratio = f" ({value / base:.2f}x)" if base and variant != "dense" else ""
         cells.append(shown(value) + ratio if value else "")
     return cells
 
@@ -279,11 +286,11 @@ def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: C
 def _times_against_dense(summary: dict[str, Any], part: str) -> list[str]:
     base = summary["dense"]["seconds"][part]
     cells = []
-    for arm in _arms(summary):
-        value, std = summary[arm]["seconds"][part], summary[arm]["seconds_std"][part]
+    for variant in _arms(summary):
+        value, std = summary[variant]["seconds"][part], summary[variant]["seconds_std"][part]
         unit, size = ("s", 1.0) if value >= 0.1 else ("ms", 1e-3)
         spread = f" ± {std / size:.3f}" if std is not None else ""
-        ratio = f" ({value / base:.2f}x)" if base and arm != "dense" else ""
+        ratio = f" ({value / base:.2f}x)" if base and variant != "dense" else ""
         cells.append(f"{value / size:.3f}{spread} {unit}{ratio}" if value else "")
     return cells
 

@@ -15,11 +15,11 @@ from torch import nn
 from gebt.data.graphs import load_graph
 from gebt.data.manifest import dataset_info
 from gebt.data.mapped.mapped_graph import HEADER, MappedGraph, open_mapped
-from gebt.experiments.methods import rival_epochs
+from gebt.experiments.methods import method_epochs
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import machine
 from gebt.graph.graph import Graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.graph.links import LinkGraph, hold_out_links
 from gebt.measure.cost import macs_paper
 from gebt.models.gnn import GCN
@@ -33,18 +33,18 @@ from gebt.recipes import baselines, search
 from gebt.sparse import backends
 from gebt.ticket import Ticket
 from gebt.train.loop import History
-from gebt.train.stacked import pays
+from gebt.train.stacked import worth_stacking
 
 # More entries than this are sampled for the heat maps of mask distances, which only picture the search.
 PICTURED_ENTRIES = 1 << 20
 # Seeds that are trained together at most: what they find is on disk before the next ones begin.
-TOGETHER = 10
+MOST_STACKED = 10
 
 
 def graph_for(options: RunOptions, seed: int) -> Graph:
     """The graph of one seed: a drawn split follows the seed of the run unless one is fixed."""
     split_seed = _split_seed(options, seed)
-    graph = load_graph(options.dataset, options.data_root, split_seed=split_seed, symmetrise=options.symmetrise)
+    graph = load_graph(options.dataset, options.data_root, split_seed=split_seed, to_undirected=options.to_undirected)
     if options.task == "links" and not isinstance(graph, LinkGraph):
         graph = hold_out_links(graph, seed=_held_seed(options, seed))
     return graph if options.device == "cpu" else graph.to(options.device)
@@ -93,7 +93,7 @@ def model_for(options: RunOptions, graph: Graph, seed: int) -> Network | LinkPre
     out = options.hidden if links else graph.num_classes
     sizes: tuple[Any, ...] = (options.hidden, out, options.depth, options.dropout)
     more = {"input_dropout": options.input_dropout, "heads": options.heads, "aggregation": options.aggregation}
-    if isinstance(graph, FoldOfGraphs):
+    if isinstance(graph, GraphClassificationFold):
         classifier = GraphClassifier(graph.num_features, *sizes, seed, input_dropout=options.input_dropout)  # type: ignore[call-arg]
         return classifier.to(options.device)
     model: Network | LinkPredictor = build(options.model, graph.num_features, *sizes, seed, **more)  # type: ignore[arg-type, call-arg]
@@ -141,8 +141,8 @@ def parameters_of(options: RunOptions, graph: Any, model: nn.Module, ticket: Tic
 def epochs_of(options: RunOptions) -> int:
     """The most epochs that a run trains, all arms and seeds together (for a progress bar)."""
     search_epochs = options.max_epochs + (options.epochs if options.algorithm == "graph" else 0)  # type: ignore[operator]
-    rivals = sum(rival_epochs(name, options) for name in options.rivals)
-    return options.seeds * (options.epochs + search_epochs + 3 * options.retrain_epochs + rivals)  # type: ignore[operator]
+    other_methods = sum(method_epochs(name, options) for name in options.other_methods)
+    return options.seeds * (options.epochs + search_epochs + 3 * options.retrain_epochs + other_methods)  # type: ignore[operator]
 
 
 def find_ticket(
@@ -184,20 +184,22 @@ def find_tickets(
         if on_draw is not None and number == 0:
             on_draw(epoch, weights, edges)
 
-    gcns = cast(Sequence[GCN], models)  # as `pays` has found
+    gcns = cast(Sequence[GCN], models)  # as `worth_stacking` has found
     ratios = {"edge_ratio": options.edge_ratio, "weight_ratio": options.weight_ratio}
     settings = options.search()
-    return search.joint_many(gcns, graphs, **ratios, settings=settings, seeds=seeds, on_draw=watch, on_epoch=on_epoch)
+    return search.joint_stacked(
+        gcns, graphs, **ratios, settings=settings, seeds=seeds, on_draw=watch, on_epoch=on_epoch
+    )
 
 
 def groups(options: RunOptions) -> list[list[int]]:
     """The seeds, in groups that are trained together (`train.stacked`) where they can be and it pays; else one by one."""
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))
-    joint = options.together and options.algorithm == "joint" and search.searches_together(options.search())
+    joint = options.stack_seeds and options.algorithm == "joint" and search.can_stack(options.search())
     if len(seeds) > 1 and joint:
         graph = graph_for(options, 0)
-        if pays(graph, model_for(options, graph, 0), len(seeds)):
-            return [seeds[first : first + TOGETHER] for first in range(0, len(seeds), TOGETHER)]
+        if worth_stacking(graph, model_for(options, graph, 0), len(seeds)):
+            return [seeds[first : first + MOST_STACKED] for first in range(0, len(seeds), MOST_STACKED)]
     return [[seed] for seed in seeds]
 
 

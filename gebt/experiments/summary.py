@@ -6,17 +6,19 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-ARMS = ("dense", "random", "random_edges", "ticket")
+VARIANTS = ("dense", "random", "random_edges_control", "ticket")
 
 
-def summarise(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the seeds: accuracies as mean, unbiased std and values; seconds as medians; the peak as the highest."""
     summary: dict[str, Any] = {}
-    rivals = [arm for arm, own in per_seed[0].items() if isinstance(own, dict) and arm not in ARMS]
-    for arm in (*ARMS, *rivals):
-        rows = [row[arm] for row in per_seed]
+    other_methods = [
+        variant for variant, own in per_seed[0].items() if isinstance(own, dict) and variant not in VARIANTS
+    ]
+    for variant in (*VARIANTS, *other_methods):
+        rows = [row[variant] for row in per_seed]
         values = [row["accuracy"] for row in rows]
-        summary[arm] = {
+        summary[variant] = {
             "accuracy": {"mean": statistics.fmean(values), "std": _std(values), "values": values},
             "val_accuracy": statistics.fmean(row["val_accuracy"] for row in rows),
             "val_accuracy_std": _std([row["val_accuracy"] for row in rows]),

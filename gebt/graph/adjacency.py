@@ -30,16 +30,16 @@ class Adjacency(Protocol):
         """Where the tensors that it gives are, and those that it takes must be."""
 
     def rows(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The neighbours of `nodes` [T]: place in `nodes`, neighbour and number of the pair, each [K] int64.
+        """The neighbors of `nodes` [T]: place in `nodes`, neighbor and number of the pair, each [K] int64.
 
-        Node by node as given, the neighbours of each rising.
+        Node by node as given, the neighbors of each rising.
         """
 
     def degrees(self, nodes: Tensor) -> Tensor:
-        """How many neighbours each of `nodes` [T] has, int64."""
+        """How many neighbors each of `nodes` [T] has, int64."""
 
-    def neighbour(self, nodes: Tensor, which: Tensor) -> Tensor:
-        """Neighbour number `which` [T] of each of `nodes` [T]; a node that has none stays."""
+    def neighbor(self, nodes: Tensor, which: Tensor) -> Tensor:
+        """Neighbor number `which` [T] of each of `nodes` [T]; a node that has none stays."""
 
     def ends(self, pair_ids: Tensor) -> Tensor:
         """The nodes [2, p] of the pairs of these numbers, the smaller first."""
@@ -82,10 +82,10 @@ class InMemory:
         crow = self._edges.pattern.crow
         return (crow[nodes + 1] - crow[nodes]).long() - 1
 
-    def neighbour(self, nodes: Tensor, which: Tensor) -> Tensor:
-        """As `Adjacency.neighbour`."""
+    def neighbor(self, nodes: Tensor, which: Tensor) -> Tensor:
+        """As `Adjacency.neighbor`."""
         entry = self._edges.pattern.crow[nodes].long() + which
-        # The entry of a node without neighbours is its loop, where it stays.
+        # The entry of a node without neighbors is its loop, where it stays.
         entry += (entry >= self._loops[nodes]) & (self.degrees(nodes) > 0)
         return self._edges.pattern.col[entry].long()
 

@@ -13,49 +13,51 @@ from torch import Tensor
 
 from gebt.graph.batches import Batch, Sampler, clusters, random_parts
 from gebt.graph.edges import Edges
-from gebt.graph.pyg_sampling import PygNeighbours
+from gebt.graph.pyg_sampling import PygNeighbors
 from gebt.graph.streamed_clusters import clusters_mapped
 
-Cut = Literal["random", "clusters", "neighbours", "walks"]
+Strategy = Literal["random", "cluster", "neighbor", "random-walk"]
 SamplerName = Literal["own", "pyg"]
-PARTITIONS = ("random", "clusters")
+PARTITIONS = ("random", "cluster")
 
 
 @dataclass(frozen=True)
 class BatchSettings:
     """How an epoch is cut into batches, and how many of them a step of the weights takes.
 
-    `cut` "random": `parts` of the nodes, drawn anew each epoch. "clusters": `parts` with neighbours mostly together,
-    of which `together` make a batch, put together anew each epoch. "neighbours": `size` training nodes a batch, and
-    around them up to `fanouts[i]` neighbours at distance i + 1, drawn by `sampler`: our own, or PyG's. "walks": what
-    random walks of `length` steps from `size` training nodes come through. `per_step`: batches of one step, whose
+    `strategy` "random": `num_parts` parts of the nodes, drawn anew each epoch. "cluster": parts with neighbors mostly
+    together, of which `clusters_per_batch` make a batch, drawn anew each epoch. "neighbor": `size` training nodes a batch, and
+    around them up to `fanouts[i]` neighbors at distance i + 1, drawn by `sampler`: our own, or PyG's. "random-walk": what
+    random walks of `length` steps from `size` training nodes come through. `accumulate_batches`: batches of one step, whose
     gradients are added up.
     """
 
-    cut: Cut = "clusters"
-    parts: int = 10
-    together: int = 1
+    strategy: Strategy = "cluster"
+    num_parts: int = 10
+    clusters_per_batch: int = 1
     size: int = 512
     fanouts: tuple[int, ...] = (10, 10)
     length: int = 3
-    per_step: int = 1
+    accumulate_batches: int = 1
     sampler: SamplerName = "own"
 
     def __post_init__(self) -> None:
-        if self.cut not in get_args(Cut):
-            raise ValueError(f"cut into batches (got {self.cut!r}), expected one of {get_args(Cut)}")
-        for name in ("parts", "together", "size", "per_step"):
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(f"strategy of batches (got {self.strategy!r}), expected one of {get_args(Strategy)}")
+        for name in ("num_parts", "clusters_per_batch", "size", "accumulate_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of batches (got {getattr(self, name)}), expected at least 1")
-        if self.sampler not in get_args(SamplerName) or (self.sampler == "pyg" and self.cut != "neighbours"):
+        if self.sampler not in get_args(SamplerName) or (self.sampler == "pyg" and self.strategy != "neighbor"):
             raise ValueError(
-                f"--sampler (got {self.sampler!r} for {self.cut!r}), expected 'own', or 'pyg' for 'neighbours'"
+                f"--sampler (got {self.sampler!r} for {self.strategy!r}), expected 'own', or 'pyg' for 'neighbor'"
             )
-        if self.cut in PARTITIONS and self.together > self.parts:
-            raise ValueError(f"parts together (got {self.together} of {self.parts}), expected at most {self.parts}")
+        if self.strategy in PARTITIONS and self.clusters_per_batch > self.num_parts:
+            raise ValueError(
+                f"clusters per batch (got {self.clusters_per_batch} of {self.num_parts}), expected at most {self.num_parts}"
+            )
 
 
-class Plan:
+class BatchSchedule:
     """The batches of every epoch of one training, built one by one in any order.
 
     `train` [T]: the nodes to learn from. Batch b of epoch e comes from a random state of (seed, e, b) alone, so that
@@ -66,37 +68,37 @@ class Plan:
         self.sampler, self.train, self.settings, self.seed = sampler, train, settings, seed
         # The last partition that was asked for: a training asks for that of one epoch, batch by batch.
         self._sorted: tuple[int, Tensor, list[int]] | None = None
-        if settings.cut in PARTITIONS:
+        if settings.strategy in PARTITIONS:
             self.parts(0)
         self._pyg = self._of_pyg() if settings.sampler == "pyg" else None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         whole, each = self.train.numel(), self.settings.size
-        if self.settings.cut in PARTITIONS:
-            whole, each = self.settings.parts, self.settings.together
+        if self.settings.strategy in PARTITIONS:
+            whole, each = self.settings.num_parts, self.settings.clusters_per_batch
         return -(-whole // each)
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Batch `number`, from 0, of an epoch, from 1; no more than `len(self)`."""
         settings, generator = self.settings, generator_of(self.seed, epoch, number)
-        if settings.cut in PARTITIONS:
-            order = torch.randperm(settings.parts, generator=generator_of(self.seed, epoch, -1))
-            chosen = order[number * settings.together : (number + 1) * settings.together]
+        if settings.strategy in PARTITIONS:
+            order = torch.randperm(settings.num_parts, generator=generator_of(self.seed, epoch, -1))
+            chosen = order[number * settings.clusters_per_batch : (number + 1) * settings.clusters_per_batch]
             return self.sampler.induced(self._members(epoch, chosen.tolist()))
         order = torch.randperm(self.train.numel(), generator=generator_of(self.seed, epoch))
         own = self.train[order[number * settings.size : (number + 1) * settings.size]]
         if self._pyg is not None:
             return self.sampler.of_pairs(*self._pyg.draw(own, generator.initial_seed()), own)
-        if settings.cut == "neighbours":
-            return self.sampler.neighbours(own, settings.fanouts, generator)
+        if settings.strategy == "neighbor":
+            return self.sampler.neighbors(own, settings.fanouts, generator)
         return self.sampler.walks(own, settings.length, generator)
 
-    def _of_pyg(self) -> PygNeighbours:
+    def _of_pyg(self) -> PygNeighbors:
         edges = self.sampler.edges
         if not isinstance(edges, Edges):
             raise ValueError("--sampler (got 'pyg' for a graph that is read from disk), expected 'own'")
-        return PygNeighbours(edges, self.settings.fanouts)
+        return PygNeighbors(edges, self.settings.fanouts)
 
     @property
     def _nodes(self) -> int:
@@ -104,21 +106,21 @@ class Plan:
 
     @cached_property
     def clusters(self) -> Tensor:
-        """The part [N] of every node in the cut "clusters"."""
-        edges, count = self.sampler.edges, self.settings.parts
+        """The part [N] of every node in the cut "cluster"."""
+        edges, count = self.sampler.edges, self.settings.num_parts
         return clusters(edges, count) if isinstance(edges, Edges) else clusters_mapped(edges, count)
 
     def parts(self, epoch: int) -> Tensor:
         """The part [N] of every node in an epoch of a cut into parts."""
-        if self.settings.cut == "clusters":
+        if self.settings.strategy == "cluster":
             return self.clusters
-        return random_parts(self._nodes, self.settings.parts, generator_of(self.seed, epoch))
+        return random_parts(self._nodes, self.settings.num_parts, generator_of(self.seed, epoch))
 
     def _members(self, epoch: int, chosen: Sequence[int]) -> Tensor:
-        epoch = epoch if self.settings.cut == "random" else 0
+        epoch = epoch if self.settings.strategy == "random" else 0
         if self._sorted is None or self._sorted[0] != epoch:
             parts = self.parts(epoch)
-            ends = torch.bincount(parts, minlength=self.settings.parts).cumsum(0).tolist()
+            ends = torch.bincount(parts, minlength=self.settings.num_parts).cumsum(0).tolist()
             self._sorted = (epoch, parts.argsort(stable=True), ends)
         _, by_part, ends = self._sorted
         return torch.cat([by_part[ends[part - 1] if part else 0 : ends[part]] for part in chosen])

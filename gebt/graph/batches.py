@@ -81,10 +81,10 @@ class Sampler:
             members = [by_part[starts[part] : starts[part] + sizes[part]] for part in chosen.tolist()]
             yield self.induced(torch.cat(members))
 
-    def neighbours(self, targets: Tensor, fanouts: Sequence[int], generator: torch.Generator) -> Batch:
-        """The targets, up to `fanouts[0]` neighbours of each, up to `fanouts[1]` of those that are new, and so on.
+    def neighbors(self, targets: Tensor, fanouts: Sequence[int], generator: torch.Generator) -> Batch:
+        """The targets, up to `fanouts[0]` neighbors of each, up to `fanouts[1]` of those that are new, and so on.
 
-        Neighbours are drawn without replacement, all alike; pairs are those that were drawn. Hamilton et al. 2017.
+        Neighbors are drawn without replacement, all alike; pairs are those that were drawn. Hamilton et al. 2017.
         Raises `ValueError` for a fanout below 1.
         """
         if min(fanouts, default=1) < 1:
@@ -110,7 +110,7 @@ class Sampler:
         for _ in range(length):
             here = visited[-1]
             share = torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device)
-            visited.append(self._graph.neighbour(here, (share * self._graph.degrees(here)).long()))
+            visited.append(self._graph.neighbor(here, (share * self._graph.degrees(here)).long()))
         return self.induced(torch.cat(visited))
 
     def _targets(self, nodes: Tensor, targets: Tensor | None) -> Tensor:
@@ -143,9 +143,9 @@ def random_parts(num_nodes: int, count: int, generator: torch.Generator) -> Tens
 
 
 def clusters(edges: Edges, count: int) -> Tensor:
-    """A part 0..count-1 for every node [N], neighbours mostly together: by METIS where `pymetis` is installed.
+    """A part 0..count-1 for every node [N], neighbors mostly together: by METIS where `pymetis` is installed.
 
-    Without it nodes are put in reverse Cuthill-McKee order, in which neighbours stand close, and cut into runs of equal
+    Without it nodes are put in reverse Cuthill-McKee order, in which neighbors stand close, and cut into runs of equal
     size. Both are deterministic. Raises `ValueError` as `random_parts`.
     """
     check_count(edges.num_nodes, count)

@@ -1,4 +1,4 @@
-"""A graph whose two directions have values of their own, normalised as the released UGS code does."""
+"""A graph whose two directions have values of their own, normalized as the released UGS code does."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class DirectedEdges:
 
     @cached_property
     def unit_weights(self) -> Tensor:
-        """`normalised` of a value of 1 for every entry, computed once."""
-        return self.normalised(torch.ones(self.num_pairs, device=self.ends.device))
+        """`normalized` of a value of 1 for every entry, computed once."""
+        return self.normalized(torch.ones(self.num_pairs, device=self.ends.device))
 
-    def normalised(self, values: Tensor) -> Tensor:
+    def normalized(self, values: Tensor) -> Tensor:
         """Entries [E + N] of D (A + I)^T D for values [E] of A, differentiable; D = (row sums of A + I)^-1/2."""
         row, col = self.ends
         scale = values.new_ones(self.num_nodes).index_add(0, row, values).rsqrt()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.prune.selection import keep_within
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.sparse.ops import matmul
 from gebt.sparse.pattern import SparseMatrix
 
@@ -21,10 +21,10 @@ WIDTH, HOPS = 16, 2
 SIZES, LARGEST = {"num_features", "width", "hops"}, 1 << 24
 
 
-class EdgeRule(nn.Module):
+class EdgeScorer(nn.Module):
     """s_uv = rho(phi_u + phi_v) for a pair (u, v): the same for (v, u), and defined on any graph with such features.
 
-    phi_u = relu(sum over k = 0 .. hops of M^k [x_u, log(1 + d_u)] W_k + b), M the mean over neighbours and d the
+    phi_u = relu(sum over k = 0 .. hops of M^k [x_u, log(1 + d_u)] W_k + b), M the mean over neighbors and d the
     degrees; rho(z) = <relu(z V + c), w>. Functions of a sum are all symmetric ones (Zaheer et al. 2017). w begins at 0,
     so that all soft edge values 2 sigmoid(s) begin at 1. Scored by a network as in AutoMasker (Sui et al. 2023).
     """
@@ -42,7 +42,7 @@ class EdgeRule(nn.Module):
         self.reset(seed)
 
     @staticmethod
-    def of(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> EdgeRule:
+    def of(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> EdgeScorer:
         """The rule of a state dict and of what `sizes` said. Raises `ValueError` where they do not fit each other."""
         if sizes.keys() != SIZES or not all(type(size) is int and 0 <= size <= LARGEST for size in sizes.values()):
             raise ValueError(f"edge rule (got sizes {dict(sizes)}), expected {sorted(SIZES)} up to {LARGEST}")
@@ -56,9 +56,9 @@ class EdgeRule(nn.Module):
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if found != expected:
             raise ValueError(f"edge rule (got tensors {found}), expected {expected}")
-        rule = EdgeRule(**sizes)
-        rule.load_state_dict(dict(state))
-        return rule
+        edge_scorer = EdgeScorer(**sizes)
+        edge_scorer.load_state_dict(dict(state))
+        return edge_scorer
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ class EdgeRule(nn.Module):
         """Scores s [P] of the pairs of `edges`, differentiable."""
         dtype = self.shift.dtype
         degrees = edges.incident_sum(torch.ones(edges.num_pairs, dtype=dtype, device=self.shift.device))
-        entries, share = edges.spread(degrees.new_ones(edges.num_pairs)), 1 / degrees.clamp(min=1).unsqueeze(1)
+        entries, share = edges.to_entries(degrees.new_ones(edges.num_pairs)), 1 / degrees.clamp(min=1).unsqueeze(1)
         size = degrees.log1p().unsqueeze(1)
         around = torch.zeros_like(size)
         # Horner's way: one product with the graph for each hop, on as few columns as the rule has.
@@ -117,16 +117,16 @@ class EdgeRule(nn.Module):
         Ties are settled by a random order of `seed` and of a pair's number among those of its own graph, so what a
         graph loses does not depend on the others. Raises `ValueError` as `scores`, or for a ratio outside [0, 1).
         """
-        return keep_of_each_graph(graph, self.scores(graph), ratio, TieOrder(seed))
+        return keep_of_each_graph(graph, self.scores(graph), ratio, TieBreaker(seed))
 
 
-def keep_of_each_graph(graph: Graph, scores: Tensor, ratio: float, order: TieOrder) -> Tensor:
+def keep_of_each_graph(graph: Graph, scores: Tensor, ratio: float, tie_break: TieBreaker) -> Tensor:
     """[P] bool: the pairs that stay when the share `ratio` of lowest `scores` [P] goes, rounded down, of each graph."""
-    of = graph.graph_of_pair if isinstance(graph, FoldOfGraphs) else torch.zeros_like(graph.pairs[0])
+    of = graph.graph_of_pair if isinstance(graph, GraphClassificationFold) else torch.zeros_like(graph.pairs[0])
     counts = torch.bincount(of)
     numbers = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of]
     # Graphs of other sizes have other orders: one for all would spare the same places in each.
-    return keep_within(scores, of, ratio, order.of(numbers + (counts[of] << 32)))
+    return keep_within(scores, of, ratio, tie_break.of(numbers + (counts[of] << 32)))
 
 
 def _product(features: Tensor | SparseMatrix, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an edge is worth beyond its trained value: its place in the neighbourhoods of its two nodes."""
+"""What an edge is worth beyond its trained value: its place in the neighborhoods of its two nodes."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gebt.prune.tie_breaking import Order, ranks
+from gebt.prune.tie_breaking import TieBreak, ranks
 
-EdgeScore = Literal["magnitude", "share", "agreement", "need", "mixed", "rule"]
+EdgeScore = Literal["magnitude", "local_degree", "similarity", "reliance", "reliance+magnitude", "learned"]
 # What the kept edges of a ticket count: 1, their trained values, or as much more as makes up for those that went.
-EdgeValues = Literal["unit", "trained", "degree"]
+EdgeWeights = Literal["one", "trained", "degree_corrected"]
 
 # Exact, and further apart than the shares and trained values of two pairs ever are.
 FIRST_CHOICE = 2.0**64
 
 
-class NeighbourhoodShare:
+class LocalDegree:
     """s_p = |a_p| w_p with w_p = 2^(64 b_p) / min(d_u, d_v) for a pair p = (u, v) of value a_p.
 
-    1 / min(d_u, d_v) is the larger of the shares the pair has of its nodes' neighbourhoods, d the degrees of the
+    1 / min(d_u, d_v) is the larger of the shares the pair has of its nodes' neighborhoods, d the degrees of the
     whole graph; b_p is 1 when no other pair of u, or of v, has a larger share, so that no node loses its last
-    neighbour while a pair that nobody depends on is left: pairs are ranked by b, then by |a| / min(d_u, d_v). A pair
-    of value 0 ranks last all the same: it carries nothing, so no node has a neighbour by it.
-    Ties for the place b go to the larger rank in `order`. `weight` [P] holds w: fixed for a search, so that drawing
+    neighbor while a pair that nobody depends on is left: pairs are ranked by b, then by |a| / min(d_u, d_v). A pair
+    of value 0 ranks last all the same: it carries nothing, so no node has a neighbor by it.
+    Ties for the place b go to the larger rank in `tie_break`. `weight` [P] holds w: fixed for a search, so that drawing
     multiplies as it compares (`gebt.prune.drawing.Drawing`). Why this score: docs/method.md.
     """
 
-    def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
+    def __init__(self, pairs: Tensor, num_nodes: int, tie_break: TieBreak) -> None:
         entries = torch.arange(pairs.shape[1], device=pairs.device)
         degrees = torch.bincount(pairs.flatten(), minlength=num_nodes)
-        self.weight = ShareInParts(lambda: [(entries, pairs)], degrees, order).of(entries, pairs)
+        self.weight = LocalDegreeInParts(lambda: [(entries, pairs)], degrees, tie_break).of(entries, pairs)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Scores [P] of the pair values [P]."""
         return values.detach().abs().mul_(self.weight)
 
 
-class ShareInParts:
-    """w of `NeighbourhoodShare` for pairs that are seen part by part: two passes over them, and two numbers a node.
+class LocalDegreeInParts:
+    """w of `LocalDegree` for pairs that are seen part by part: two passes over them, and two numbers a node.
 
     `parts()` goes through (numbers [c], pairs [2, c]) of all pairs; `degrees` [N] are those of the whole graph.
     """
 
-    def __init__(self, parts: Callable[[], Iterable[tuple[Tensor, Tensor]]], degrees: Tensor, order: Order) -> None:
-        self.order, self.inverse = order, degrees.clamp(min=1).float().reciprocal()
+    def __init__(
+        self, parts: Callable[[], Iterable[tuple[Tensor, Tensor]]], degrees: Tensor, tie_break: TieBreak
+    ) -> None:
+        self.tie_break, self.inverse = tie_break, degrees.clamp(min=1).float().reciprocal()
         self.highest = torch.zeros_like(self.inverse)
         for _, pairs in parts():
             for nodes in pairs:
@@ -74,36 +76,36 @@ class ShareInParts:
         share = self._share(pairs)
         for nodes in pairs:
             standing = (share == self.highest[nodes]).nonzero().squeeze(1)
-            yield nodes, standing, ranks(self.order, numbers[standing])
+            yield nodes, standing, ranks(self.tie_break, numbers[standing])
 
 
-class Agreement:
+class Similarity:
     """s_p = share_p (1 + c_p) / 4 - k_p for a pair p = (u, v), from what a network says of its two nodes.
 
     c_p is the cosine of the centred opinions (probabilities) of u and v; k_p the better of the places (0, 1, ...) that
-    p takes among the pairs of u, and among those of v, ranked by c, ties by `order`; share_p = 1 / min(d_u, d_v). So
-    every node keeps its best neighbours first, and within a place those pairs stay that are the larger part of a
-    neighbourhood and agree more. With need r: s_p = (r_u [k_u <= k_v] + r_v [k_v <= k_u]) (1 + c_p) / 8 - k_p, k_u and
-    k_v the places in either neighbourhood: within a place those stay that a node in need holds there. Source:
-    docs/method.md; ranking within neighbourhoods as in local degree sparsifiers (Hamann et al. 2016).
+    p takes among the pairs of u, and among those of v, ranked by c, ties by `tie_break`; share_p = 1 / min(d_u, d_v). So
+    every node keeps its best neighbors first, and within a place those pairs stay that are the larger part of a
+    neighborhood and agree more. With need r: s_p = (r_u [k_u <= k_v] + r_v [k_v <= k_u]) (1 + c_p) / 8 - k_p, k_u and
+    k_v the places in either neighborhood: within a place those stay that a node in need holds there. Source:
+    docs/method.md; ranking within neighborhoods as in local degree sparsifiers (Hamann et al. 2016).
     """
 
-    def __init__(self, pairs: Tensor, num_nodes: int, order: Order) -> None:
+    def __init__(self, pairs: Tensor, num_nodes: int, tie_break: TieBreak) -> None:
         self.pairs = pairs
         degree = torch.bincount(pairs.flatten(), minlength=num_nodes)
         self._share = degree.double().reciprocal()[pairs].amax(0)
         self._starts = torch.cumsum(degree, 0) - degree
         # From the last in the order to the first: sorts that keep it settle ties by it.
-        self._by_order = ranks(order, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
+        self._by_order = ranks(tie_break, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
 
-    def __call__(self, opinions: Tensor, need: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+    def __call__(self, probabilities: Tensor, need: Tensor | None = None, values: Tensor | None = None) -> Tensor:
         """Scores [P] float64 from opinions [N, C] and, if given, the `need` of every node [N] in [0, 1].
 
-        With trained `values` a [P] ("mixed") what counts within a place is multiplied by the rank of |a_p| among all,
+        With trained `values` a [P] ("reliance+magnitude") what counts within a place is multiplied by the rank of |a_p| among all,
         scaled to (0, 1].
         """
         u, v = self.pairs
-        towards = F.normalize((opinions - opinions.mean(0)).double(), dim=1)
+        towards = F.normalize((probabilities - probabilities.mean(0)).double(), dim=1)
         cosine = (towards[u] * towards[v]).sum(1)
         best = self._by_order[cosine[self._by_order].argsort(descending=True, stable=True)]
         node = self.pairs[:, best].t().flatten()  # both nodes of the best pair, of the second best, ...
@@ -125,18 +127,18 @@ class Agreement:
         return worth - lowest
 
 
-def need_of_neighbours(opinions: Tensor, alone: Tensor) -> Tensor:
+def neighbor_reliance(probabilities: Tensor, alone: Tensor) -> Tensor:
     """r_u = 1 - <p_u, q_u>: how far what a network says of a node without any edge is from the opinion p of it.
 
-    `opinions` p and `alone` q [N, C], rows of probabilities. Returns [N] in [0, 1].
+    `predict_proba` p and `alone` q [N, C], rows of probabilities. Returns [N] in [0, 1].
     """
-    return 1 - (opinions * alone).sum(1)
+    return 1 - (probabilities * alone).sum(1)
 
 
 def degree_correction(pairs: Tensor, kept: Tensor, num_nodes: int) -> Tensor:
     """a_uv = sqrt(d_u d_v / (k_u k_v)) [P], d the degrees of all pairs and k those of the kept.
 
-    Against a self-loop of 1 the kept neighbours of u then count about as much as all of them did.
+    Against a self-loop of 1 the kept neighbors of u then count about as much as all of them did.
     """
     before, after = (
         torch.bincount(own.flatten(), minlength=num_nodes).clamp(min=1).float() for own in (pairs, pairs[:, kept])

@@ -1,4 +1,4 @@
-"""Edges of an undirected graph: one value a pair, self-loops that never go, symmetric normalisation."""
+"""Edges of an undirected graph: one value a pair, self-loops that never go, symmetric normalization."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Edges:
         below, above = (torch.bincount(end, minlength=num_nodes).to(dtype) for end in (high, low))
         crow = torch.zeros(num_nodes + 1, dtype=dtype, device=device)
         torch.cumsum(below + above + 1, 0, dtype=dtype, out=crow[1:])
-        # A row is its smaller neighbours, then itself, then its larger ones; each run is in order already.
+        # A row is its smaller neighbors, then itself, then its larger ones; each run is in order already.
         loops = crow[:-1] + below
         numbers = torch.arange(count, dtype=dtype, device=device)
         upper = (loops + 1 - _starts(above))[low] + numbers
@@ -85,39 +85,39 @@ class Edges:
 
     @cached_property
     def unit_weights(self) -> Tensor:
-        """`normalised` of the fixed values, or of 1 for every pair, computed once."""
+        """`normalized` of the fixed values, or of 1 for every pair, computed once."""
         # Kept for good, so also under inference mode it must be a tensor that training can read.
         with torch.inference_mode(False):
-            return self.normalised(self._values())
+            return self.normalized(self._values())
 
     @cached_property
     def unit_entries(self) -> Tensor:
         """`spread` of the fixed values, or of 1 for every pair, computed once."""
         with torch.inference_mode(False):
-            return self.spread(self._values())
+            return self.to_entries(self._values())
 
     @cached_property
     def unit_degrees(self) -> Tensor:
-        """Number of neighbours of every node, or what their fixed values sum to, [N], computed once."""
+        """Number of neighbors of every node, or what their fixed values sum to, [N], computed once."""
         with torch.inference_mode(False):
             return self.incident_sum(self._values())
 
     def _values(self) -> Tensor:
         return self.fixed if self.fixed is not None else torch.ones(self.num_pairs, device=self.pairs.device)
 
-    def spread(self, values: Tensor, loop: float = 0.0) -> Tensor:
+    def to_entries(self, values: Tensor, loop: float = 0.0) -> Tensor:
         """The values a [P] of the pairs at both of their entries, and `loop` at every self-loop: [2P + N]."""
         return torch.cat((values, values.new_full((self.num_nodes,), loop))).index_select(0, self.source)
 
-    def normalised(self, values: Tensor) -> Tensor:
-        """Symmetric normalisation of the current values a [P], differentiable: returns w [2P + N].
+    def normalized(self, values: Tensor) -> Tensor:
+        """Symmetric normalization of the current values a [P], differentiable: returns w [2P + N].
 
         w_uv = a_uv / sqrt(d_u d_v), w_uu = 1 / d_u, with d_u = 1 + sum of a over the pairs of u: the entries of
         D^-1/2 (A + I) D^-1/2. Kipf & Welling 2017, eq. 2; degrees follow the values, as in UGS and GEBT's code.
         """
         if values.shape != (self.num_pairs,):
-            raise ValueError(f"edge values (got shape {tuple(values.shape)}), expected ({self.num_pairs},)")
-        return _Normalise.apply(values, self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            raise ValueError(f"edge weights (got shape {tuple(values.shape)}), expected ({self.num_pairs},)")
+        return _Normalize.apply(values, self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
         """y = W x for symmetric entry weights [2P + N] and x [N, d]."""
@@ -188,7 +188,7 @@ def _starts(counts: Tensor) -> Tensor:
     return torch.cumsum(counts, 0, dtype=counts.dtype) - counts
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """Closed form of the gradient through degrees: linear time and P + N floats instead of a chain of E-sized ones."""
 
     @staticmethod

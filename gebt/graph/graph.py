@@ -27,7 +27,7 @@ class Graph:
     `pairs` [2, P] int64: each undirected edge once, row 0 < row 1, in lexicographic order, no self-loops.
     `features` [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
     `labels`, by `target`: "class" [N] int64 in 0..C-1; "multilabel" [N, T] int64, 0 or 1, -1 where it is unknown;
-    "number" [N] float32. `num_classes`: the outputs that a network needs, C, T or 1.
+    "regression" [N] float32. `num_classes`: the outputs that a network needs, C, T or 1.
     `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint. `metric`: what says how well a network does, one of
     `METRICS[target]` (`gebt.graph.metrics`).
     `notes` tell what was changed to reach this form (self-loops removed, duplicates merged, ...).
@@ -97,7 +97,7 @@ def check_classes(graph: Graph, what: str) -> None:
     if graph.target != "class":
         raise GraphError(
             f"{what} (got graph {graph.name!r} with labels of the kind {graph.target!r}), expected one class a node; "
-            "the preset 'default' takes all kinds"
+            "the preset 'early-bird' takes all kinds"
         )
 
 
@@ -115,20 +115,20 @@ def canonical_graph(
     labels: Tensor,
     masks: tuple[Tensor, Tensor, Tensor],
     num_classes: int | None = None,
-    symmetrise: bool = False,
+    to_undirected: bool = False,
     target: Target = "class",
 ) -> Graph:
     """Checks a graph as found and brings it to canonical form, measured by the first of `METRICS[target]`.
 
     `edge_index` [2, E]: directed entries, in any order, repeats and self-loops allowed; every edge must be
-    there in both directions unless `symmetrise`. `masks`: train, validation, test, each [N] bool. `labels`: as in
+    there in both directions unless `to_undirected`. `masks`: train, validation, test, each [N] bool. `labels`: as in
     `Graph`. Raises `GraphError` for an empty graph, an index out of range, directed edges, NaN or infinite features,
-    labels that `target` does not allow, overlapping masks, or a part without a labelled node.
+    labels that `target` does not allow, overlapping masks, or a part without a labeled node.
     """
     nodes = labels.shape[0] if labels.dim() else 0
     if nodes == 0:
         raise GraphError(f"graph {name!r} (got 0 nodes), expected at least one")
-    pairs, notes = undirected_pairs(name, edge_index, nodes, symmetrise)
+    pairs, notes = undirected_pairs(name, edge_index, nodes, to_undirected)
     stored = checked_features(name, features, nodes)
     known, classes = checked_labels(name, labels, num_classes, target)
     check_masks(name, masks, nodes)
@@ -138,7 +138,7 @@ def canonical_graph(
     return Graph(name, pairs, stored, known, *masks, num_classes=classes, **more)  # type: ignore[arg-type]
 
 
-def undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: bool) -> tuple[Tensor, list[str]]:
+def undirected_pairs(name: str, edge_index: Tensor, nodes: int, to_undirected: bool) -> tuple[Tensor, list[str]]:
     """Canonical pairs [2, P] of directed entries, and notes of what was changed; raises as `canonical_graph`."""
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         got = f"{tuple(edge_index.shape)} {edge_index.dtype}"
@@ -159,10 +159,10 @@ def undirected_pairs(name: str, edge_index: Tensor, nodes: int, symmetrise: bool
     key = torch.unique(torch.minimum(source, target) * nodes + torch.maximum(source, target))
     one_way = 2 * key.numel() - directed.numel()
     if one_way:
-        if not symmetrise:
+        if not to_undirected:
             raise GraphError(
                 f"graph {name!r} (got {one_way} edges in one direction only), expected an undirected graph; "
-                "pass symmetrise=True (--symmetrise) to add the missing directions"
+                "pass symmetrize=True (--to-undirected) to add the missing directions"
             )
         notes.append(f"{one_way} one-way edges made undirected")
     return torch.stack((key // nodes, key % nodes)), notes
@@ -186,15 +186,15 @@ def checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> 
     return SparseMatrix.from_dense(values) if share <= SPARSE_FEATURE_DENSITY else values
 
 
-_EXPECTED = {"class": "one integer class a node", "multilabel": "integers (N, T)", "number": "one float a node"}
+_EXPECTED = {"class": "one integer class a node", "multilabel": "integers (N, T)", "regression": "one float a node"}
 
 
 def checked_labels(name: str, labels: Tensor, num_classes: int | None, target: Target) -> tuple[Tensor, int]:
     """The labels as `Graph` keeps them, and the number of outputs. Raises `GraphError` for other labels."""
-    if labels.dim() != 1 + (target == "multilabel") or labels.is_floating_point() != (target == "number"):
+    if labels.dim() != 1 + (target == "multilabel") or labels.is_floating_point() != (target == "regression"):
         got = f"{tuple(labels.shape)} {labels.dtype}"
         raise GraphError(f"labels of {name!r} (got {got}), expected {_EXPECTED[target]}")
-    if target == "number":
+    if target == "regression":
         numbers = labels.float()
         if not bool(torch.isfinite(numbers).all()):
             count = int((~torch.isfinite(numbers)).sum())
@@ -232,7 +232,7 @@ def check_masks(name: str, masks: tuple[Tensor, Tensor, Tensor], nodes: int) -> 
             got = f"{tuple(mask.shape)} {mask.dtype}"
             raise GraphError(f"{part} mask of {name!r} (got {got}), expected ({nodes},) bool")
         if not bool(mask.any()):
-            raise GraphError(f"{part} mask of {name!r} (got no node), expected at least one labelled node")
+            raise GraphError(f"{part} mask of {name!r} (got no node), expected at least one labeled node")
     train, val, test = masks
     overlap = int(((train & val) | (train & test) | (val & test)).sum())
     if overlap:

@@ -13,7 +13,7 @@ from gebt.graph.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)
-class FoldOfGraphs(Graph):
+class GraphClassificationFold(Graph):
     """G graphs of N nodes in all, as parts of one graph without a pair between them; what is learnt is of graphs.
 
     `graph_of` [N] int64: the graph of each node, rising. `labels` [G], `train_mask`, `val_mask`, `test_mask` [G];
@@ -44,11 +44,11 @@ class FoldOfGraphs(Graph):
         digest.update(self.graph_of.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def to(self, device: torch.device | str) -> FoldOfGraphs:
+    def to(self, device: torch.device | str) -> GraphClassificationFold:
         """The same graphs on another device."""
         return replace(super().to(device), graph_of=self.graph_of.to(device))  # type: ignore[return-value, call-arg]
 
-    def part(self, chosen: Tensor) -> FoldOfGraphs:
+    def part(self, chosen: Tensor) -> GraphClassificationFold:
         """The graphs where `chosen` [G] is True, numbered anew in their order, alone."""
         nodes = chosen[self.graph_of]
         number, place = nodes.cumsum(0) - 1, chosen.cumsum(0) - 1

@@ -46,7 +46,7 @@ class LinkGraph(Graph):
                 raise GraphError(f"{part} of {self.name!r} (got node {bad}), expected 0 to {self.num_nodes - 1}")
 
     @property
-    def held(self) -> Tensor:
+    def eval_pairs(self) -> Tensor:
         """Validation edges, validation negatives, test edges, test negatives, one after the other, [2, H]."""
         return torch.cat([getattr(self, part) for part in HELD], 1)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # What a node's label is: one of C classes, 0 or 1 in each of T tasks (-1: unknown), or a number.
-Target = Literal["class", "multilabel", "number"]
+Target = Literal["class", "multilabel", "regression"]
 NodeMetric = Literal[
     "accuracy", "balanced_accuracy", "roc_auc", "micro_f1", "mean_roc_auc", "r2", "negative_mean_absolute_error"
 ]
@@ -18,7 +18,7 @@ Metric = NodeMetric | LinkMetric
 METRICS: dict[Target, tuple[NodeMetric, ...]] = {
     "class": ("accuracy", "balanced_accuracy", "roc_auc"),
     "multilabel": ("micro_f1", "mean_roc_auc"),
-    "number": ("r2", "negative_mean_absolute_error"),
+    "regression": ("r2", "negative_mean_absolute_error"),
 }
 # Those that read a value back from the device on the way.
 WAITING: tuple[Metric, ...] = ("balanced_accuracy", "roc_auc", "mean_roc_auc")
@@ -31,7 +31,7 @@ def label_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
     """
     if target == "class":
         return F.cross_entropy(logits, labels)
-    if target == "number":
+    if target == "regression":
         return F.mse_loss(logits[:, 0], labels)
     known = labels >= 0
     return (F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none") * known).sum() / known.sum()

@@ -1,4 +1,4 @@
-"""Nodes of a larger graph with all their neighbours: what one layer of a network needs to say what it says of them."""
+"""Nodes of a larger graph with all their neighbors: what one layer of a network needs to say what it says of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RUN = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
-class Around:
+class NeighborhoodBlock:
     """What a layer asks of `gebt.graph.edges.Edges`, for inference at `targets` alone: no soft values, no gradients.
 
-    `nodes` [S]: numbers of the targets and of their neighbours, rising. `targets` [T]: places of the targets in them.
+    `nodes` [S]: numbers of the targets and of their neighbors, rising. `targets` [T]: places of the targets in them.
     `pattern` S x S: A + I, whole in the rows of the targets, empty in the others. `unit_degrees` [S]: how many
-    neighbours each has in the larger graph.
+    neighbors each has in the larger graph.
     """
 
     nodes: Tensor
@@ -47,13 +47,13 @@ class Around:
         """The rows of the targets of y = W x, for entry weights [K] and x [S, d]; the others are 0."""
         return spmm(self.pattern, weights, x)
 
-    def to(self, device: torch.device | str) -> Around:
+    def to(self, device: torch.device | str) -> NeighborhoodBlock:
         """The same on another device."""
         moved = self.pattern.to(device)
-        return Around(self.nodes.to(device), self.targets.to(device), moved, self.unit_degrees.to(device))
+        return NeighborhoodBlock(self.nodes.to(device), self.targets.to(device), moved, self.unit_degrees.to(device))
 
 
-class Surroundings:
+class BlockBuilder:
     """Gives what is around nodes of one graph; `kept`: the mask of the pairs that are there, None: all.
 
     A few numbers a node are held: degrees, and a table for renumbering.
@@ -64,7 +64,7 @@ class Surroundings:
         self.degrees = self._degrees().to(torch.get_default_dtype())
         self._place = torch.zeros(graph.num_nodes, dtype=torch.int32)
 
-    def of(self, targets: Tensor) -> Around:
+    def of(self, targets: Tensor) -> NeighborhoodBlock:
         """Of `targets` [T], rising."""
         row, col, ids = self.graph.rows(targets)
         if self.kept is not None:
@@ -77,7 +77,7 @@ class Surroundings:
         place[nodes] = torch.arange(nodes.numel(), dtype=torch.int32)
         places = place[targets].long()
         pattern = _pattern(nodes.numel(), places, row, place[col])
-        return Around(nodes, places, pattern, self.degrees[nodes])
+        return NeighborhoodBlock(nodes, places, pattern, self.degrees[nodes])
 
     def _degrees(self) -> Tensor:
         if self.kept is None:
@@ -97,7 +97,7 @@ def _pattern(count: int, targets: Tensor, row: Tensor, col: Tensor) -> Pattern:
     dtype, own = index_dtype(row.numel() + targets.numel(), count), targets[row]
     counts = torch.bincount(row, minlength=targets.numel()) + 1
     below = torch.bincount(row[col < own], minlength=targets.numel())
-    # A row is its smaller neighbours, then itself, then its larger ones.
+    # A row is its smaller neighbors, then itself, then its larger ones.
     whole = torch.empty(row.numel() + targets.numel(), dtype=dtype)
     whole[torch.arange(row.numel()) + row + (col > own)] = col.to(dtype)
     whole[counts.cumsum(0) - counts + below] = targets.to(dtype)

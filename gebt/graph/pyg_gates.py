@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-# How a soft value enters a layer: through its softmax over neighbours, its argument `edge_weight`, or its messages.
-Road = Literal["softmax", "edge_weight", "message"]
+# How a soft value enters a layer: through its softmax over neighbors, its argument `edge_weight`, or its messages.
+EntryPoint = Literal["softmax", "edge_weight", "message"]
 # What layers keep of a graph they have seen; of no use once edges come and go.
 CACHES = ("_cached_edge_index", "_cached_adj_t", "_cached_x", "_cached_h")
 TOLERANCE = 1e-4
@@ -85,24 +85,24 @@ class PairIndex:
         return ids
 
 
-class MessageGates:
+class PygEdgeGates:
     """Hooks that let soft values a [P] of undirected pairs act in all message-passing layers of a model.
 
     A value of 0 acts as if the edge were not there and 1 as if there were no hook; self-loops, also those that a layer
     adds, count 1. `values` None: the hooks do nothing. Use as a context: leaving it restores the model, also after an
-    exception. `roads`: how the values enter each layer (`find_roads`).
+    exception. `roads`: how the values enter each layer (`find_entry_points`).
     """
 
     def __init__(self, model: nn.Module, pairs: PairIndex) -> None:
         self.layers, self.pairs = layers_of(model), pairs
         self.values: Tensor | None = None
-        self.roads: dict[str, Road] = {}
+        self.roads: dict[str, EntryPoint] = {}
         self._now: Tensor | None = None  # of the entries that the layer at work has at present
         self._softmaxed: set[str] = set()
         self._inside: str | None = None
         self._stack = ExitStack()
 
-    def __enter__(self) -> MessageGates:
+    def __enter__(self) -> PygEdgeGates:
         with ExitStack() as stack:
             for name, layer in self.layers.items():
                 for handle in self._handles(name, layer):
@@ -117,7 +117,7 @@ class MessageGates:
         self.values = None
         self._stack.close()
 
-    def find_roads(self, forward: Callable[[], object], generator: torch.Generator) -> None:
+    def find_entry_points(self, forward: Callable[[], object], generator: torch.Generator) -> None:
         """Settles how the values enter each layer, and checks that a value of 0 is an edge that is gone.
 
         `forward` runs the model once on the whole graph; each layer is then run on what it was given, with half the
@@ -143,7 +143,7 @@ class MessageGates:
             self.roads[name] = self._road(name)
             self._check(name, kept.to(self.pairs.device), arguments, keywords)
 
-    def _road(self, name: str) -> Road:
+    def _road(self, name: str) -> EntryPoint:
         if name in self._softmaxed:
             return "softmax"
         return "edge_weight" if "edge_weight" in _parameters(self.layers[name]) else "message"
@@ -176,7 +176,7 @@ class MessageGates:
             worst = float((_first(found) - _first(expected)).abs().max())
             raise ValueError(
                 f"layer {name!r}, {layer} (got outputs {worst:.2g} apart between edges of value 0 and no edges), "
-                "expected none: soft edge values are not exact in it (its aggregation or normalisation counts edges); "
+                "expected none: soft edge values are not exact in it (its aggregation or normalization counts edges); "
                 "use preset 'best' or 'fast', which need none"
             )
 
@@ -219,7 +219,7 @@ class MessageGates:
         return out * _along(self._now, out, layer.node_dim)
 
     def _on_aggregate(self, layer: Any, given: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        """A mean over neighbours divides by their number; with soft values it divides by what they sum to."""
+        """A mean over neighbors divides by their number; with soft values it divides by what they sum to."""
         if self._now is None or layer.aggr != "mean" or self.roads.get(self._inside or "") == "softmax":
             return None
         index = given[0]["index"]
@@ -260,7 +260,7 @@ def _parameters(layer: nn.Module) -> list[str]:
 
 
 def _softmaxes(layers: Any) -> Iterator[tuple[Any, str, Callable[..., Tensor]]]:
-    """Every name under which PyG's softmax over neighbours is known to a layer: module, attribute, function."""
+    """Every name under which PyG's softmax over neighbors is known to a layer: module, attribute, function."""
     import torch_geometric.utils
     from torch_geometric.nn.aggr import basic
 

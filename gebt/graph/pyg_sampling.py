@@ -1,4 +1,4 @@
-"""Sampled neighbours by PyG's own sampler and its native code (pyg-lib, or torch-sparse), pair numbers included."""
+"""Sampled neighbors by PyG's own sampler and its native code (pyg-lib, or torch-sparse), pair numbers included."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from gebt.graph.edges import Edges
 
 
-class PygNeighbours:
-    """Draws neighbours of nodes of one graph as `torch_geometric.loader.NeighborLoader` does.
+class PygNeighbors:
+    """Draws neighbors of nodes of one graph as `torch_geometric.loader.NeighborLoader` does.
 
     Raises `ValueError` where PyG has no native part to draw with.
     """
@@ -29,8 +29,8 @@ class PygNeighbours:
         pattern = edges.pattern.to("cpu")
         others = pattern.row != pattern.col
         self._pairs = edges.source.cpu()[others].long()
-        neighbour, node = pattern.col[others].long(), pattern.row[others].long()
-        data = Data(edge_index=torch.stack((neighbour, node)), num_nodes=edges.num_nodes)
+        neighbor, node = pattern.col[others].long(), pattern.row[others].long()
+        data = Data(edge_index=torch.stack((neighbor, node)), num_nodes=edges.num_nodes)
         with warnings.catch_warnings():
             # With torch-sparse alone: deprecated, and the same.
             warnings.filterwarnings("ignore", "Using 'NeighborSampler' without a 'pyg-lib'", UserWarning)

@@ -18,7 +18,7 @@ _RELEASED = 64  # blocks
 
 
 def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_ENTRIES) -> Tensor:
-    """A part 0..count-1 for every node [N], neighbours mostly together; deterministic.
+    """A part 0..count-1 for every node [N], neighbors mostly together; deterministic.
 
     As `clusters` up to `most_entries` entries (two a pair), beyond that as `streamed_clusters`.
     Raises `ValueError` for a count below 1 or above the nodes.
@@ -38,9 +38,9 @@ def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_EN
 def streamed_clusters(graph: Adjacency, count: int) -> Tensor:
     """Parts [N] whose sizes differ by one at most, given out in one pass over the nodes in the order of their numbers.
 
-    A node goes to the part i with the largest n_i (1 - s_i / c_i), n_i its neighbours there, s_i of c_i places taken:
+    A node goes to the part i with the largest n_i (1 - s_i / c_i), n_i its neighbors there, s_i of c_i places taken:
     linear deterministic greedy, Stanton & Kliot 2012. Blocks of 256 nodes are decided at once, from what was known
-    before. A node that knows no neighbour yet, or finds its part full, fills the first part that has room, which keeps
+    before. A node that knows no neighbor yet, or finds its part full, fills the first part that has room, which keeps
     runs of numbers together, or in another pass the emptiest one, as in the paper, which is better where numbers tell
     nothing; of the two the one that cuts fewer pairs is returned. Raises `ValueError` as `clusters_mapped`.
     """
@@ -84,9 +84,9 @@ def _emptiest(room: Tensor, nodes: int) -> Tensor:
 
 
 def _best(row: Tensor, part: Tensor, nodes: int, free: Tensor) -> Tensor:
-    """The part [nodes] with the largest product of neighbours and free share, the first of equals; -1: none has room.
+    """The part [nodes] with the largest product of neighbors and free share, the first of equals; -1: none has room.
 
-    `row`, `part` [K]: place of a node and part of one of its neighbours, -1 while it has none.
+    `row`, `part` [K]: place of a node and part of one of its neighbors, -1 while it has none.
     """
     known = part >= 0
     key, times = torch.unique(row[known] * free.numel() + part[known], return_counts=True)

@@ -52,12 +52,12 @@ def weight_entries(features: int, hidden: int, classes: int, depth: int = 2) -> 
     return features * hidden + (depth - 2) * hidden**2 + hidden * classes
 
 
-def macs_paper_sampled(*, nodes: int, weights: float, neighbours: int) -> float:
-    """The convention's cost of a sampling network (GraphSAGE, FastGCN): r N W, r sampled `neighbours` of a node in all.
+def macs_paper_sampled(*, nodes: int, weights: float, neighbors: int) -> float:
+    """The convention's cost of a sampling network (GraphSAGE, FastGCN): r N W, r sampled `neighbors` of a node in all.
 
     r is 100 for GraphSAGE on the citation sets (10 a layer, two layers), 1000 on PPI and Reddit. Edges are free.
     """
-    return neighbours * nodes * weights
+    return neighbors * nodes * weights
 
 
 def flops_executed(work: Callable[[], object]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
-from gebt.graph.pyg_gates import MessageGates, PairIndex, uncached
+from gebt.graph.pyg_gates import PairIndex, PygEdgeGates, uncached
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -28,7 +28,7 @@ class Adapted(nn.Module):
     edge attributes go with them, self-loops stay. Weight decay is for the whole network.
     """
 
-    def __init__(self, model: nn.Module, data: Data, graph: Graph, call: Call | None, gates: MessageGates) -> None:
+    def __init__(self, model: nn.Module, data: Data, graph: Graph, call: Call | None, gates: PygEdgeGates) -> None:
         super().__init__()
         self.model = model
         self._data, self._pairs = data, graph.num_pairs
@@ -73,14 +73,14 @@ def adapted(
     `call(model, data)` returns logits; default: by the names of the arguments of the model's forward (`call_of`).
     `soft`: soft values will be used, so they must be exact in every layer: `ValueError` naming the first where not.
     """
-    with uncached(model), MessageGates(model, PairIndex(graph.pairs, graph.num_nodes)) as gates:
+    with uncached(model), PygEdgeGates(model, PairIndex(graph.pairs, graph.num_nodes)) as gates:
         network = Adapted(model, data, graph, call, gates)
         if soft:
             training = model.training
             network.eval()
             with torch.no_grad():
                 whole = Edges.from_pairs(graph.pairs, graph.num_nodes)
-                gates.find_roads(lambda: network(None, whole), torch.Generator().manual_seed(seed))
+                gates.find_entry_points(lambda: network(None, whole), torch.Generator().manual_seed(seed))
             model.train(training)
         yield network
 

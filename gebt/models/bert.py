@@ -147,8 +147,8 @@ def pretrained(source: str | Path, head: Head = "classes", *, classes: int = 2, 
     return model
 
 
-def reinitialise(model: nn.Module, seed: int) -> None:
-    """Gives the encoder fresh weights of its own initialisation; the head stays."""
+def reinitialize(model: nn.Module, seed: int) -> None:
+    """Gives the encoder fresh weights of its own initialization; the head stays."""
     _, encoder = encoder_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -71,9 +71,9 @@ def without(model: nn.Module, mask: Mask, gates: Gates | None = None) -> Any:
     with torch.no_grad():
         for i, layer in enumerate(layers):
             if gates is not None:
-                layer.attention.output.dense.weight *= _spread(gates.heads[i], layer.attention.output.dense)
+                layer.attention.output.dense.weight *= _expanded(gates.heads[i], layer.attention.output.dense)
                 layer.output.dense.weight *= gates.units[i]
-            kept = _spread(mask[f"{HEADS}.{i}"], layer.attention.output.dense).nonzero().squeeze(1)
+            kept = _expanded(mask[f"{HEADS}.{i}"], layer.attention.output.dense).nonzero().squeeze(1)
             attention = layer.attention.self
             for part in (attention.query, attention.key, attention.value):
                 _take(part, kept, 0)
@@ -90,14 +90,14 @@ def _heads(layer: Any) -> int:
     return int(layer.attention.self.num_attention_heads)
 
 
-def _spread(values: Tensor, dense: Any) -> Tensor:
+def _expanded(values: Tensor, dense: Any) -> Tensor:
     """A value a head as one for each of its columns in the attention's output."""
     return values.repeat_interleave(dense.in_features // values.numel())
 
 
 def _scaling(scales: Tensor) -> Any:
     def scale(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * _spread(scales, module), *inputs[1:])
+        return (inputs[0] * _expanded(scales, module), *inputs[1:])
 
     return scale
 

@@ -165,7 +165,7 @@ class ResNet(_Seeded):
 
 
 class PreBottleneck(nn.Module):
-    """x + conv1x1 relu BN conv3x3 relu BN conv1x1 relu BN x: normalisation first. He et al. 2016b."""
+    """x + conv1x1 relu BN conv3x3 relu BN conv1x1 relu BN x: normalization first. He et al. 2016b."""
 
     expansion = 4
 

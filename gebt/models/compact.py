@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from gebt.graph.graph import Graph
 from gebt.measure.cost import measure_seconds
 from gebt.models.gnn import GCN
-from gebt.models.linear import SemiStructuredProjection, SparseProjection
+from gebt.models.linear import SemiStructuredLinear, SparseLinear
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
 from gebt.prune.mask import Mask
 from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.sparse.backends import AUTO, current
-from gebt.sparse.compaction import check_pruned_are_zero, live_units, sliced, spread
+from gebt.sparse.compaction import check_pruned_are_zero, live_units, scattered, sliced
 from gebt.sparse.pattern import SparseMatrix
 
 # Below this share of kept entries a weight matrix is worth a try as a sparse one (the measurement decides).
@@ -30,8 +30,8 @@ log = logging.getLogger("gebt.compaction")
 
 
 @dataclass(frozen=True, eq=False)
-class Compact:
-    """What `compact` returns: a smaller `model` and `graph` (fewer feature columns, same nodes and split).
+class CompactedModel:
+    """What `compact_model` returns: a smaller `model` and `graph` (fewer feature columns, same nodes and split).
 
     `mask`: the entries still pruned inside what is left, to be held at zero in training; None when nothing is.
     `live`: for every group the indices of the units left. `products`: how each layer multiplies, with measured seconds.
@@ -47,16 +47,16 @@ class Compact:
         """Writes the weights of the small network into the full one it was made from."""
         state = dict(self.model.state_dict())
         for name, part in self.model.named_modules():
-            if isinstance(part, SparseProjection | SemiStructuredProjection):
+            if isinstance(part, SparseLinear | SemiStructuredLinear):
                 # It stores its weights otherwise, and has no such tensor in its state.
                 state.pop(f"{name}.values", None)
                 state[f"{name}.weight"] = part.weight
-        model.load_state_dict(spread(state, model.state_dict(), model.groups(), self.live))
+        model.load_state_dict(scattered(state, model.state_dict(), model.groups(), self.live))
 
 
-def compact(
+def compact_model(
     model: Network | LinkPredictor, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None
-) -> Compact:
+) -> CompactedModel:
     """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
 
     Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
@@ -83,7 +83,7 @@ def compact(
     if isinstance(small, GCN) and (choose if choose is not None else current() == AUTO):
         features, products = _cheapest_products(small, inside, features, training)
     left = {name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()}
-    return Compact(small, replace(graph, features=features), Mask(left) if left else None, live, products)
+    return CompactedModel(small, replace(graph, features=features), Mask(left) if left else None, live, products)
 
 
 def _cheapest_products(
@@ -100,7 +100,7 @@ def _cheapest_products(
             stored["dense"] = torch.ones(features.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
         ways: dict[str, tuple[Tensor | SparseMatrix, Any]] = {name: (x, layer.lin) for name, x in stored.items()}
         if kept is not None and float(kept.float().mean()) <= SPARSE_WEIGHT_DENSITY and "dense" in stored:
-            sparse = SparseProjection(weight, kept).requires_grad_(weight.requires_grad)
+            sparse = SparseLinear(weight, kept).requires_grad_(weight.requires_grad)
             ways["sparse weights"] = (stored["dense"], sparse)
         if not training and kept is not None and weight.device.type == "cuda" and is_two_of_four(kept):
             ways.update(_on_tensor_cores(stored, weight))
@@ -120,7 +120,7 @@ def _on_tensor_cores(
     stored: dict[str, Tensor | SparseMatrix], weight: Tensor
 ) -> dict[str, tuple[Tensor | SparseMatrix, nn.Module]]:
     try:
-        return {"2:4": (stored["dense"], SemiStructuredProjection(weight))} if "dense" in stored else {}
+        return {"2:4": (stored["dense"], SemiStructuredLinear(weight))} if "dense" in stored else {}
     except (RuntimeError, NotImplementedError) as error:
         # The kernel wants certain types and multiples of its tile; it says so itself.
         log.info("2:4 product of %s: %s", tuple(weight.shape), error)

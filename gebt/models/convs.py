@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gebt.graph.edges import Edges
 from gebt.models.attention import row_softmax
 from gebt.models.dropout import dropout
-from gebt.models.linear import Biased, Projection, SemiStructuredProjection, SparseProjection, glorot
+from gebt.models.linear import Biased, Linear, SemiStructuredLinear, SparseLinear, glorot
 from gebt.sparse.ops import spmm
 from gebt.sparse.pattern import SparseMatrix
 
@@ -37,7 +37,7 @@ class GCNConv(Biased):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.lin: Projection | SparseProjection | SemiStructuredProjection = Projection(in_channels, out_channels)
+        self.lin: Linear | SparseLinear | SemiStructuredLinear = Linear(in_channels, out_channels)
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def reset(self, generator: torch.Generator) -> None:
@@ -46,7 +46,7 @@ class GCNConv(Biased):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor, aggregated: bool = False) -> Tensor:
-        """Returns [N, out]; `weights` are the normalised values of the entries of `edges`.
+        """Returns [N, out]; `weights` are the normalized values of the entries of `edges`.
 
         (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated`: x is A X.
         """
@@ -69,27 +69,27 @@ class GCNConv(Biased):
     @staticmethod
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor:
         """Entries of D^-1/2 (A + I) D^-1/2, [2P + N]."""
-        return edges.unit_weights if gates is None else edges.normalised(gates)
+        return edges.unit_weights if gates is None else edges.normalized(gates)
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The adjacency without self-loops: `entries` [2P + N], zero at the loops, and `scale` [N, 1] = 1 / degree.
 
-    A node without neighbours has scale 0, so that its mean is 0.
+    A node without neighbors has scale 0, so that its mean is 0.
     """
 
     entries: Tensor
     scale: Tensor
 
     @staticmethod
-    def of(edges: Edges, gates: Tensor | None) -> Neighbours:
+    def of(edges: Edges, gates: Tensor | None) -> Neighbors:
         """That of soft values [P] of the pairs; None: every pair counts 1."""
-        entries = edges.unit_entries if gates is None else edges.spread(gates)
+        entries = edges.unit_entries if gates is None else edges.to_entries(gates)
         degrees = edges.unit_degrees if gates is None else edges.incident_sum(gates)
-        return Neighbours(entries, torch.where(degrees == 0, 0.0, 1.0 / degrees).unsqueeze(1))
+        return Neighbors(entries, torch.where(degrees == 0, 0.0, 1.0 / degrees).unsqueeze(1))
 
     def mean(self, edges: Edges, x: Tensor) -> Tensor:
-        """Of the rows of every node's neighbours, [N, d]."""
+        """Of the rows of every node's neighbors, [N, d]."""
         return edges.propagate(self.entries, x) * self.scale
 
 
@@ -102,7 +102,7 @@ class GINConv(nn.Module):
         super().__init__()
         self.nn = nn.Module()
         sizes = ((in_channels, out_channels), (out_channels, out_channels))
-        self.nn.lins = nn.ModuleList(Projection(*size, bias=True) for size in sizes)
+        self.nn.lins = nn.ModuleList(Linear(*size, bias=True) for size in sizes)
         self.register_buffer("eps", torch.zeros(1))
 
     def reset(self, generator: torch.Generator) -> None:
@@ -110,7 +110,7 @@ class GINConv(nn.Module):
         for lin in self._lins():
             lin.reset(generator)
 
-    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbours) -> Tensor:
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbors) -> Tensor:
         """Returns [N, out]."""
         first, second = self._lins()
         if isinstance(x, Tensor) and narrow_first(first, x):
@@ -120,7 +120,7 @@ class GINConv(nn.Module):
             y = edges.propagate(weights.entries, y) + (1 + self.eps) * y + cast(Tensor, first.bias)
         return second(torch.relu(y))
 
-    def _lins(self) -> list[Projection]:
+    def _lins(self) -> list[Linear]:
         return list(self.nn.lins)  # type: ignore[arg-type]
 
     @property
@@ -128,23 +128,23 @@ class GINConv(nn.Module):
         """The part that adds its bias last."""
         return self._lins()[1]
 
-    weigh = staticmethod(Neighbours.of)
+    weigh = staticmethod(Neighbors.of)
 
 
 class SAGEConv(nn.Module):
-    """Y = mean over neighbours (X) W_l^T + b + X W_r^T. Hamilton et al. 2017."""
+    """Y = mean over neighbors (X) W_l^T + b + X W_r^T. Hamilton et al. 2017."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.lin_l = Projection(in_channels, out_channels, bias=True)
-        self.lin_r = Projection(in_channels, out_channels)
+        self.lin_l = Linear(in_channels, out_channels, bias=True)
+        self.lin_r = Linear(in_channels, out_channels)
 
     def reset(self, generator: torch.Generator) -> None:
         """Glorot-uniform weights from `generator`, zero bias."""
         self.lin_l.reset(generator)
         self.lin_r.reset(generator)
 
-    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbours) -> Tensor:
+    def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbors) -> Tensor:
         """Returns [N, out]."""
         if isinstance(x, Tensor) and narrow_first(self.lin_l, x):
             return self.lin_l(weights.mean(edges, x)) + self.lin_r(x)
@@ -156,11 +156,11 @@ class SAGEConv(nn.Module):
         """The part that adds its bias last."""
         return self.lin_l
 
-    weigh = staticmethod(Neighbours.of)
+    weigh = staticmethod(Neighbors.of)
 
 
 class GATConv(Biased):
-    """Y_i = sum_j alpha_ij h_j + b with h = X W^T, one alpha a head; node i itself is among its neighbours j.
+    """Y_i = sum_j alpha_ij h_j + b with h = X W^T, one alpha a head; node i itself is among its neighbors j.
 
     alpha_ij = a_ij exp(e_ij) / sum_k a_ik exp(e_ik), e_ij = leaky_relu(<h_i, att_dst> + <h_j, att_src>), soft values
     a_ij >= 0 of the pairs. Velickovic et al. 2018. Heads are put side by side (`concat`) or averaged.
@@ -175,7 +175,7 @@ class GATConv(Biased):
             raise ValueError(f"heads (got {heads}), expected a divisor of the {out_channels} channels of the layer")
         self.heads, self.concat, self.dropout = heads, concat, dropout
         channels = out_channels // heads if concat else out_channels
-        self.lin = Projection(in_channels, heads * channels)
+        self.lin = Linear(in_channels, heads * channels)
         self.att_src = nn.Parameter(torch.empty(1, heads, channels))
         self.att_dst = nn.Parameter(torch.empty(1, heads, channels))
         self.bias = nn.Parameter(torch.empty(out_channels))
@@ -204,4 +204,4 @@ class GATConv(Biased):
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor | None:
         """Soft values of the entries, 1 at the loops; attention has no use for negative ones, which count 0."""
         values = edges.fixed if gates is None else gates
-        return None if values is None else edges.spread(values.clamp(min=0), loop=1.0)
+        return None if values is None else edges.to_entries(values.clamp(min=0), loop=1.0)

@@ -163,7 +163,7 @@ class GCN(GNN):
 
 
 class GraphSAGE(GNN):
-    """X_{l+1} = relu(mean of the neighbours (X_l) W_l^T + b_l + X_l V_l^T). Hamilton et al. 2017; options as `GNN`."""
+    """X_{l+1} = relu(mean of the neighbors (X_l) W_l^T + b_l + X_l V_l^T). Hamilton et al. 2017; options as `GNN`."""
 
     def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> SAGEConv:
         return SAGEConv(in_channels, out_channels)
@@ -177,7 +177,7 @@ class GraphSAGE(GNN):
 
 
 class GIN(GNN):
-    """X_{l+1} = relu(MLP_l((1 + eps) X_l + sum of the neighbours)), two layers an MLP. Xu et al. 2019; as `GNN`."""
+    """X_{l+1} = relu(MLP_l((1 + eps) X_l + sum of the neighbors)), two layers an MLP. Xu et al. 2019; as `GNN`."""
 
     def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> GINConv:
         return GINConv(in_channels, out_channels)

@@ -12,20 +12,20 @@ from gebt.graph.edges import Edges
 from gebt.models.convs import GINConv
 from gebt.models.dropout import dropout
 from gebt.models.gnn import GNN, dropped
-from gebt.models.linear import BatchNorm, Projection
+from gebt.models.linear import BatchNorm, Linear
 from gebt.sparse.pattern import SparseMatrix
 
 
 class SumReadout(nn.Module):
     """Y = sum over layers l of norm(S X_l) W_l^T + b_l; S X adds up the rows of each graph's nodes. Xu et al. 2019.
 
-    Batch normalisation of the sums (theirs have none): those of graphs of hundreds of nodes begin in the hundreds.
+    Batch normalization of the sums (theirs have none): those of graphs of hundreds of nodes begin in the hundreds.
     """
 
     def __init__(self, widths: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths)
-        self.lins = nn.ModuleList(Projection(width, out_channels, bias=True) for width in widths)
+        self.lins = nn.ModuleList(Linear(width, out_channels, bias=True) for width in widths)
 
     def reset(self, generator: torch.Generator) -> None:
         """Glorot-uniform weights from `generator`, zero biases."""
@@ -48,7 +48,7 @@ class SumReadout(nn.Module):
 class GraphClassifier(GNN):
     """GIN for graphs: `depth` - 1 graph isomorphism convolutions, and sums over the nodes of each, read linearly.
 
-    X_{l+1} = relu(norm(MLP_l((1 + eps) X_l + sum of the neighbours))), then `SumReadout` of X_1, X_2, ...: the last of
+    X_{l+1} = relu(norm(MLP_l((1 + eps) X_l + sum of the neighbors))), then `SumReadout` of X_1, X_2, ...: the last of
     the `depth` layers. `dropout` acts on the sums. Xu et al. 2019; other options as `GNN`. Raises `ValueError` as that,
     for a depth under 2, and for `residual`.
     """

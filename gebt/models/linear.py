@@ -1,4 +1,4 @@
-"""Layers without edges: projections of dense and sparse matrices, normalisation, fresh weights."""
+"""Layers without edges: projections of dense and sparse matrices, normalization, fresh weights."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def glorot(weight: Tensor, generator: torch.Generator) -> None:
 
 
 class Biased(nn.Module):
-    """A layer that adds `bias` [out] last. Where `normed`, a batch normalisation follows and takes it away again."""
+    """A layer that adds `bias` [out] last. Where `normed`, a batch normalization follows and takes it away again."""
 
     bias: Any  # a parameter [out], or None
     normed = False
 
     @property
     def shift(self) -> Tensor | None:
-        """The bias as it is added; before a normalisation with a gradient of exact zeros.
+        """The bias as it is added; before a normalization with a gradient of exact zeros.
 
         There the gradient is zero but for rounding, of which Adam would make whole steps of either sign.
         """
         return self.bias if self.bias is None or not self.normed else self.bias.detach() + 0.0 * self.bias
 
 
-class Projection(Biased):
+class Linear(Biased):
     """y = X W^T + b for dense or sparse X [N, in]; `weight` [out, in] and `bias` [out] as in `torch.nn.Linear`."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
@@ -64,7 +64,7 @@ class Projection(Biased):
         return self.product(x).add_(shift)  # nobody else reads it
 
 
-class SparseProjection(nn.Module):
+class SparseLinear(nn.Module):
     """y = X W^T for dense X [N, in] and W [out, in] of which only the kept entries exist: `values` [k], row by row."""
 
     def __init__(self, weight: Tensor, kept: Tensor) -> None:
@@ -83,7 +83,7 @@ class SparseProjection(nn.Module):
         return spmm(self.pattern, self.values, x.t().contiguous()).t()
 
 
-class SemiStructuredProjection(nn.Module):
+class SemiStructuredLinear(nn.Module):
     """y = X W^T for inference with a W of the 2:4 pattern, on the sparse tensor cores of a CUDA device."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -97,7 +97,7 @@ class SemiStructuredProjection(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over nodes; named as in PyG, whose own class wraps `torch.nn.BatchNorm1d` too."""
+    """Batch normalization over nodes; named as in PyG, whose own class wraps `torch.nn.BatchNorm1d` too."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

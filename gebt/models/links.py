@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gebt.graph.edges import Edges
 from gebt.models.dropout import dropout
-from gebt.models.linear import Projection
+from gebt.models.linear import Linear
 from gebt.models.registry import Network
 from gebt.sparse.compaction import Group
 from gebt.sparse.pattern import SparseMatrix
@@ -37,7 +37,7 @@ class LinkPredictor(nn.Module):
             raise ValueError(f"predictor (got hidden, depth, dropout = {got}), expected >= 1, >= 1, 0 <= dropout < 1")
         self.encoder, self.dropout = encoder, dropout
         self.widths = [encoder.widths[-1], *[hidden] * (depth - 1), 1]
-        self.lins = nn.ModuleList(Projection(*sizes, bias=True) for sizes in pairwise(self.widths))
+        self.lins = nn.ModuleList(Linear(*sizes, bias=True) for sizes in pairwise(self.widths))
         self.reset(seed)
 
     @property
@@ -100,5 +100,5 @@ class LinkPredictor(nn.Module):
             x = dropout(lin(x), self.dropout, self.training, relu=True)
         return last(x).squeeze(1)
 
-    def _lins(self) -> list[Projection]:
-        return cast(list[Projection], list(self.lins))
+    def _lins(self) -> list[Linear]:
+        return cast(list[Linear], list(self.lins))

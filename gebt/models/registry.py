@@ -20,8 +20,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gin": {"hidden": 64, "dropout": 0.8, "learning_rate": 0.003, "weight_decay": 5e-3},
     **{name: {"hidden": 128, "depth": int(name[6:])} for name in get_args(ModelName) if name.startswith("resgcn")},
 }
-# Layers of a deep network with normalisation are not to be compared by magnitude: together the first one loses all.
-SCOPES: dict[str, EntryScope] = {name: "tensor" for name in get_args(ModelName) if name.startswith("resgcn")}
+# Layers of a deep network with normalization are not to be compared by magnitude: together the first one loses all.
+SCOPES: dict[str, EntryScope] = {name: "layer" for name in get_args(ModelName) if name.startswith("resgcn")}
 
 
 def build(

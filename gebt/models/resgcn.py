@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gebt.graph.edges import Edges
-from gebt.models.convs import Neighbours
+from gebt.models.convs import Neighbors
 from gebt.models.dropout import dropout
 from gebt.models.gnn import check_sizes, dropped
-from gebt.models.linear import Projection
+from gebt.models.linear import Linear
 from gebt.sparse.compaction import Group
 from gebt.sparse.pattern import SparseMatrix
 
@@ -24,13 +24,13 @@ EXPANSION = 2
 
 
 class GENConv(nn.Module):
-    """Y = MLP(X + agg of m_j over the neighbours j), m = relu(X) + eps, MLP = linear, batch norm, ReLU, linear.
+    """Y = MLP(X + agg of m_j over the neighbors j), m = relu(X) + eps, MLP = linear, batch norm, ReLU, linear.
 
     "softmax": agg_i = sum_j a_ij exp(t m_j) m_j / sum_j a_ij exp(t m_j), channel by channel. Both sums are products
     with the adjacency, so nothing is as large as edges times channels. Li et al. 2020 (DeeperGCN).
     """
 
-    weigh = staticmethod(Neighbours.of)
+    weigh = staticmethod(Neighbors.of)
 
     def __init__(self, channels: int, aggregation: Aggregation, temperature: float = 1.0) -> None:
         super().__init__()
@@ -40,22 +40,22 @@ class GENConv(nn.Module):
         inner = EXPANSION * channels
         # The places of PyG's: ReLU is the third, dropout (none) the fourth.
         self.mlp = nn.Sequential(
-            Projection(channels, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Identity(), Projection(inner, channels)
+            Linear(channels, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Identity(), Linear(inner, channels)
         )
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, fresh normalisation."""
+        """Glorot-uniform weights from `generator`, fresh normalization."""
         for part in self.mlp:
-            if isinstance(part, Projection):
+            if isinstance(part, Linear):
                 part.reset(generator)
             elif isinstance(part, nn.BatchNorm1d):
                 part.reset_parameters()
 
-    def forward(self, x: Tensor, edges: Edges, weights: Neighbours) -> Tensor:
+    def forward(self, x: Tensor, edges: Edges, weights: Neighbors) -> Tensor:
         """Returns [N, channels]."""
         return self.mlp(x + self._aggregated(torch.relu(x) + MESSAGE_EPS, edges, weights))
 
-    def _aggregated(self, m: Tensor, edges: Edges, weights: Neighbours) -> Tensor:
+    def _aggregated(self, m: Tensor, edges: Edges, weights: Neighbors) -> Tensor:
         if self.aggregation == "add":
             return edges.propagate(weights.entries, m)
         if self.aggregation == "mean":
@@ -103,10 +103,10 @@ class ResGCN(nn.Module):
         self.widths = [in_channels, *[hidden_channels] * depth, out_channels]
         self.dropout, self.input_dropout = dropout, dropout if input_dropout is None else input_dropout
         self.aggregation, self.temperature = aggregation, temperature
-        self.node_encoder = Projection(in_channels, hidden_channels, bias=True)
+        self.node_encoder = Linear(in_channels, hidden_channels, bias=True)
         convs = (GENConv(hidden_channels, aggregation, temperature) for _ in range(depth))
         self.layers = nn.ModuleList(ResLayer(conv, hidden_channels) for conv in convs)
-        self.lin = Projection(hidden_channels, out_channels, bias=True)
+        self.lin = Linear(hidden_channels, out_channels, bias=True)
         self.reset(seed)
 
     @property
@@ -148,11 +148,11 @@ class ResGCN(nn.Module):
         """How many layers there are."""
         return len(self.layers)
 
-    def weigh(self, edges: Edges, gates: Tensor | None = None) -> Neighbours:
+    def weigh(self, edges: Edges, gates: Tensor | None = None) -> Neighbors:
         """What the edges weigh, for all layers of a forward pass."""
-        return Neighbours.of(edges, gates)
+        return Neighbors.of(edges, gates)
 
-    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbours) -> Tensor:
+    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbors) -> Tensor:
         """What layer `number` makes of X: X for the next one, or the logits; the first one also encodes."""
         first, own = self._layers()[0], self._layers()[number]
         if number:

@@ -20,7 +20,7 @@ from gebt.sparse.pattern import Diagonal, SparseMatrix
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class StackedInput:
     """What a forward pass of S networks reads: `features` of the nodes that matter and, for each layer, rows of A_hat.
 
     `features`: block-diagonal, one block a network. `values`: each network's of all nodes, `kept` which of them stand
@@ -35,7 +35,7 @@ class Reading:
     weights: list[Tensor]
 
     @staticmethod
-    def of(features: Sequence[SparseMatrix], edges: Edges, nodes: Tensor, layers: int) -> Reading:
+    def of(features: Sequence[SparseMatrix], edges: Edges, nodes: Tensor, layers: int) -> StackedInput:
         """That of the logits of `nodes`, from the features [N, F_s] of S graphs that stand side by side in `edges`."""
         rows, read = edges.reach(nodes, layers)
         masks = [own[x.pattern.row] for own, x in zip(read.view(len(features), -1), features, strict=True)]
@@ -48,7 +48,7 @@ class Reading:
         kept, values = [own.nonzero().squeeze(1) for own in masks], [x.values for x in features]
         stored = torch.cat([own[places] for own, places in zip(values, kept, strict=True)])
         weights = [edges.unit_weights.index_select(0, own.entries) for own in rows]
-        return Reading(SparseMatrix(Diagonal.of(blocks), stored), values, kept, rows, weights)
+        return StackedInput(SparseMatrix(Diagonal.of(blocks), stored), values, kept, rows, weights)
 
     def dropped(self, rate: float, seeds: Tensor | None) -> SparseMatrix:
         """The features after dropout, each network's by its own sequence ([S] numbers that begin them)."""
@@ -60,7 +60,7 @@ class Reading:
         return SparseMatrix(self.features.pattern, stored)
 
 
-class ManyConv(nn.Module):
+class StackedConv(nn.Module):
     """S graph convolutions of one width: Y_s = A_s X_s W_s^T + b_s.
 
     `weight` [S, out, in]; of the first layer [F_0 + F_1 + ..., out], the transposed weights one below the other: that
@@ -112,16 +112,16 @@ class _Multiply(torch.autograd.Function):
 
 
 def kind(model: GCN) -> tuple[float, ...]:
-    """What networks must share to be one `ManyGCN`: widths but for the first, rates of dropout, residual or not."""
+    """What networks must share to be one `StackedGCN`: widths but for the first, rates of dropout, residual or not."""
     return *model.widths[1:], model.dropout, model.input_dropout, model.residual
 
 
-class ManyGCN(nn.Module):
+class StackedGCN(nn.Module):
     """S GCNs of one kind as one network, on S graphs of N nodes that stand side by side as one of S N.
 
     Node r of graph s is node s N + r, the features are a block-diagonal matrix, and no pair joins two graphs. So every
     network sees its own edges and features alone and sums in the order in which it would by itself, each product is
-    one call for all, and `Edges`, `adam` and `hold` serve as they are. While they are together, the parameters
+    one call for all, and `Edges`, `adam` and `enforce_mask` serve as they are. While they are together, the parameters
     of `models` are views of those here; `release` gives a model parameters of its own.
     Raises `ValueError` for networks of different kinds (the number of features may differ), or with a norm.
     """
@@ -137,7 +137,7 @@ class ManyGCN(nn.Module):
         self.models = tuple(models)
         self.dropout, self.input_dropout, self.residual = models[0].dropout, models[0].input_dropout, models[0].residual
         layers = zip(*(model.layers for model in models), strict=True)
-        self.convs = nn.ModuleList(ManyConv(layer, first=number == 0) for number, layer in enumerate(layers))
+        self.convs = nn.ModuleList(StackedConv(layer, first=number == 0) for number, layer in enumerate(layers))
 
     @property
     def first(self) -> nn.Module:
@@ -145,9 +145,9 @@ class ManyGCN(nn.Module):
         return self.convs[0]
 
     @property
-    def layers(self) -> list[ManyConv]:
+    def layers(self) -> list[StackedConv]:
         """The convolutions, from input to output."""
-        return cast(list[ManyConv], list(self.convs))
+        return cast(list[StackedConv], list(self.convs))
 
     @property
     def draws(self) -> int:
@@ -170,7 +170,7 @@ class ManyGCN(nn.Module):
         return Mask(kept)
 
     def forward(
-        self, reading: Reading, edges: Edges, gates: Tensor | None = None, seeds: Tensor | None = None
+        self, reading: StackedInput, edges: Edges, gates: Tensor | None = None, seeds: Tensor | None = None
     ) -> Tensor:
         """Logits [S, T, C] of the nodes that are read, T of each graph.
 
@@ -178,8 +178,8 @@ class ManyGCN(nn.Module):
         """
         weights = reading.weights
         if gates is not None:
-            normalised = edges.normalised(gates)
-            weights = [normalised.index_select(0, rows.entries) for rows in reading.rows]
+            normalized = edges.normalized(gates)
+            weights = [normalized.index_select(0, rows.entries) for rows in reading.rows]
         lots = iter(seeds if seeds is not None else ())
         dropping = self.training and self.input_dropout > 0
         x: Any = reading.dropped(self.input_dropout, next(lots, None)) if dropping else reading.features

@@ -11,23 +11,23 @@ from torch import Tensor
 from gebt.prune.mask import Mask
 from gebt.prune.passes import differing, usable
 
-Normalisation = Literal["entry", "swap", "first"]
+Normalization = Literal["hamming", "exchanged", "relative_to_first"]
 Criterion = Literal["sum", "weights", "edges"]
-Rule = Literal["consecutive", "newest"]
+Compare = Literal["previous", "window"]
 
 
-def distance(a: Mask, b: Mask, per: Normalisation = "entry") -> float:
-    """Hamming distance h of two masks of n entries, normalised.
+def mask_distance(a: Mask, b: Mask, per: Normalization = "hamming") -> float:
+    """Hamming distance h of two masks of n entries, normalized.
 
     "entry": h / n, the share of all entries that differ, in [0, 1].
     "swap": h / (2 min(k, n - k)), k the kept entries of `a`: the share of the kept (or, when more than half is
     kept, of the pruned) set that was exchanged. Two masks of equal count span all of [0, 1], so one threshold
     means the same at every prune ratio. 0 when nothing, or everything, is pruned in both.
-    "first" is a normalisation of a sequence: see `EarlyBird`; as a distance of two masks it equals "entry".
+    "first" is a normalization of a sequence: see `EarlyBird`; as a distance of two masks it equals "hamming".
     Raises `ValueError` when names or shapes differ.
     """
     moved = _moved(a, b)
-    if per != "swap":
+    if per != "exchanged":
         return moved / a.size if a.size else 0.0
     reachable = 2 * min(a.kept, a.size - a.kept)
     return moved / reachable if reachable else float(moved > 0)
@@ -52,11 +52,11 @@ class EarlyBird:
     """Watches masks drawn once an epoch and fires when the last `window` distances are all under `threshold`.
 
     `update(mask)` watches one mask; `update(weights, edges)` watches two, and `criterion` says what must be
-    small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g). `normalisation` as in `distance`; "first" divides
+    small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g). `normalization` as in `mask_distance`; "relative_to_first" divides
     every distance by the first non-zero one of its kind. The first `warmup` draws are recorded but do not
-    count, so the earliest possible firing is draw `warmup + window + 1`. `rule`: distances are those of draws one after
-    the other ("consecutive", as the papers say), or of the newest draw to each of the `window` before it, the largest
-    of which is watched ("newest", as EB-Train's code has it: slow drift does not pass it).
+    count, so the earliest possible firing is draw `warmup + window + 1`. `compare`: distances are those of draws one after
+    the other ("previous", as the papers say), or of the newest draw to each of the `window` before it, the largest
+    of which is watched ("window", as EB-Train's code has it: slow drift does not pass it).
     Source: You et al., "Early-Bird Tickets" (ICLR 2020) and GEBT (AAAI 2022), Algorithms 1 and 2.
 
     >>> bird = EarlyBird(threshold=0.1, window=2)
@@ -69,28 +69,28 @@ class EarlyBird:
         self,
         threshold: float = 0.1,
         window: int = 3,
-        normalisation: Normalisation = "entry",
+        normalization: Normalization = "hamming",
         criterion: Criterion = "sum",
         warmup: int = 0,
-        rule: Rule = "consecutive",
+        compare: Compare = "previous",
     ) -> None:
         if not threshold > 0:
             raise ValueError(f"threshold (got {threshold}), expected a positive number")
         if window < 1 or warmup < 0:
             raise ValueError(f"window, warmup (got {window}, {warmup}), expected window >= 1 and warmup >= 0")
-        if normalisation not in get_args(Normalisation):
-            raise ValueError(f"normalisation (got {normalisation!r}), expected one of {get_args(Normalisation)}")
+        if normalization not in get_args(Normalization):
+            raise ValueError(f"normalization (got {normalization!r}), expected one of {get_args(Normalization)}")
         if criterion not in get_args(Criterion):
             raise ValueError(f"criterion (got {criterion!r}), expected one of {get_args(Criterion)}")
-        if rule not in get_args(Rule):
-            raise ValueError(f"rule (got {rule!r}), expected one of {get_args(Rule)}")
+        if compare not in get_args(Compare):
+            raise ValueError(f"compare (got {compare!r}), expected one of {get_args(Compare)}")
         self.threshold, self.window, self.warmup = threshold, window, warmup
-        self.normalisation, self.criterion, self.rule = normalisation, criterion, rule
+        self.normalization, self.criterion, self.compare = normalization, criterion, compare
         self.fired = False
         self.draws = 0
         self.trajectory: list[dict[str, float]] = []
         self._queue: deque[float] = deque(maxlen=window)
-        self._before: deque[dict[str, Mask]] = deque(maxlen=1 if rule == "consecutive" else window)
+        self._before: deque[dict[str, Mask]] = deque(maxlen=1 if compare == "previous" else window)
         self._first: dict[str, float] = {}
 
     def update(self, mask: Mask, edges: Mask | None = None) -> bool:
@@ -101,27 +101,27 @@ class EarlyBird:
             raise ValueError(f"masks drawn (got {sorted(drawn)}), expected {expected} as in the draw before")
         self.draws += 1
         if self._before:
-            moved = [{kind: self._normalised(kind, old[kind], drawn[kind]) for kind in drawn} for old in self._before]
+            moved = [{kind: self._normalized(kind, old[kind], drawn[kind]) for kind in drawn} for old in self._before]
             now = {kind: max(own[kind] for own in moved) for kind in drawn}
-            now["watched"] = max(self._watched(own) for own in moved)
+            now["criterion"] = max(self._watched(own) for own in moved)
             self.trajectory.append(now)
             if self.draws > self.warmup + 1:
-                self._note(now["watched"])
+                self._note(now["criterion"])
         self._before.append(drawn)
         if len(self._queue) == self.window and max(self._queue) < self.threshold:
             self.fired = True
         return self.fired
 
     def _note(self, watched: float) -> None:
-        if self.rule == "consecutive":
+        if self.compare == "previous":
             self._queue.append(watched)
         elif self.draws > self.warmup + self.window:
             # One number stands for the distances to all draws of the window.
             self._queue.extend([watched] * self.window)
 
-    def _normalised(self, kind: str, before: Mask, after: Mask) -> float:
-        moved = distance(after, before, self.normalisation)
-        if self.normalisation != "first":
+    def _normalized(self, kind: str, before: Mask, after: Mask) -> float:
+        moved = mask_distance(after, before, self.normalization)
+        if self.normalization != "relative_to_first":
             return moved
         if moved > 0:
             self._first.setdefault(kind, moved)

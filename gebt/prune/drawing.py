@@ -3,7 +3,7 @@
 From epoch to epoch the score at which pruning ends hardly moves. So a draw guesses a narrow bracket around it, and one
 pass keeps what lies above, counts what lies below and collects the few entries inside. If the counts prove that the
 threshold is inside, ranking those few completes the mask; if not, histograms of all scores say where it is. Either
-way the mask equals that of `select`.
+way the mask equals that of `make_mask`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from gebt.prune.mask import Mask
 from gebt.prune.passes import LOWER, Passes, Span, threads_for, usable
-from gebt.prune.selection import EntryScope, keep_highest, pruned_count, refuse_nan, select
-from gebt.prune.tie_breaking import ALL, TieOrder
+from gebt.prune.selection import EntryScope, keep_highest, make_mask, pruned_count, refuse_nan
+from gebt.prune.tie_breaking import ALL, TieBreaker
 
 INFINITY = 0x7F800000
 FIRST_HALF = 1 << 14
@@ -26,9 +26,9 @@ FEW = 64
 
 
 class Drawing:
-    """Draws masks of the same tensors again and again: `select` on |values| * weight, and as exact.
+    """Draws masks of the same tensors again and again: `make_mask` on |values| * weight, and as exact.
 
-    `tensors` give names and shapes; `ratio` and `scope` as in `select`; `order` settles ties, by default `TieOrder(0)`.
+    `tensors` give names and shapes; `ratio` and `scope` as in `make_mask`; `tie_break` settles ties, by default `TieBreaker(0)`.
     `weight` [n] >= 0, finite, multiplies the entries of all tensors, one after the other. A tensor may lose every
     entry: see `check_no_layer_empty`. Raises `ValueError` for a ratio outside [0, 1) or another weight.
 
@@ -43,13 +43,13 @@ class Drawing:
         *,
         ratio: float,
         scope: EntryScope = "global",
-        order: TieOrder | None = None,
+        tie_break: TieBreaker | None = None,
         weight: Tensor | None = None,
     ) -> None:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._size = sum(shape.numel() for shape in self._shapes.values())
         self._ratio, self._scope, self._prune = ratio, scope, pruned_count(self._size, ratio)
-        self._order, self._bracket = order or TieOrder(0), Bracket(self._size)
+        self._tie_break, self._bracket = tie_break or TieBreaker(0), Bracket(self._size)
         self._weight = None if weight is None else self._checked(weight.detach())
         self._all_kept: Mask | None = None
         self._passes: Passes | None = None
@@ -76,7 +76,7 @@ class Drawing:
         flat = values[0].contiguous() if len(values) == 1 else torch.cat(values)
         if flat.numel() != self._size:
             raise ValueError(f"tensors (got {flat.numel()} entries), expected {self._size} as the drawing was made for")
-        if flat.dtype != torch.float32 or (self._scope == "tensor" and len(values) > 1):
+        if flat.dtype != torch.float32 or (self._scope == "layer" and len(values) > 1):
             return self._selected(flat)
         return self._by_kernels(flat) if usable(flat) else self._by_torch(flat)
 
@@ -89,7 +89,7 @@ class Drawing:
 
     def _selected(self, flat: Tensor) -> Mask:
         scores = self._named(self._scores(flat))
-        return select(scores, ratio=self._ratio, scope=self._scope, order=self._order, allow_empty=True)
+        return make_mask(scores, ratio=self._ratio, scope=self._scope, tie_break=self._tie_break, allow_empty=True)
 
     def _by_torch(self, flat: Tensor) -> Mask:
         score = self._scores(flat)
@@ -101,18 +101,18 @@ class Drawing:
             prune = self._prune - (self._size - int(torch.count_nonzero(kept)) - entries.numel())
             if 0 < prune <= entries.numel():
                 kept[entries], threshold = keep_highest(
-                    score[entries], prune, lambda tied: self._order.of(entries[tied])
+                    score[entries], prune, lambda tied: self._tie_break.of(entries[tied])
                 )
                 self._bracket.learn(_key(float(threshold)), entries.numel())
                 return Mask(self._named(kept))
-        kept, threshold = keep_highest(score, self._prune, self._order.of)
+        kept, threshold = keep_highest(score, self._prune, self._tie_break.of)
         self._bracket.learn(_key(float(threshold)))
         return Mask(self._named(kept))
 
     def _by_kernels(self, flat: Tensor) -> Mask:
         threads = threads_for(self._size)
         if self._passes is None or self._passes.threads != threads:
-            self._passes = Passes(self._size, self._weight, self._order.start, threads)
+            self._passes = Passes(self._size, self._weight, self._tie_break.start, threads)
         passes = self._passes.over(flat)
         for span, guessed in self._spans(passes):
             above, inside = passes.scan(span)

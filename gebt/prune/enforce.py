@@ -15,7 +15,7 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def hold(model: nn.Module, mask: Mask, optimizer: optim.Optimizer) -> RemovableHandle:
+def enforce_mask(model: nn.Module, mask: Mask, optimizer: optim.Optimizer) -> RemovableHandle:
     """Keeps the pruned entries of `model` at zero: now, and after every `optimizer.step()`.
 
     Holds under momentum, Adam, AdamW and weight decay, since the zeroing comes after the update. Parameter

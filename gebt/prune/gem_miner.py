@@ -1,4 +1,4 @@
-"""Learned masks: Gem-Miner finds tickets at initialisation by training scores.
+"""Learned masks: Gem-Miner finds tickets at initialization by training scores.
 
 Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022.
 """
@@ -18,14 +18,14 @@ from gebt.prune.mask import Mask
 from gebt.prune.saliency import Loss, cross_entropy
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, thinned
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
 # optimizer(parameters, steps) -> what trains the scores, and its schedule (stepped after every batch) or None.
 ScoreOptimizer = Callable[[list[nn.Parameter], int], tuple[optim.Optimizer, Any]]
 
 
 @dataclass(frozen=True)
-class Mined:
+class GemMinerResult:
     """What a mining found: `mask`, the learned `scores` in [0, 1], and after each freezing (epoch, entries alive)."""
 
     mask: Mask
@@ -40,23 +40,23 @@ def gem_miner(
     ratio: float,
     epochs: int,
     period: int = 5,
-    regularisation: float = 1e-4,
+    regularization: float = 1e-4,
     loss: Loss = cross_entropy,
     optimizer: ScoreOptimizer | None = None,
     weights: Mapping[str, nn.Parameter] | None = None,
     signed_constant: bool = True,
     seed: int = 0,
     on_epoch: Callable[[int, float], object] | None = None,
-) -> Mined:
+) -> GemMinerResult:
     """Trains a score p in [0, 1] for every weight, weights untouched, and freezes the lowest out every `period` epochs.
 
     Forward with w * m, m = 1[p > 0.5] f, f the entries still alive; backward as if m were p (straight through), so
-    dL/dp = f w dL/d(w m). Loss: `loss(model, batch)` + regularisation * sum p^2. p starts uniform in [0, 1] and is held
+    dL/dp = f w dL/d(w m). Loss: `loss(model, batch)` + regularization * sum p^2. p starts uniform in [0, 1] and is held
     there at every forward pass. After epochs period, 2 period, ... < epochs those alive are cut to
     n - floor((1 - (1 - ratio)^(j / K)) n), K events in all, lowest p first: the last one reaches the ratio exactly. The
     mask is all that are alive then, ones with p <= 0.5 included (the paper's finetuning trains them all).
     `batches(epoch)`: the batches of an epoch (from 1). `signed_constant`: first sets w to sign(w) sqrt(2 / fan in), the
-    paper's start, which `model` keeps; finetune it from there under the mask (`gebt.hold`).
+    paper's start, which `model` keeps; finetune it from there under the mask (`gebt.enforce_mask`).
     Raises `ValueError` for a ratio outside [0, 1), fewer epochs than one event needs, and a weight the loss never sees.
     """
     chosen = dict(weights) if weights is not None else prunable_weights(model)
@@ -64,11 +64,11 @@ def gem_miner(
     events = (epochs - 1) // period if period >= 1 else 0
     if events < 1:
         raise ValueError(f"epochs, period (got {(epochs, period)}), expected epochs > period >= 1 for one freezing")
-    if regularisation < 0:
-        raise ValueError(f"regularisation (got {regularisation}), expected at least 0")
+    if regularization < 0:
+        raise ValueError(f"regularization (got {regularization}), expected at least 0")
     if signed_constant:
         _set_signed_constants(chosen)
-    return _Miner(model, chosen, loss, regularisation, seed).run(
+    return _Miner(model, chosen, loss, regularization, seed).run(
         batches, ratio, epochs, period, events, optimizer or _sgd, on_epoch
     )
 
@@ -91,11 +91,11 @@ class _Miner:
     """Scores, the flags of those alive, and the training of the former."""
 
     def __init__(
-        self, model: nn.Module, weights: Mapping[str, nn.Parameter], loss: Loss, regularisation: float, seed: int
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], loss: Loss, regularization: float, seed: int
     ) -> None:
-        self.model, self.weights, self.loss, self.regularisation = model, weights, loss, regularisation
+        self.model, self.weights, self.loss, self.regularization = model, weights, loss, regularization
         generator = torch.Generator().manual_seed(seed)
-        self.order = TieOrder.drawn(generator)
+        self.tie_break = TieBreaker.drawn(generator)
         drawn = {name: torch.rand(weight.shape, generator=generator).to(weight) for name, weight in weights.items()}
         self.scores = {name: nn.Parameter(score) for name, score in drawn.items()}
         self.alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
@@ -109,7 +109,7 @@ class _Miner:
         events: int,
         optimizer: ScoreOptimizer,
         on_epoch: Callable[[int, float], object] | None,
-    ) -> Mined:
+    ) -> GemMinerResult:
         chosen: tuple[optim.Optimizer, Any] | None = None
         frozen: list[tuple[int, int]] = []
         for epoch in range(1, epochs + 1):
@@ -125,7 +125,7 @@ class _Miner:
                 frozen.append((epoch, sum(int(flag.sum()) for flag in self.alive.values())))
         self._project()
         scores = {name: score.detach() for name, score in self.scores.items()}
-        return Mined(Mask(dict(self.alive)), scores, tuple(frozen))
+        return GemMinerResult(Mask(dict(self.alive)), scores, tuple(frozen))
 
     def _epoch(self, batches: list[Any], optimizer: optim.Optimizer, schedule: Any) -> float:
         total = 0.0
@@ -134,7 +134,7 @@ class _Miner:
             optimizer.zero_grad()
             value = self.loss(_Masked(self.model, self._effective()), batch)
             penalty = torch.stack([score.square().sum() for score in self.scores.values()]).sum()
-            (value + self.regularisation * penalty).backward()
+            (value + self.regularization * penalty).backward()
             _refuse_unseen(self.scores)
             optimizer.step()
             if schedule is not None:
@@ -156,7 +156,7 @@ class _Miner:
         flat = torch.cat([score.detach().flatten() for score in self.scores.values()])
         left = torch.cat([flag.flatten() for flag in self.alive.values()])
         gone = left.numel() - int(left.sum())
-        kept = thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), self.order)
+        kept = thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), self.tie_break)
         parts = kept.split([flag.numel() for flag in self.alive.values()])
         self.alive = {name: part.view(self.alive[name].shape) for name, part in zip(self.alive, parts, strict=True)}
 

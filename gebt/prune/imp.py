@@ -15,27 +15,27 @@ import torch
 from torch import Tensor, nn, optim
 
 from gebt._files import write_atomically
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.prune.random_masks import shuffled
 from gebt.prune.schedule import geometric
 from gebt.prune.scores import magnitude, prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
-Holding = Callable[[optim.Optimizer], object]
-Control = Literal["reinit", "shuffled", "shuffled in all"]
+Enforce = Callable[[optim.Optimizer], object]
+Baseline = Literal["reinit", "shuffled", "shuffled_global"]
 State = dict[str, Tensor]
 
 
 class Train(Protocol):
     """One's own training: from step (or epoch) `start` to `stop`, None: to its end.
 
-    It makes a fresh optimizer, calls `holding(optimizer)` once before the first step, sets its learning-rate schedule
+    It makes a fresh optimizer, calls `enforce(optimizer)` once before the first step, sets its learning-rate schedule
     to `start`, and returns what it measured.
     """
 
-    def __call__(self, model: nn.Module, *, start: int, stop: int | None, holding: Holding) -> Any: ...
+    def __call__(self, model: nn.Module, *, start: int, stop: int | None, enforce: Enforce) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,33 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Lottery:
+class ImpResult:
     """All levels, and the state that weights, and all else in the state dict, were rewound to."""
 
     levels: tuple[Level, ...]
     rewound: State
 
-    def control(
-        self, model: nn.Module, train: Train, level: int, how: Control, *, start: int = 0, seed: int = 0
+    def baseline(
+        self, model: nn.Module, train: Train, level: int, how: Baseline, *, start: int = 0, seed: int = 0
     ) -> Any:
         """What the training returns without the ticket's luck; `model` ends as trained.
 
         "reinit": the level's mask on fresh weights of `model.reset(seed)`; "shuffled": its start weights, as many kept
-        entries elsewhere in each tensor, or "shuffled in all" tensors together. `start`: the rewind step.
+        entries elsewhere in each tensor, or "shuffled_global" tensors together. `start`: the rewind step.
         """
         mask = self.levels[level].mask
         if how == "reinit":
             model.reset(seed)  # type: ignore[operator]
-        elif how in ("shuffled", "shuffled in all"):
+        elif how in ("shuffled", "shuffled_global"):
             model.load_state_dict(self.rewound)
             generator = torch.Generator().manual_seed(seed)
-            mask = shuffled(mask, generator=generator, within="tensor" if how == "shuffled" else "all")
+            mask = shuffled(mask, generator=generator, within="layer" if how == "shuffled" else "all")
         else:
-            raise ValueError(f"control (got {how!r}), expected 'reinit', 'shuffled' or 'shuffled in all'")
+            raise ValueError(f"control (got {how!r}), expected 'reinit', 'shuffled' or 'shuffled_global'")
         return _train(model, train, mask, start, None)
 
 
-def lottery(
+def iterative_magnitude_pruning(
     model: nn.Module,
     train: Train,
     *,
@@ -87,7 +87,7 @@ def lottery(
     allow_empty: bool = False,
     seed: int = 0,
     folder: str | Path | None = None,
-) -> Lottery:
+) -> ImpResult:
     """Level 0 trains the dense network; each further level prunes the trained weights, rewinds and trains again.
 
     Level l keeps n - floor((1 - (1 - ratio)^(l / levels)) n) weights: those of largest trained magnitude among the ones
@@ -114,9 +114,9 @@ def lottery(
     if unknown := sorted(set(stays) - rewound.keys()):
         raise ValueError(f"stays (got {unknown[0]!r}), expected names of the state dict, as {next(iter(rewound))!r}")
     model.load_state_dict(rewound)
-    order, found, mask = TieOrder(seed), list[Level](), Mask.ones(chosen)
+    tie_break, found, mask = TieBreaker(seed), list[Level](), Mask.ones(chosen)
     for number, share in enumerate(ratios):
-        mask = _thinner(mask, magnitude(chosen), share, layerwise, order, allow_empty)
+        mask = _thinner(mask, magnitude(chosen), share, layerwise, tie_break, allow_empty)
         if kept is not None and kept.has(number):
             state, result = kept.level(number)
             model.load_state_dict(state)
@@ -126,7 +126,7 @@ def lottery(
             if kept is not None:
                 kept.keep(number, _copied(model), result)
         found.append(Level(number, mask, result))
-    return Lottery(tuple(found), rewound)
+    return ImpResult(tuple(found), rewound)
 
 
 def _ratios(ratio: float | Sequence[float], levels: int | None) -> list[float]:
@@ -143,7 +143,7 @@ def _rewind_point(model: nn.Module, train: Train, rewind: int, kept: _Kept | Non
     if kept is not None and kept.has("rewind"):
         return kept.level("rewind")[0]
     if rewind:
-        train(model, start=0, stop=rewind, holding=lambda optimizer: None)
+        train(model, start=0, stop=rewind, enforce=lambda optimizer: None)
     state = _copied(model)
     if kept is not None:
         kept.keep("rewind", state, None)
@@ -152,7 +152,7 @@ def _rewind_point(model: nn.Module, train: Train, rewind: int, kept: _Kept | Non
 
 def _train(model: nn.Module, train: Train, mask: Mask, start: int, stop: int | None) -> Any:
     mask.apply_(dict(model.named_parameters()))
-    result = train(model, start=start, stop=stop, holding=lambda optimizer: hold(model, mask, optimizer))
+    result = train(model, start=start, stop=stop, enforce=lambda optimizer: enforce_mask(model, mask, optimizer))
     parameters = dict(model.named_parameters())
     for name, own in mask.items():
         if bool(parameters[name].detach()[~own].any()):
@@ -163,11 +163,11 @@ def _train(model: nn.Module, train: Train, mask: Mask, start: int, stop: int | N
 
 
 def _thinner(
-    mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: bool, order: TieOrder, allow_empty: bool
+    mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: bool, tie_break: TieBreaker, allow_empty: bool
 ) -> Mask:
     def thin(flat: Tensor, left: Tensor) -> Tensor:
         gone = left.numel() - int(left.sum())
-        return thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), order)
+        return thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), tie_break)
 
     if layerwise:
         kept = {name: thin(scores[name].flatten(), own.flatten()).view(own.shape) for name, own in mask.items()}

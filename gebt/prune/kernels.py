@@ -36,7 +36,7 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 @inlined
 def rank(entry: Any, start: Any) -> Any:
-    """The rank of `gebt.prune.tie_breaking.TieOrder`, as an unsigned number."""
+    """The rank of `gebt.prune.tie_breaking.TieBreaker`, as an unsigned number."""
     mixed = U(entry) * GOLDEN_U + start
     mixed = (mixed ^ (mixed >> U(30))) * FIRST_U
     mixed = (mixed ^ (mixed >> U(27))) * SECOND_U

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
 GROUP, KEPT = 4, 2
 
 
-def two_of_four(scores: Mapping[str, Tensor], order: TieOrder | None = None) -> Mask:
-    """The mask that keeps the two highest scores of every four neighbours along the last dimension.
+def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = None) -> Mask:
+    """The mask that keeps the two highest scores of every four neighbors along the last dimension.
 
     `scores`: matrices [out, in]; what is left of a row after its last full group of four is kept. Equal scores are
-    settled by `order` (default: seed 0), numbered through all tensors. Source: Mishra et al. 2021.
+    settled by `tie_break` (default: seed 0), numbered through all tensors. Source: Mishra et al. 2021.
     Raises `ValueError` for a tensor of other dimensions or a NaN.
     """
-    order, start, masks = order or TieOrder(0), 0, {}
+    tie_break, start, masks = tie_break or TieBreaker(0), 0, {}
     for name, score in scores.items():
         if score.dim() != 2:
             raise ValueError(f"scores of {name!r} (got shape {tuple(score.shape)}), expected a matrix for 2:4")
@@ -31,7 +31,7 @@ def two_of_four(scores: Mapping[str, Tensor], order: TieOrder | None = None) -> 
         full = score.shape[1] // GROUP * GROUP
         groups = score.detach()[:, :full].reshape(-1, GROUP)
         # Ranked by tie order first, then stably by score: the last two of each group stay.
-        by_order = order.of(entries[:, :full].reshape(-1, GROUP)).argsort(1)
+        by_order = tie_break.of(entries[:, :full].reshape(-1, GROUP)).argsort(1)
         by_score = groups.gather(1, by_order).argsort(dim=1, stable=True)
         kept = torch.zeros_like(groups, dtype=torch.bool)
         kept.scatter_(1, by_order.gather(1, by_score)[:, GROUP - KEPT :], True)

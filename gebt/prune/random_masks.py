@@ -11,26 +11,26 @@ from torch import Tensor
 
 from gebt.prune.mask import Mask
 from gebt.prune.scores import random
-from gebt.prune.selection import pruned_count, select
+from gebt.prune.selection import make_mask, pruned_count
 
-Allotment = Literal["global", "even", "erk"]
+Distribution = Literal["global", "uniform", "erk"]
 
 
 def random_mask(
-    tensors: Mapping[str, Tensor], *, ratio: float, generator: torch.Generator, allotment: Allotment = "global"
+    tensors: Mapping[str, Tensor], *, ratio: float, generator: torch.Generator, distribution: Distribution = "global"
 ) -> Mask:
     """A mask that removes exactly floor(ratio n) entries at random.
 
-    `allotment` of what stays: "global" draws from all tensors together; "even" gives every tensor the same density;
+    `distribution` of what stays: "global" draws from all tensors together; "uniform" gives every tensor the same density;
     "erk" one proportional to (the sum of its sizes) / (their product), at most 1 (Erdos-Renyi-kernel, Evci et al.
     2020). Raises `ValueError` for a ratio outside [0, 1) or another allotment.
     """
-    if allotment == "global":
-        return select(random(tensors, generator), ratio=ratio, allow_empty=True)
-    if allotment not in ("even", "erk"):
-        raise ValueError(f"allotment (got {allotment!r}), expected 'global', 'even' or 'erk'")
+    if distribution == "global":
+        return make_mask(random(tensors, generator), ratio=ratio, allow_empty=True)
+    if distribution not in ("uniform", "erk"):
+        raise ValueError(f"allotment (got {distribution!r}), expected 'global', 'uniform' or 'erk'")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    counts = kept_counts(shapes, ratio, allotment)
+    counts = kept_counts(shapes, ratio, distribution)
     kept = {}
     for name, shape in shapes.items():
         flat = torch.zeros(shape.numel(), dtype=torch.bool)
@@ -39,11 +39,13 @@ def random_mask(
     return Mask(kept)
 
 
-def kept_counts(shapes: Mapping[str, torch.Size], ratio: float, allotment: Literal["even", "erk"]) -> dict[str, int]:
+def kept_counts(
+    shapes: Mapping[str, torch.Size], ratio: float, distribution: Literal["uniform", "erk"]
+) -> dict[str, int]:
     """How many entries of each tensor stay; together exactly n - floor(ratio n), rounding by largest remainder."""
     total = sum(shape.numel() for shape in shapes.values())
     kept = total - pruned_count(total, ratio)
-    if allotment == "even":
+    if distribution == "uniform":
         shares = {name: shape.numel() * kept / total for name, shape in shapes.items()}
     else:
         shares = _erk_shares(shapes, kept)
@@ -53,9 +55,9 @@ def kept_counts(shapes: Mapping[str, torch.Size], ratio: float, allotment: Liter
     return counts
 
 
-def shuffled(mask: Mask, *, generator: torch.Generator, within: Literal["tensor", "all"] = "tensor") -> Mask:
-    """The same number of kept entries elsewhere: in each tensor ("tensor"), or in all together ("all")."""
-    if within == "tensor":
+def shuffled(mask: Mask, *, generator: torch.Generator, within: Literal["layer", "all"] = "layer") -> Mask:
+    """The same number of kept entries elsewhere: in each tensor ("layer"), or in all together ("all")."""
+    if within == "layer":
         return Mask({name: kept.flatten()[_order(kept, generator)].view(kept.shape) for name, kept in mask.items()})
     flat = mask.flat()
     parts = flat[_order(flat, generator)].split([kept.numel() for kept in mask.values()])

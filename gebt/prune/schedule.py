@@ -20,7 +20,7 @@ def geometric(ratio: float, levels: int) -> list[float]:
     return [1 - (1 - ratio) ** (level / levels) for level in range(1, levels)] + [ratio]
 
 
-def even(ratio: float, levels: int) -> list[float]:
+def linear(ratio: float, levels: int) -> list[float]:
     """Ratios ratio l / levels, l = 1..levels: every level removes the same share of all entries.
 
     0.9 in 9 levels is 0.1, 0.2, ..., 0.9: 1 / (11 - l) of what is left at level l, as BERT-Tickets' code has it.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def prunable_weights(model: nn.Module, *, embeddings: bool = False) -> dict[str, nn.Parameter]:
     """The parameters that weight masks cover: every trainable tensor of two or more dimensions.
 
-    Biases and normalisation scales (one dimension) stay, and so do vectors that were given leading dimensions of size 1
+    Biases and normalization scales (one dimension) stay, and so do vectors that were given leading dimensions of size 1
     to be broadcast, such as attention's [1, heads, channels]. Frozen parameters stay, and tables of embeddings, with
     what is tied to them, unless `embeddings`. A tied parameter counts once, under its first name. Raises `ValueError`
     when the model has none, and naming a layer that `torch.nn.utils.prune` has pruned already.
@@ -39,15 +39,15 @@ def magnitude(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bn_scale(model: nn.Module) -> dict[str, Tensor]:
-    """s_c = |gamma_c| of every channel of every batch normalisation, under the names of the scales. Liu et al. 2017.
+    """s_c = |gamma_c| of every channel of every batch normalization, under the names of the scales. Liu et al. 2017.
 
-    Raises `ValueError` when the model has no batch normalisation with scales.
+    Raises `ValueError` when the model has no batch normalization with scales.
     """
     kinds = nn.modules.batchnorm._BatchNorm
     norms = {name: module for name, module in model.named_modules() if isinstance(module, kinds) and module.affine}
     if not norms:
         raise ValueError(
-            f"model {type(model).__name__} (got no batch normalisation with scales), expected at least one"
+            f"model {type(model).__name__} (got no batch normalization with scales), expected at least one"
         )
     return {f"{name}.weight".lstrip("."): norm.weight.detach().abs() for name, norm in norms.items()}
 

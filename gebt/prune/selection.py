@@ -1,4 +1,4 @@
-"""Selection: scores + prune ratio -> mask, with exact counts and no favour to any position."""
+"""Selection: scores + prune ratio -> mask, with exact counts and no favor to any position."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
-from gebt.prune.tie_breaking import Order, TieOrder, ranks
+from gebt.prune.tie_breaking import TieBreak, TieBreaker, ranks
 
-EntryScope = Literal["global", "tensor"]
+EntryScope = Literal["global", "layer"]
 Scope = Literal[EntryScope, "channel"]
 
 RADIX_FROM = 8192
-WAY_OUT = "use a lower ratio, least, or scope='tensor'"
+WAY_OUT = "use a lower ratio, min_keep, or scope='layer'"
 
 
 def pruned_count(size: int, ratio: float) -> int:
@@ -30,46 +30,46 @@ def pruned_count(size: int, ratio: float) -> int:
     return math.floor(Decimal(str(float(ratio))) * size)
 
 
-def select(
+def make_mask(
     scores: Mapping[str, Tensor],
     *,
     ratio: float,
     scope: Scope = "global",
-    least: float = 0.0,
+    min_keep: float = 0.0,
     generator: torch.Generator | None = None,
-    order: Order | None = None,
+    tie_break: TieBreak | None = None,
     allow_empty: bool = False,
 ) -> Mask:
     """The mask that removes exactly the floor(ratio * n) entries, or channels, of lowest score.
 
-    `scope`: "global" ranks the entries of all tensors together, "tensor" those of each alone (a floor for each).
+    `scope`: "global" ranks the entries of all tensors together, "layer" those of each alone (a floor for each).
     "channel" ranks the channels of all tensors together and keeps all or none of a channel's entries, as `gebt.slim`
     takes them out. A channel is a slice along dimension 0, what comes out of a layer (not so in transposed
     convolutions, whose weights are [in, out, ...]: turn their scores, and the mask back); in one dimension, as of
-    batch-norm scales, every entry is one. Its score is the mean of its entries' scores: a sum would favour channels
+    batch-norm scales, every entry is one. Its score is the mean of its entries' scores: a sum would favor channels
     that read many others. Leave out the layer whose channels are the network's outputs, and score the scales of batch
     norms, not the weights before them, which leave their norm's shift behind.
-    `least`: where tensors are ranked together, the ceil(least * n) entries, or channels, of highest score of every
+    `min_keep`: where tensors are ranked together, the ceil(least * n) entries, or channels, of highest score of every
     tensor of n stay all the same, so that none is emptied by scores that are smaller throughout.
-    Equal scores are settled by `order` (a `TieOrder`, or ranks [n] of which the larger stays), else by one drawn from
-    `generator`, else by `TieOrder(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score,
-    an unknown scope, a `least` outside [0, 1] or one that leaves fewer to prune than `ratio` asks for, or a tensor that
+    Equal scores are settled by `tie_break` (a `TieBreaker`, or ranks [n] of which the larger stays), else by one drawn from
+    `generator`, else by `TieBreaker(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score,
+    an unknown scope, a `min_keep` outside [0, 1] or one that leaves fewer to prune than `ratio` asks for, or a tensor that
     would lose every entry (unless `allow_empty`).
 
     >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
     tensor([ True, False, False,  True])
     """
-    if scope not in ("global", "tensor", "channel"):
-        raise ValueError(f"scope (got {scope!r}), expected 'global', 'tensor' or 'channel'")
+    if scope not in ("global", "layer", "channel"):
+        raise ValueError(f"scope (got {scope!r}), expected 'global', 'layer' or 'channel'")
     if scope == "channel":
         channels = {name: _channel_scores(score.detach()) for name, score in scores.items()}
         refuse_nan(channels)
-        kept = _selected(channels, ratio, least, together=True, generator=generator, order=order)
-        kept = {name: _spread(own, scores[name].shape) for name, own in kept.items()}
+        kept = _selected(channels, ratio, min_keep, together=True, generator=generator, tie_break=tie_break)
+        kept = {name: _expanded(own, scores[name].shape) for name, own in kept.items()}
         way_out = "use a lower ratio, or allow_empty=True: gebt.slim keeps one channel of such a layer"
     else:
         refuse_nan(scores)
-        kept = _selected(scores, ratio, least, together=scope == "global", generator=generator, order=order)
+        kept = _selected(scores, ratio, min_keep, together=scope == "global", generator=generator, tie_break=tie_break)
         way_out = WAY_OUT
     mask = Mask(kept)
     if not allow_empty:
@@ -80,21 +80,23 @@ def select(
 def _selected(
     scores: Mapping[str, Tensor],
     ratio: float,
-    least: float,
+    min_keep: float,
     *,
     together: bool,
     generator: torch.Generator | None,
-    order: Order | None,
+    tie_break: TieBreak | None,
 ) -> dict[str, Tensor]:
     sizes = [tensor.numel() for tensor in scores.values()]
     flat = [tensor.detach().flatten() for tensor in scores.values()]
-    ties = _Ties(sum(sizes), generator, order)
+    ties = _Ties(sum(sizes), generator, tie_break)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    if least and together:
-        flat = [_protected(score, least, ties, start) for score, start in zip(flat, starts, strict=True)]
-        free, size = sum(_unprotected(own, least) for own in sizes), sum(sizes)
+    if min_keep and together:
+        flat = [_protected(score, min_keep, ties, start) for score, start in zip(flat, starts, strict=True)]
+        free, size = sum(_unprotected(own, min_keep) for own in sizes), sum(sizes)
         if pruned_count(size, ratio) > free:
-            raise ValueError(f"prune ratio, least (got {ratio}, {least}), expected at most {free} of {size} to go")
+            raise ValueError(
+                f"prune ratio, min_keep (got {ratio}, {min_keep}), expected at most {free} of {size} to go"
+            )
     if together and flat:
         one = flat[0] if len(flat) == 1 else torch.cat(flat)
         kept = _kept(one, ratio, ties).split(sizes)
@@ -103,17 +105,17 @@ def _selected(
     return {name: k.view(score.shape) for (name, score), k in zip(scores.items(), kept, strict=True)}
 
 
-def _protected(score: Tensor, least: float, ties: _Ties, start: int) -> Tensor:
+def _protected(score: Tensor, min_keep: float, ties: _Ties, start: int) -> Tensor:
     """The scores, infinite for the share of highest ones that stays in any case."""
-    free = _unprotected(score.numel(), least)
+    free = _unprotected(score.numel(), min_keep)
     stays = keep_highest(score, free, lambda tied: ties.of(tied + start))[0] if free else torch.ones_like(score).bool()
     return score.masked_fill(stays, math.inf)
 
 
-def _unprotected(size: int, least: float) -> int:
-    if not 0 <= least <= 1:
-        raise ValueError(f"least (got {least}), expected 0 <= least <= 1")
-    return size - math.ceil(Decimal(str(float(least))) * size)
+def _unprotected(size: int, min_keep: float) -> int:
+    if not 0 <= min_keep <= 1:
+        raise ValueError(f"min_keep (got {min_keep}), expected 0 <= least <= 1")
+    return size - math.ceil(Decimal(str(float(min_keep))) * size)
 
 
 def _channel_scores(score: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ def _channel_scores(score: Tensor) -> Tensor:
     return score.flatten(1).mean(1, dtype=torch.promote_types(score.dtype, torch.float32))
 
 
-def _spread(kept: Tensor, shape: torch.Size) -> Tensor:
+def _expanded(kept: Tensor, shape: torch.Size) -> Tensor:
     """[C] boolean over all entries of the channels."""
     return kept.unsqueeze(1).expand(-1, shape.numel() // max(1, kept.numel())).reshape(shape)
 
@@ -150,15 +152,15 @@ def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = WAY_OUT) -> No
 class _Ties:
     """Ranks of the entries that stand at the threshold, in an order drawn only when a tie has to be settled."""
 
-    def __init__(self, size: int, generator: torch.Generator | None, order: Order | None) -> None:
-        if isinstance(order, Tensor) and order.shape != (size,):
-            raise ValueError(f"tie order (got shape {tuple(order.shape)}), expected ({size},)")
-        self._generator, self._order = generator, order
+    def __init__(self, size: int, generator: torch.Generator | None, tie_break: TieBreak | None) -> None:
+        if isinstance(tie_break, Tensor) and tie_break.shape != (size,):
+            raise ValueError(f"tie break (got shape {tuple(tie_break.shape)}), expected ({size},)")
+        self._generator, self._tie_break = generator, tie_break
 
     def of(self, entries: Tensor) -> Tensor:
-        if self._order is None:
-            self._order = TieOrder(0) if self._generator is None else TieOrder.drawn(self._generator)
-        return ranks(self._order, entries)
+        if self._tie_break is None:
+            self._tie_break = TieBreaker(0) if self._generator is None else TieBreaker.drawn(self._generator)
+        return ranks(self._tie_break, entries)
 
 
 def _kept(score: Tensor, ratio: float, ties: _Ties, start: int = 0) -> Tensor:
@@ -191,23 +193,23 @@ def keep_within(score: Tensor, group: Tensor, ratio: float, rank: Tensor) -> Ten
     for a ratio outside [0, 1) or a NaN score.
     """
     refuse_nan({"entries": score})
-    order = rank.argsort()
+    by_score = rank.argsort()
     for key in (score, group):
-        order = order[key[order].argsort(stable=True)]
+        by_score = by_score[key[by_score].argsort(stable=True)]
     counts = torch.bincount(group)
     sizes, which = counts.unique(return_inverse=True)
     gone = torch.tensor([pruned_count(size, ratio) for size in sizes.tolist()], device=group.device)[which]
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=group.device) - (counts.cumsum(0) - counts)[group[order]]
+    place = torch.empty_like(by_score)
+    place[by_score] = torch.arange(len(by_score), device=group.device) - (counts.cumsum(0) - counts)[group[by_score]]
     return place >= gone[group]
 
 
-def thinned(scores: Tensor, left: Tensor, prune: int, order: Order) -> Tensor:
-    """`left` [n] boolean without the `prune` entries of lowest score among those it has; ties by `order`."""
+def thinned(scores: Tensor, left: Tensor, prune: int, tie_break: TieBreak) -> Tensor:
+    """`left` [n] boolean without the `prune` entries of lowest score among those it has; ties by `tie_break`."""
     if not prune:
         return left
     entries = left.nonzero().squeeze(1)
-    stays, _ = keep_highest(scores[entries], prune, lambda tied: ranks(order, entries[tied]))
+    stays, _ = keep_highest(scores[entries], prune, lambda tied: ranks(tie_break, entries[tied]))
     kept = torch.zeros_like(left)
     kept[entries[stays]] = True
     return kept

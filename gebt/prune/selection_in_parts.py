@@ -1,4 +1,4 @@
-"""Selection over scores that never are in one place: part by part, in one process or many, and as exact as `select`.
+"""Selection over scores that never are in one place: part by part, in one process or many, and as exact as `make_mask`.
 
 Histograms of the scores' bits, 16 at a time from the top, say which score is the last that goes; should more entries
 stand there than may go, histograms of their 64-bit ranks say which of them are the last. Parts are gone through once
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
 # Scores of a part [c], and the numbers of its entries: [c], or the first of a run of them.
 Part = tuple[Tensor, Tensor | int]
@@ -34,7 +34,7 @@ class Cut:
 
     key: int
     rank: int | None
-    order: TieOrder
+    tie_break: TieBreaker
 
     def keeps(self, scores: Tensor, entries: Tensor | int) -> Tensor:
         """Which entries of a part stay, [c] boolean; `entries` as in `Part`."""
@@ -42,14 +42,14 @@ class Cut:
         kept = keys > self.key
         if self.rank is not None:
             tied = (keys == self.key).nonzero().squeeze(1)
-            kept[tied] = self.order.of(_numbers(tied, entries)) > self.rank
+            kept[tied] = self.tie_break.of(_numbers(tied, entries)) > self.rank
         return kept
 
 
 def keep_highest_in_parts(
-    parts: Parts, prune: int, order: TieOrder, total: Callable[[Tensor], Tensor] | None = None
+    parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Which entries stay when the `prune` lowest of all parts go, part by part: what `select` keeps.
+    """Which entries stay when the `prune` lowest of all parts go, part by part: what `make_mask` keeps.
 
     Arguments and errors as of `find_cut`.
 
@@ -57,12 +57,12 @@ def keep_highest_in_parts(
     >>> list(keep_highest_in_parts(parts, 2, TieOrder(0)))
     [tensor([ True, False]), tensor([False,  True])]
     """
-    cut = find_cut(parts, prune, order, total)
+    cut = find_cut(parts, prune, tie_break, total)
     return (cut.keeps(scores, entries) for scores, entries in parts())
 
 
-def find_cut(parts: Parts, prune: int, order: TieOrder, total: Callable[[Tensor], Tensor] | None = None) -> Cut:
-    """The cut below which the `prune` lowest entries are, ties by `order` of their numbers.
+def find_cut(parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[Tensor], Tensor] | None = None) -> Cut:
+    """The cut below which the `prune` lowest entries are, ties by `tie_break` of their numbers.
 
     `parts()` goes through the same parts each time: at least one, be it empty, all float32 or all float64, entries
     numbered differently throughout. `total` adds a tensor of counts [n] int64 up over processes, each of which then
@@ -85,17 +85,17 @@ def find_cut(parts: Parts, prune: int, order: TieOrder, total: Callable[[Tensor]
     if not 0 <= prune <= size:
         raise ValueError(f"entries to prune (got {prune}), expected 0 to {size}")
     if not prune:
-        return Cut(-1 << (bits - 1), None, order)  # lower than the key of any number
+        return Cut(-1 << (bits - 1), None, tie_break)  # lower than the key of any number
     key, prune, tied = _last(keys, counts, LOWEST, bits - DIGIT, prune, total)
     if prune == tied:
-        return Cut(key, None, order)
+        return Cut(key, None, tie_break)
 
     def ranks() -> Iterator[Tensor]:
         for scores, entries in parts():
-            yield order.of(_numbers((keys_of(scores) == key).nonzero().squeeze(1), entries))
+            yield tie_break.of(_numbers((keys_of(scores) == key).nonzero().squeeze(1), entries))
 
     counts = total(_histogram(ranks(), LOWEST, 64 - DIGIT))
-    return Cut(key, _last(ranks, counts, LOWEST, 64 - DIGIT, prune, total)[0], order)
+    return Cut(key, _last(ranks, counts, LOWEST, 64 - DIGIT, prune, total)[0], tie_break)
 
 
 def keys_of(scores: Tensor) -> Tensor:

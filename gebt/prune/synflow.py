@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.prune.selection import pruned_count, select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask, pruned_count
+from gebt.prune.tie_breaking import TieBreaker
 
 Schedule = Literal["exponential", "linear"]
 
@@ -24,7 +24,7 @@ def synflow(
     """s_i = |w_i| dR/d|w_i|, R the sum of the outputs of the network of absolute values for an input of ones.
 
     `example`: a batch of one whose shape is taken; `mask`: entries already pruned score 0. Runs on a copy in `dtype`
-    and evaluation mode, so the model keeps its signs bit for bit; normalisation is the identity there but for the
+    and evaluation mode, so the model keeps its signs bit for bit; normalization is the identity there but for the
     magnitudes of its scale and shift (statistics of data would decide the score). R is conserved: the scores of all
     weights (and biases) between input and output sum to it at every layer of a network of linear parts and ReLUs.
     Raises `ValueError` when no signal reaches the output (a layer has collapsed), or is not finite in `dtype`.
@@ -65,19 +65,19 @@ def synflow_mask(
     if rounds < 1 or schedule not in ("exponential", "linear"):
         raise ValueError(f"rounds, schedule (got {(rounds, schedule)}), expected at least 1, 'exponential' or 'linear'")
     pruned_count(1, ratio)
-    order, mask = TieOrder(seed), Mask.ones(prunable_weights(model))
+    tie_break, mask = TieBreaker(seed), Mask.ones(prunable_weights(model))
     for number in range(1, rounds + 1):
         share = number / rounds
         now = ratio if number == rounds else 1 - (1 - ratio) ** share if schedule == "exponential" else ratio * share
         # A pruned entry scores 0 and so stays among the lowest; -1 keeps it below a kept entry of score 0.
         scores = synflow(model, example, mask=mask, dtype=dtype)
         ranked = {name: torch.where(mask[name], score, -1.0) for name, score in scores.items()}
-        mask = select(ranked, ratio=now, order=order, allow_empty=True)
+        mask = make_mask(ranked, ratio=now, tie_break=tie_break, allow_empty=True)
     return mask
 
 
 class _ScaleAndShift(nn.Module):
-    """What is left of a normalisation: |scale| x + |shift| along its channels."""
+    """What is left of a normalization: |scale| x + |shift| along its channels."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -104,7 +104,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.module
 def _linearised(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     network = copy.deepcopy(model).to(dtype).eval()
     if isinstance(network, _NORMS):
-        raise ValueError(f"model {type(model).__name__} (got a normalisation alone), expected a network with weights")
+        raise ValueError(f"model {type(model).__name__} (got a normalization alone), expected a network with weights")
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _NORMS):

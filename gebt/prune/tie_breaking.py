@@ -9,10 +9,10 @@ GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 SIGN, ALL = 1 << 63, (1 << 64) - 1
 
 
-class TieOrder:
+class TieBreaker:
     """r(i) = mix(start + i * golden), a number of 64 bits for entry i: the larger one is kept among equal scores.
 
-    mix is the finaliser of SplitMix64 (Steele et al. 2014), `start` the mixed seed. Everything is a bijection of the
+    mix is the finalizer of SplitMix64 (Steele et al. 2014), `start` the mixed seed. Everything is a bijection of the
     64-bit integers, so no two entries share a rank, and nothing is stored: an order of any length costs nothing.
     One order serves every draw of a search, so that ties do not look like motion to a detector.
     """
@@ -21,9 +21,9 @@ class TieOrder:
         self.start = _mixed((seed + GOLDEN) & ALL)
 
     @staticmethod
-    def drawn(generator: torch.Generator) -> TieOrder:
+    def drawn(generator: torch.Generator) -> TieBreaker:
         """An order whose seed is drawn from `generator`."""
-        return TieOrder(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        return TieBreaker(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
 
     def of(self, entries: Tensor) -> Tensor:
         """Ranks of the entries of these numbers: int64, of the same shape."""
@@ -31,7 +31,7 @@ class TieOrder:
         return splitmix64(entries, _signed(self.start)) ^ _signed(SIGN)
 
 
-Order = Tensor | TieOrder
+TieBreak = Tensor | TieBreaker
 
 
 def splitmix64(numbers: Tensor, start: int) -> Tensor:
@@ -42,9 +42,9 @@ def splitmix64(numbers: Tensor, start: int) -> Tensor:
     return _folded(bits, 31)
 
 
-def ranks(order: Order, entries: Tensor) -> Tensor:
-    """Ranks in `order` of the entries of these numbers, on their device."""
-    return order.of(entries) if isinstance(order, TieOrder) else order.to(entries.device)[entries]
+def ranks(tie_break: TieBreak, entries: Tensor) -> Tensor:
+    """Ranks in `tie_break` of the entries of these numbers, on their device."""
+    return tie_break.of(entries) if isinstance(tie_break, TieBreaker) else tie_break.to(entries.device)[entries]
 
 
 def _folded(numbers: Tensor, by: int) -> Tensor:

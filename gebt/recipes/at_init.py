@@ -14,12 +14,12 @@ from gebt.prune.mask import Mask
 from gebt.prune.random_masks import random_mask
 from gebt.prune.saliency import grasp, snip, taylor
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 from gebt.prune.synflow import synflow_mask
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.train.images import ImageSettings
 
-Score = Literal["synflow", "snip", "grasp", "taylor", "magnitude", "random", "even", "erk", "gem-miner"]
+Score = Literal["synflow", "snip", "grasp", "taylor", "magnitude", "random", "uniform", "erk", "gem-miner"]
 # Images that a score of one pass looks at: ten of each class, as Lee et al. 2019 and Wang et al. 2020 take.
 PER_CLASS = 10
 # Learning rate times steps of the paper's mining on CIFAR-10: 0.1 for 150 epochs of 391. In a shorter mining with the
@@ -42,7 +42,7 @@ def mask_at_init(
 
     "snip", "grasp", "taylor" look at ten images of each class; "synflow" at none, in 100 rounds; "gem-miner" trains
     scores for `settings.epochs` epochs, told to `on_epoch`, and leaves the network with weights of constant size.
-    "even" and "erk" are random with a share of their own for every layer. Layers may be emptied: SynFlow's reason.
+    "uniform" and "erk" are random with a share of their own for every layer. Layers may be emptied: SynFlow's reason.
     Raises `ValueError` for another score or a ratio outside [0, 1).
     """
     if score not in get_args(Score):
@@ -52,16 +52,16 @@ def mask_at_init(
     if score == "synflow":
         # A mean over spatial positions and the like shall see the size it will see in training.
         return synflow_mask(model, images.pixels[:1].float(), ratio=ratio, seed=seed)
-    if score in ("random", "even", "erk"):
-        allotment: Any = "global" if score == "random" else score
-        return random_mask(weights, ratio=ratio, generator=generator, allotment=allotment)
+    if score in ("random", "uniform", "erk"):
+        distribution: Any = "global" if score == "random" else score
+        return random_mask(weights, ratio=ratio, generator=generator, distribution=distribution)
     if score == "gem-miner":
         return _mined(model, images, ratio, settings or ImageSettings(), seed, on_epoch)
     if score == "magnitude":
         scores = magnitude(weights)
     else:
         scores = _BY_DATA[score](model, list(few(images, seed).batches(256, mean=mean, std=std)))
-    return select(scores, ratio=ratio, order=TieOrder(seed), allow_empty=True)
+    return make_mask(scores, ratio=ratio, tie_break=TieBreaker(seed), allow_empty=True)
 
 
 def few(images: Images, seed: int, per_class: int = PER_CLASS) -> Images:

@@ -11,17 +11,17 @@ from torch import nn
 from gebt.graph.edge_scorer import keep_of_each_graph
 from gebt.graph.edges import EDGES
 from gebt.graph.graph import Graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
 from gebt.prune.n_m_sparsity import two_of_four
 from gebt.prune.scores import prunable_weights, random
-from gebt.prune.selection import select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.sparse.structure import WeightStructure, entry_mask, features_share, groups_of, select_units
 from gebt.ticket import Ticket, make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
-from gebt.train.stacked import ManySettings, Member, each, fit_many
+from gebt.train.stacked import Member, StackedSettings, each, fit_stacked
 from gebt.train.tasks import task_for
 
 
@@ -67,7 +67,7 @@ def drop_edge(
     return fit(model, task, optimizers, settings.epochs, seed=seed, gates=gates, on_epoch=after_epoch)
 
 
-def dense_many(
+def dense_stacked(
     models: Sequence[GCN],
     graphs: Graph | Sequence[Graph],
     settings: TrainingSettings | None = None,
@@ -78,7 +78,7 @@ def dense_many(
     """What many calls of `dense` return, one a seed, up to rounding: all networks trained together (`train.stacked`)."""
     given = zip(models, each("graphs", graphs, len(seeds)), seeds, strict=True)
     members = [Member(model, graph, seed) for model, graph, seed in given]
-    return fit_many(members, ManySettings(settings or TrainingSettings()), on_epoch=on_epoch)
+    return fit_stacked(members, StackedSettings(settings or TrainingSettings()), on_epoch=on_epoch)
 
 
 def random_ticket(
@@ -96,7 +96,7 @@ def random_ticket(
     edge_mask = _random_edges(graph, edge_ratio, generator)
     feature_ratio = features_share(weight_structure, weight_ratio, feature_ratio)
     if weight_structure == "entry":
-        weight_mask = select(random(prunable_weights(model), generator), ratio=weight_ratio)
+        weight_mask = make_mask(random(prunable_weights(model), generator), ratio=weight_ratio)
     elif weight_structure == "2:4":
         weight_mask = two_of_four(random(prunable_weights(model), generator))
     else:
@@ -121,13 +121,13 @@ def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
     """The ticket's own weights with as many edges, drawn at random: the strong control of an edge score."""
     edge_ratio = float(ticket.provenance["edge_ratio"])
     edge_mask = _random_edges(graph, edge_ratio, torch.Generator().manual_seed(seed))
-    provenance = {**ticket.provenance, "method": "random_edges"}
-    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance, edge_values=None, rule=None)
+    provenance = {**ticket.provenance, "method": "random_edges_control"}
+    return dataclasses.replace(ticket, edge_mask=edge_mask, provenance=provenance, edge_weights=None, edge_scorer=None)
 
 
 def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:
     scores = random({EDGES: torch.empty(graph.num_pairs)}, generator)
-    if isinstance(graph, FoldOfGraphs):
+    if isinstance(graph, GraphClassificationFold):
         # As many of each graph as a rule takes.
-        return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieOrder.drawn(generator))})
-    return select(scores, ratio=edge_ratio)
+        return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieBreaker.drawn(generator))})
+    return make_mask(scores, ratio=edge_ratio)

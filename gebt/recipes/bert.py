@@ -15,19 +15,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn, optim
 
-from gebt.models.bert import fitted, fresh, head_names, prunable, reinitialise, reset_head, shuffle_layers
-from gebt.prune.enforce import hold
-from gebt.prune.imp import Lottery, lottery
+from gebt.models.bert import fitted, fresh, head_names, prunable, reinitialize, reset_head, shuffle_layers
+from gebt.prune.enforce import enforce_mask
+from gebt.prune.imp import ImpResult, iterative_magnitude_pruning
 from gebt.prune.mask import Mask
 from gebt.prune.random_masks import shuffled
-from gebt.prune.schedule import at_rate, even
+from gebt.prune.schedule import at_rate, linear
 from gebt.prune.scores import magnitude
-from gebt.prune.selection import select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.train.texts import FillIn, TextHistory, TextSettings, TextTask, fit
 
 Schedule = Literal["of original", "of the rest"]
-Arm = Literal["ticket", "random mask", "random init", "shuffled layers", "one shot"]
+Variant = Literal["ticket", "random mask", "random init", "shuffled layers", "one shot"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BertSettings:
     def ratios(self) -> list[float]:
         """What is pruned of all at every training, the first one's ahead: 0, 0.1, ..., 0.9 by default."""
         if self.schedule == "of original":
-            shares = even(float(Decimal(str(float(self.rate))) * self.rounds), self.rounds)
+            shares = linear(float(Decimal(str(float(self.rate))) * self.rounds), self.rounds)
         else:
             shares = at_rate(self.rate, self.rounds)
         return shares if self.prune_first else [0.0, *shares]
@@ -77,23 +77,25 @@ def search(
     settings: BertSettings | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
-) -> Lottery:
+) -> ImpResult:
     """Trains, prunes the encoder by trained magnitude, all matrices together, rewinds, and again.
 
     Level l of the lottery has the mask of `settings.ratios()[l]`, with exact counts and ties settled by a random order
     of `seed`, and what its training measured. Every level starts from the encoder as given, embeddings and layer norms
-    too, with a fresh optimizer and schedule. `folder`: as `gebt.lottery`. `model` ends as the last level trained it.
+    too, with a fresh optimizer and schedule. `folder`: as `gebt.iterative_magnitude_pruning`. `model` ends as the last level trained it.
     Raises `ValueError` for a model that is not of the family.
     """
     settings = settings or BertSettings()
 
-    def train(model: nn.Module, *, start: int, stop: int | None, holding: Callable[[optim.Optimizer], object]) -> Any:
-        history = fit(model, task, settings.training, seed=seed, start=start, stop=stop, holding=holding)
+    def train(model: nn.Module, *, start: int, stop: int | None, enforce: Callable[[optim.Optimizer], object]) -> Any:
+        history = fit(model, task, settings.training, seed=seed, start=start, stop=stop, enforce=enforce)
         return {"loss": history.losses[-1], **history.score}
 
     stays = head_names(model) if settings.head == "keep" else ()
     weights = prunable(model)
-    return lottery(model, train, ratio=settings.ratios(), weights=weights, stays=stays, seed=seed, folder=folder)
+    return iterative_magnitude_pruning(
+        model, train, ratio=settings.ratios(), weights=weights, stays=stays, seed=seed, folder=folder
+    )
 
 
 def evaluate(
@@ -101,7 +103,7 @@ def evaluate(
     task: TextTask,
     mask: Mask | None,
     *,
-    arm: Arm = "ticket",
+    variant: Variant = "ticket",
     fresh_head: bool = True,
     settings: TextSettings | None = None,
     seed: int = 0,
@@ -114,27 +116,29 @@ def evaluate(
     "shuffled layers", in one random order; "one shot" prunes pretrained magnitudes. Raises `ValueError` for another
     arm, or a mask that does not fit.
     """
-    if arm not in get_args(Arm):
-        raise ValueError(f"arm (got {arm!r}), expected one of {get_args(Arm)}")
+    if variant not in get_args(Variant):
+        raise ValueError(f"arm (got {variant!r}), expected one of {get_args(Variant)}")
     network = copy.deepcopy(model)
     if fresh_head:
         reset_head(network, seed)
     if mask is None:
         return network, fit(network, task, settings, seed=seed)
     own = fitted(mask, network)
-    if arm == "random mask":
+    if variant == "random mask":
         own = shuffled(own, generator=torch.Generator().manual_seed(seed), within="all")
-    elif arm == "random init":
-        reinitialise(network, seed)
-    elif arm == "shuffled layers":
+    elif variant == "random init":
+        reinitialize(network, seed)
+    elif variant == "shuffled layers":
         shuffle_layers(network, seed)
-    elif arm == "one shot":
+    elif variant == "one shot":
         own = _one_shot(network, own, seed)
-    return network, fit(network, task, settings, seed=seed, holding=lambda optimizer: hold(network, own, optimizer))
+    return network, fit(
+        network, task, settings, seed=seed, enforce=lambda optimizer: enforce_mask(network, own, optimizer)
+    )
 
 
 def _one_shot(network: nn.Module, mask: Mask, seed: int) -> Mask:
     weights = prunable(network)
     # Half an entry more, so that the floor is the mask's own count whatever the division rounds to.
     ratio = (mask.size - mask.kept + 0.5) / mask.size
-    return select(magnitude({name: weights[name] for name in mask}), ratio=ratio, order=TieOrder(seed))
+    return make_mask(magnitude({name: weights[name] for name in mask}), ratio=ratio, tie_break=TieBreaker(seed))

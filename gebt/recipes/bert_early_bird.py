@@ -12,10 +12,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from gebt.models.bert_units import HEADS, UNITS, Gates, without
-from gebt.prune.detector import EarlyBird, Rule
+from gebt.prune.detector import Compare, EarlyBird
 from gebt.prune.mask import Mask
-from gebt.prune.selection import pruned_count, select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask, pruned_count
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.train.loop import copy_state
 from gebt.train.texts import TextHistory, TextSettings, TextTask, fit
 
@@ -37,7 +37,7 @@ class UnitSettings(TextSettings):
     every: int = 50
     threshold: float = 0.1
     window: int = 4
-    rule: Rule = "newest"
+    compare: Compare = "window"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class UnitSettings(TextSettings):
 
     def detector(self) -> EarlyBird:
         """A fresh detector."""
-        return EarlyBird(self.threshold, self.window, criterion="weights", rule=self.rule)
+        return EarlyBird(self.threshold, self.window, criterion="weights", compare=self.compare)
 
     def after(self) -> TextSettings:
         """Settings of the training after the draw."""
@@ -83,13 +83,13 @@ def search(
     Raises `ValueError` for a ratio that empties a layer, and for a model that is not of the family.
     """
     settings = settings or UnitSettings()
-    gates, order = Gates(model), TieOrder(seed)
+    gates, tie_break = Gates(model), TieBreaker(seed)
     birds = {HEADS: settings.detector(), UNITS: settings.detector()}
     drawn: list[tuple[Mask, int]] = []
 
     def draw() -> dict[str, Mask]:
-        heads = select(gates.scores(HEADS), ratio=settings.head_ratio, scope="tensor", order=order)
-        return {HEADS: heads, UNITS: select(gates.scores(UNITS), ratio=settings.unit_ratio, order=order)}
+        heads = make_mask(gates.scores(HEADS), ratio=settings.head_ratio, scope="layer", tie_break=tie_break)
+        return {HEADS: heads, UNITS: make_mask(gates.scores(UNITS), ratio=settings.unit_ratio, tie_break=tie_break)}
 
     def watch(made: int) -> bool:
         if made % settings.every:
@@ -108,7 +108,7 @@ def search(
     with gates.attached(model):
         history = fit(model, task, settings, seed=seed, more=more, penalty=penalty, on_step=watch)
     mask, step = drawn[0] if drawn else (_both(draw()), len(history.losses))
-    distances = {kind: tuple(row["watched"] for row in bird.trajectory) for kind, bird in birds.items()}
+    distances = {kind: tuple(row["criterion"] for row in bird.trajectory) for kind, bird in birds.items()}
     return UnitTicket(mask, gates, copy_state(model), step, bool(drawn), distances), history
 
 

@@ -14,12 +14,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gebt.data.images import Images
-from gebt.prune.detector import EarlyBird, Rule
+from gebt.prune.detector import Compare, EarlyBird
 from gebt.prune.mask import Mask
 from gebt.prune.scores import bn_scale
-from gebt.prune.selection import pruned_count, select
+from gebt.prune.selection import make_mask, pruned_count
 from gebt.prune.slim.slim import slim
-from gebt.prune.tie_breaking import Order, TieOrder
+from gebt.prune.tie_breaking import TieBreak, TieBreaker
 from gebt.train.images import ImageHistory, ImageSettings, ImageTrainer, OnEpoch, fit
 
 Start = Literal["inherit", "reinit"]
@@ -30,8 +30,8 @@ class CnnSettings(ImageSettings):
     """Training of EB-Train, and its detector.
 
     The schedule counts from the first epoch of the search in the retraining, too, and so does the L1 on scales.
-    `window` masks before the newest one are compared with it ("newest"), or one after the other ("consecutive").
-    `least`: the share of every layer's channels, those of largest scale, that stays in any case: all scales of a layer
+    `window` masks before the newest one are compared with it ("window"), or one after the other ("previous").
+    `min_keep`: the share of every layer's channels, those of largest scale, that stays in any case: all scales of a layer
     may be small, and a network with an emptied layer is dead.
     `bits` is of the search: LF; with `bits_after` the retraining has it too: LL.
     """
@@ -39,8 +39,8 @@ class CnnSettings(ImageSettings):
     scale_l1: float = 1e-4
     threshold: float = 0.1
     window: int = 4
-    rule: Rule = "newest"
-    least: float = 0.1
+    compare: Compare = "window"
+    min_keep: float = 0.1
     bits_after: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class CnnSettings(ImageSettings):
 
     def detector(self) -> EarlyBird:
         """A fresh detector."""
-        return EarlyBird(self.threshold, self.window, criterion="weights", rule=self.rule)
+        return EarlyBird(self.threshold, self.window, criterion="weights", compare=self.compare)
 
     def after(self) -> ImageSettings:
         """Settings of the retraining."""
@@ -95,7 +95,7 @@ def search(
         raise ValueError("ratios (got none), expected at least one to watch")
     for ratio in ratios:
         pruned_count(1, ratio)
-    order, birds = TieOrder(seed), {ratio: settings.detector() for ratio in ratios}
+    tie_break, birds = TieBreaker(seed), {ratio: settings.detector() for ratio in ratios}
     found: dict[float, ChannelTicket] = {}
     trainer = ImageTrainer(model, images, validation, settings, seed)
 
@@ -104,9 +104,9 @@ def search(
         for ratio, bird in birds.items():
             if ratio in found:
                 continue
-            mask = channel_mask(model, ratio, settings, order)
+            mask = channel_mask(model, ratio, settings, tie_break)
             if bird.update(mask) or last:
-                distances = tuple(row["watched"] for row in bird.trajectory)
+                distances = tuple(row["criterion"] for row in bird.trajectory)
                 found[ratio] = ChannelTicket(ratio, mask, _copied(model), epoch, bird.fired, distances)
         return len(found) == len(birds)
 
@@ -121,9 +121,9 @@ def search(
     return found, trainer.history
 
 
-def channel_mask(model: nn.Module, ratio: float, settings: CnnSettings, order: Order) -> Mask:
-    """The floor(ratio n) smallest |gamma| of all n batch-norm scales go, but for `settings.least` of every layer."""
-    return select(bn_scale(model), ratio=ratio, least=settings.least, order=order, allow_empty=True)
+def channel_mask(model: nn.Module, ratio: float, settings: CnnSettings, tie_break: TieBreak) -> Mask:
+    """The floor(ratio n) smallest |gamma| of all n batch-norm scales go, but for `settings.min_keep` of every layer."""
+    return make_mask(bn_scale(model), ratio=ratio, min_keep=settings.min_keep, tie_break=tie_break, allow_empty=True)
 
 
 def retrain(

@@ -20,7 +20,7 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
 EPOCHS, RETRAIN_EPOCHS, EDGE_RATE, WINDOW, FIRST_STOP = 100, 99, 1e-3, 3, 5
@@ -36,7 +36,7 @@ def run(
     threshold: float = 0.1,
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> Trained:
+) -> MethodResult:
     """Searches as the release does, then retrains a fresh dense network on the pruned graph: only edges stay pruned.
 
     Each epoch: one Adam step on the weights; all but the largest are set to zero, and free to grow back; one Adam step
@@ -75,9 +75,9 @@ def run(
         "fired": search.fired,
     }
     values = values.clamp(min=0)
-    ticket = make_ticket(model, graph, Mask({EDGES: kept}), whole, initial, provenance, edge_values=values)
+    ticket = make_ticket(model, graph, Mask({EDGES: kept}), whole, initial, provenance, edge_weights=values)
     before = Phase(len(searched.losses), graph.num_pairs, whole.size, gated=True)
-    return Trained(ticket, history, edges, (before, Phase(RETRAIN_EPOCHS, edges.num_pairs, whole.size)))
+    return MethodResult(ticket, history, edges, (before, Phase(RETRAIN_EPOCHS, edges.num_pairs, whole.size)))
 
 
 class _Search:

@@ -10,15 +10,15 @@ from torch import Tensor, nn, optim
 
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import geometric
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
 
@@ -53,7 +53,7 @@ def run(
     settings: LotterySettings | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> list[Trained]:
+) -> list[MethodResult]:
     """Trains, prunes, rewinds, and again; returns what every level trained, the dense network (level 0) first.
 
     After level l = 1..L of training, n - floor((1 - (1 - ratio)^(l/L)) n) of the n weights stay: those of largest
@@ -84,15 +84,15 @@ class _Levels:
         self.model, self.graph, self.ratios = model, graph, ratios
         self.settings, self.seed, self.on_epoch = settings, seed, on_epoch
         generator = torch.Generator().manual_seed(seed)
-        self.edge_order, self.weight_order = TieOrder.drawn(generator), TieOrder.drawn(generator)
+        self.edge_tie_break, self.weight_tie_break = TieBreaker.drawn(generator), TieBreaker.drawn(generator)
         self.pairs = torch.ones(graph.num_pairs, dtype=torch.bool, device=graph.pairs.device)
         self.kept = Mask.ones(prunable_weights(model))
         self.initial = copy_state(model)
         self.phases: list[Phase] = []
 
-    def run(self) -> list[Trained]:
+    def run(self) -> list[MethodResult]:
         rewound = self._rewind_point()
-        found: list[Trained] = []
+        found: list[MethodResult] = []
         for level in range(self.settings.levels + 1):
             self.model.load_state_dict(rewound)
             found.append(self._level(level, rewound))
@@ -105,7 +105,7 @@ class _Levels:
             fit(self.model, task_for(self.graph), [self._adam()], epochs, seed=self.seed, evaluate=False)
         return copy_state(self.model)
 
-    def _level(self, level: int, rewound: dict[str, Tensor]) -> Trained:
+    def _level(self, level: int, rewound: dict[str, Tensor]) -> MethodResult:
         """Trains with the masks so far; then, unless it is the last level, prunes for the next one."""
         last = level == self.settings.levels
         edges = Edges.from_pairs(self.graph.pairs[:, self.pairs], self.graph.num_nodes)
@@ -117,7 +117,7 @@ class _Levels:
             optimizers.append(optim.Adam([gates], lr=self.settings.edge_learning_rate, fused=True))
         epochs = self.settings.training.epochs - self.settings.rewind_epoch
         self._note(epochs, gated=gates is not None)
-        handle = hold(self.model, self.kept, optimizers[0])
+        handle = enforce_mask(self.model, self.kept, optimizers[0])
         task, seed, told = task_for(self.graph, edges), self.seed + level, self.on_epoch
         try:
             history = fit(self.model, task, optimizers, epochs, seed=seed, gates=gates, on_epoch=told)
@@ -126,25 +126,25 @@ class _Levels:
         ticket = make_ticket(self.model, self.graph, Mask({EDGES: kept[0]}), kept[1], rewound, provenance)
         if not last:
             self._prune(level + 1, history.best_gates)
-        return Trained(ticket, history, edges, tuple(self.phases))
+        return MethodResult(ticket, history, edges, tuple(self.phases))
 
     def _prune(self, level: int, gates: Tensor | None) -> None:
         edge_ratio, weight_ratio = (geometric(ratio, self.settings.levels)[level - 1] for ratio in self.ratios)
         if gates is not None:
             values = torch.zeros_like(self.pairs, dtype=gates.dtype)
             values[self.pairs] = gates.abs()
-            self.pairs = self._thinned(values, self.pairs, edge_ratio, self.edge_order)
+            self.pairs = self._thinned(values, self.pairs, edge_ratio, self.edge_tie_break)
         weights = prunable_weights(self.model)
         flat = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
-        left = self._thinned(flat, self.kept.flat(), weight_ratio, self.weight_order)
+        left = self._thinned(flat, self.kept.flat(), weight_ratio, self.weight_tie_break)
         parts = left.split([weight.numel() for weight in weights.values()])
         self.kept = Mask({n: part.view(weights[n].shape) for n, part in zip(weights, parts, strict=True)})
         check_no_layer_empty(self.kept, weight_ratio)
 
     @staticmethod
-    def _thinned(values: Tensor, left: Tensor, ratio: float, order: TieOrder) -> Tensor:
+    def _thinned(values: Tensor, left: Tensor, ratio: float, tie_break: TieBreaker) -> Tensor:
         gone = left.numel() - int(left.sum())
-        return thinned(values, left, max(0, pruned_count(left.numel(), ratio) - gone), order)
+        return thinned(values, left, max(0, pruned_count(left.numel(), ratio) - gone), tie_break)
 
     def _adam(self) -> optim.Adam:
         return adam(self.model, self.settings.training)

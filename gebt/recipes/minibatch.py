@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gebt.graph.adjacency import adjacency_of, runs_of_pairs
-from gebt.graph.edge_scores import ShareInParts
+from gebt.graph.edge_scores import LocalDegreeInParts
 from gebt.prune.drawing import Drawing
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import check_no_layer_empty
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import StartWeights, Ticket, make_ticket
 from gebt.train.checkpoints import Checkpoints
-from gebt.train.consistency import fingerprint, same_everywhere
-from gebt.train.edge_values import NAMES, RUN, PairValues, Stored
+from gebt.train.consistency import check_same_on_all_ranks, digest
+from gebt.train.edge_values import NAMES, RUN, EdgeValueStore, MappedArray
 from gebt.train.loop import History, TrainingSettings, adam, copy_state
 from gebt.train.minibatch import Batched, BatchedFit
 from gebt.train.result import REINIT_SEED
@@ -45,7 +45,7 @@ def train(
 ) -> History:
     """Trains a network, dense or with the pruned weights of `mask` held at zero, on the pairs that `batched` keeps."""
     optimizer = adam(model, settings)
-    handle = hold(model, mask, optimizer) if mask is not None else None
+    handle = enforce_mask(model, mask, optimizer) if mask is not None else None
     fit = BatchedFit(model, batched, optimizer, seed=seed, evaluate_every=evaluate_every)
     if checkpoints is not None and (found := checkpoints.load()) is not None:
         fit.load_state_dict(found[1]["fit"])
@@ -107,14 +107,14 @@ def joint(
 
 
 def _check(settings: SearchSettings) -> None:
-    plain = settings.edge_score in ("magnitude", "share") and settings.edge_values == "unit"
-    drawn = settings.draw == "detector" and settings.weight_structure == "entry"
+    plain = settings.edge_score in ("magnitude", "local_degree") and settings.edge_weights == "one"
+    drawn = settings.draw_at == "detector" and settings.weight_structure == "entry"
     if not plain or not drawn or settings.soft_labels:
-        edges, soft = (settings.edge_score, settings.edge_values), settings.soft_labels
-        got = (*edges, settings.draw, soft, settings.weight_structure)
+        edges, soft = (settings.edge_score, settings.edge_weights), settings.soft_labels
+        got = (*edges, settings.draw_at, soft, settings.weight_structure)
         raise ValueError(
-            f"edge score, edge values, draw, soft labels, weight structure (got {got}), expected 'share' or "
-            "'magnitude', 'unit', 'detector', False, 'entry' to search in batches; take preset 'default' or 'paper'"
+            f"edge score, edge weights, draw at, soft labels, weight structure (got {got}), expected 'local_degree' or "
+            "'magnitude', 'one', 'detector', False, 'entry' to search in batches; take preset 'early-bird' or 'paper'"
         )
 
 
@@ -135,10 +135,10 @@ class _Search:
         self.initial, self.detector = copy_state(model), settings.detector()
         ties = torch.Generator().manual_seed(seed)
         self.graph = adjacency_of(batched.plan.sampler.edges)
-        self.edge_order, weight_order = TieOrder.drawn(ties), TieOrder.drawn(ties)
+        self.edge_order, weight_order = TieBreaker.drawn(ties), TieBreaker.drawn(ties)
         self.weights = prunable_weights(model)
-        self.weight_drawing = Drawing(self.weights, ratio=ratios[1], scope=settings.scope, order=weight_order)
-        self.values = PairValues(
+        self.weight_drawing = Drawing(self.weights, ratio=ratios[1], scope=settings.scope, tie_break=weight_order)
+        self.values = EdgeValueStore(
             batched.source.num_pairs,
             learning_rate=settings.edge_learning_rate,
             l1=settings.edge_l1,
@@ -146,7 +146,7 @@ class _Search:
             folder=values_in,
             shards=self._shards(),
         )
-        self.weight = self._share(values_in) if settings.edge_score == "share" else None
+        self.weight = self._share(values_in) if settings.edge_score == "local_degree" else None
         self.fit = BatchedFit(model, batched, adam(model, settings.training()), seed=seed, values=self.values,
                               evaluate=False)  # fmt: skip
         self.drawn: tuple[Mask, Mask] | None = None
@@ -177,8 +177,8 @@ class _Search:
         edge_mask = self.values.draw(self.ratios["edge_ratio"], self.edge_order, self.weight)
         self.drawn = (self.weight_drawing.draw(self.weights), edge_mask)
         stop = self.detector.update(*self.drawn)
-        drawn = fingerprint(*self.drawn, self.detector.trajectory)
-        same_everywhere(f"masks and detector of epoch {epoch}", drawn)
+        drawn = digest(*self.drawn, self.detector.trajectory)
+        check_same_on_all_ranks(f"masks and detector of epoch {epoch}", drawn)
         if on_draw is not None:
             on_draw(epoch, *self.drawn)
         return stop
@@ -188,7 +188,7 @@ class _Search:
         own, source, plan = self.batched.processes, self.batched.source, self.batched.plan
         if own.count == 1:
             return None
-        parts = plan.clusters if plan.settings.cut == "clusters" else torch.arange(source.num_nodes)
+        parts = plan.clusters if plan.settings.strategy == "cluster" else torch.arange(source.num_nodes)
         count = int(parts.max()) + 1
         owner = torch.empty(source.num_pairs, dtype=torch.int16)
         for numbers, pairs in runs_of_pairs(self.graph, RUN):
@@ -198,8 +198,8 @@ class _Search:
     def _share(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
         """The weight of pairs by their numbers, which is the same in every draw and kept where the values are."""
         degrees = self.graph.degrees(torch.arange(self.graph.num_nodes))
-        share = ShareInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_order)
-        weight = Stored(self.graph.num_pairs, torch.float32, folder)
+        share = LocalDegreeInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_order)
+        weight = MappedArray(self.graph.num_pairs, torch.float32, folder)
         for numbers, pairs in runs_of_pairs(self.graph, RUN):
             first, end = int(numbers[0]), int(numbers[-1]) + 1
             weight.tensor[first:end] = share.of(numbers, pairs)

@@ -10,16 +10,16 @@ from torch import nn
 
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
-from gebt.models.compact import Compact, compact
+from gebt.models.compact import CompactedModel, compact_model
 from gebt.models.gnn import GCN
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.ticket import StartWeights, Ticket, TicketError
 from gebt.train.loop import History, NodeTask, SoftLabels, TrainingSettings, adam, fit
 from gebt.train.result import REINIT_SEED
-from gebt.train.stacked import ManySettings, Member, each, fit_many
+from gebt.train.stacked import Member, StackedSettings, each, fit_stacked
 from gebt.train.tasks import task_for
 
 
@@ -41,12 +41,12 @@ class RetrainSettings:
 
 
 @dataclass(frozen=True)
-class Retrained:
+class RetrainResult:
     """A trained ticket: the hard result on the pruned graph, and the small problem that was trained, if any."""
 
     history: History
     edges: Edges
-    compact: Compact | None
+    compacted: CompactedModel | None
     edge_sparsity: float
     weight_sparsity: float
 
@@ -69,7 +69,7 @@ def run(
     *,
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> Retrained:
+) -> RetrainResult:
     """Trains the ticket: pruned edges do not exist, pruned weights are held at zero throughout.
 
     With `settings.compaction` one of our networks is trained as the smaller network that the masks leave
@@ -86,14 +86,14 @@ def run(
     if not (settings.compaction and isinstance(model, Network | LinkPredictor)):
         history = _train(model, ticket.weight_mask, task_for(graph, edges, soft=soft), settings, seed, on_epoch)
     else:
-        small = compact(model, ticket.weight_mask, graph)
+        small = compact_model(model, ticket.weight_mask, graph)
         history = _train(small.model, small.mask, task_for(small.graph, edges, soft=soft), settings, seed, on_epoch)
         small.restore(model)
-    _check_held(model, ticket)
-    return Retrained(history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity)
+    _check_pruned(model, ticket)
+    return RetrainResult(history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity)
 
 
-def run_many(
+def run_stacked(
     tickets: Sequence[Ticket],
     models: Sequence[GCN],
     graphs: Graph | Sequence[Graph],
@@ -101,16 +101,16 @@ def run_many(
     *,
     seeds: Sequence[int],
     on_epoch: Callable[[int, int, History], bool] | None = None,
-) -> list[Retrained]:
-    """What many calls of `run` return, one a ticket, all networks trained together (`train.stacked`; when: `pays`).
+) -> list[RetrainResult]:
+    """What many calls of `run` return, one a ticket, all networks trained together (`train.stacked`; when: `worth_stacking`).
 
     Each equals that of its own call up to rounding, if that one keeps its features sparse: products are not measured
-    here. Graphs: one for all, or one a ticket. Raises as `run`, and `ValueError` as `fit_many`.
+    here. Graphs: one for all, or one a ticket. Raises as `run`, and `ValueError` as `fit_stacked`.
     """
     settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
     if settings.distill and any(ticket.soft_labels is not None for ticket in tickets):
         raise ValueError(f"distill (got {settings.distill}), expected 0 to train together; train them one by one")
-    if any(ticket.edge_values is not None for ticket in tickets):
+    if any(ticket.edge_weights is not None for ticket in tickets):
         raise ValueError("edge values of a ticket (got some), expected none to train together; train them one by one")
     given = list(zip(tickets, models, graphs, seeds, strict=True))
     for ticket, model, graph, seed in given:
@@ -119,18 +119,18 @@ def run_many(
     members, smalls = [], []
     for ticket, model, graph, seed in given:
         pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
-        small = compact(model, ticket.weight_mask, graph, choose=False) if settings.compaction else None
+        small = compact_model(model, ticket.weight_mask, graph, choose=False) if settings.compaction else None
         parts = (model, graph, ticket.weight_mask) if small is None else (small.model, small.graph, small.mask)
         members.append(Member(cast(GCN, parts[0]), parts[1], seed, pairs, parts[2]))
         smalls.append(small)
-    fit_many(members, ManySettings(settings.training), on_epoch=on_epoch)
+    fit_stacked(members, StackedSettings(settings.training), on_epoch=on_epoch)
     results = []
     for ticket, model, member, small in zip(tickets, models, members, smalls, strict=True):
         if small is not None:
             small.restore(model)
-        _check_held(model, ticket)
+        _check_pruned(model, ticket)
         edges = Edges.from_pairs(member.seen, member.graph.num_nodes)
-        results.append(Retrained(member.history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity))
+        results.append(RetrainResult(member.history, edges, small, ticket.edge_sparsity, ticket.weight_sparsity))
     return results
 
 
@@ -143,7 +143,7 @@ def _train(
     on_epoch: Callable[[int, History], bool] | None,
 ) -> History:
     optimizer = adam(model, settings.training)
-    handle = hold(model, mask, optimizer) if mask is not None else None
+    handle = enforce_mask(model, mask, optimizer) if mask is not None else None
     try:
         return fit(model, task, [optimizer], settings.training.epochs, seed=seed, on_epoch=on_epoch)
     finally:
@@ -162,7 +162,7 @@ def _soft_labels(ticket: Ticket, model: nn.Module, graph: Graph, settings: Retra
     return SoftLabels(ticket.soft_labels.to(next(model.parameters())), settings.distill)
 
 
-def _check_held(model: nn.Module, ticket: Ticket) -> None:
+def _check_pruned(model: nn.Module, ticket: Ticket) -> None:
     parameters = dict(model.named_parameters())
     for name, kept in ticket.weight_mask.items():
         if bool(parameters[name][~kept.to(parameters[name].device)].any()):

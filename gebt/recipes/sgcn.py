@@ -10,14 +10,14 @@ from torch import Tensor, nn, optim
 
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
 
@@ -47,8 +47,8 @@ class Admm:
     released code of GEBT leaves u attached, which multiplies its pull by the number of updates.
     """
 
-    def __init__(self, pairs: int, ratio: float, rho: float, order: TieOrder) -> None:
-        self.ratio, self.rho, self.order = ratio, rho, order
+    def __init__(self, pairs: int, ratio: float, rho: float, tie_break: TieBreaker) -> None:
+        self.ratio, self.rho, self.tie_break = ratio, rho, tie_break
         self.z, self.u = torch.zeros(pairs), torch.zeros(pairs)
 
     def penalty(self, values: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Admm:
     def mask(self, values: Tensor) -> Tensor:
         """[P] boolean: the values of largest magnitude."""
         scores = {EDGES: values.detach().abs()}
-        return select(scores, ratio=self.ratio, order=self.order, allow_empty=True)[EDGES]
+        return make_mask(scores, ratio=self.ratio, tie_break=self.tie_break, allow_empty=True)[EDGES]
 
 
 def run(
@@ -76,10 +76,10 @@ def run(
     settings: SgcnSettings | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> Trained:
+) -> MethodResult:
     """Pretrains, solves for the edge values with the weights frozen, prunes both, rewinds the weights and trains.
 
-    Edge values minimise CE(A(a), W) + `Admm.penalty` with W fixed; the pairs of largest |a| stay. Weights: the largest
+    Edge values minimize CE(A(a), W) + `Admm.penalty` with W fixed; the pairs of largest |a| stay. Weights: the largest
     of the pretrained network, in one shot, rewound to their initial values (as UGS evaluates SGCN). `model` ends in the
     best validation epoch of the last training. Differences from the release: values of pairs, no weight decay on them,
     edges of the ticket count 1, selection by validation (the release's driver keeps what tests best).
@@ -87,20 +87,22 @@ def run(
     """
     settings = settings or SgcnSettings()
     generator = torch.Generator().manual_seed(seed)
-    edge_order, weight_order = TieOrder.drawn(generator), TieOrder.drawn(generator)
+    edge_tie_break, weight_tie_break = TieBreaker.drawn(generator), TieBreaker.drawn(generator)
     initial, weights = copy_state(model), prunable_weights(model)
     blank = {EDGES: torch.zeros(graph.num_pairs)}
-    select(blank, ratio=edge_ratio, order=edge_order, allow_empty=True)  # a bad ratio is said before any training
-    select(magnitude(weights), ratio=weight_ratio, order=weight_order)
+    make_mask(
+        blank, ratio=edge_ratio, tie_break=edge_tie_break, allow_empty=True
+    )  # a bad ratio is said before any training
+    make_mask(magnitude(weights), ratio=weight_ratio, tie_break=weight_tie_break)
     whole, epochs = task_for(graph), settings.training.epochs
     fit(model, whole, [adam(model, settings.training)], epochs, seed=seed, on_epoch=on_epoch)
-    admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_order)
+    admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_tie_break)
     edge_mask = Mask({EDGES: admm.mask(_edge_values(model, whole, admm, settings, seed, on_epoch))})
-    weight_mask = select(magnitude(weights), ratio=weight_ratio, order=weight_order)
+    weight_mask = make_mask(magnitude(weights), ratio=weight_ratio, tie_break=weight_tie_break)
     model.load_state_dict(initial)
     edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)
     optimizer = adam(model, settings.training)
-    handle = hold(model, weight_mask, optimizer)
+    handle = enforce_mask(model, weight_mask, optimizer)
     try:
         history = fit(model, task_for(graph, edges), [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     finally:
@@ -119,7 +121,7 @@ def run(
     pretrained = Phase(epochs, graph.num_pairs, weight_mask.size)
     solved = Phase(searched, graph.num_pairs, weight_mask.size, gated=True)
     retrained = Phase(epochs, edges.num_pairs, weight_mask.kept)
-    return Trained(ticket, history, edges, (pretrained, solved, retrained))
+    return MethodResult(ticket, history, edges, (pretrained, solved, retrained))
 
 
 def _edge_values(

@@ -15,11 +15,11 @@ from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.prune.selection import keep_highest, pruned_count, select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import keep_highest, make_mask, pruned_count
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, SoftLabels, TrainingSettings, adam, copy_state, fit
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
 
@@ -32,7 +32,7 @@ class TeddySettings:
 
 
 def degree_score(pairs: Tensor, num_nodes: int) -> Tensor:
-    """s_uv = g_u g_v with g_v = (1 / d_v^2) sum over the neighbours u of v of d_u^-1/2, d the degrees. Returns [P].
+    """s_uv = g_u g_v with g_v = (1 / d_v^2) sum over the neighbors u of v of d_u^-1/2, d the degrees. Returns [P].
 
     Pairs between nodes of low degree are worth keeping most. Seo et al. 2024, eq. 5 and their release.
     """
@@ -53,20 +53,20 @@ def run(
     settings: TeddySettings | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> Trained:
+) -> MethodResult:
     """Trains a dense teacher, removes the edges of lowest `degree_score`, and trains the student once.
 
     After every step of the student the ceil(weight_ratio n) entries of smallest magnitude among all n parameters,
     biases too, are set to zero; they may come back at the next step. `model` ends as the student of its best
     validation epoch. Ties of edges and of weights are settled by a random order of `seed`.
-    Raises `ValueError` as `gebt.select`, and `GraphError` where a label is not one class.
+    Raises `ValueError` as `gebt.make_mask`, and `GraphError` where a label is not one class.
     """
     settings = settings or TeddySettings()
     check_classes(graph, "TEDDY's distillation")
     pruned_count(1, weight_ratio)
-    order = TieOrder.drawn(torch.Generator().manual_seed(seed))
+    tie_break = TieBreaker.drawn(torch.Generator().manual_seed(seed))
     scores = {EDGES: degree_score(graph.pairs, graph.num_nodes)}
-    edge_mask = select(scores, ratio=edge_ratio, order=order, allow_empty=True)
+    edge_mask = make_mask(scores, ratio=edge_ratio, tie_break=tie_break, allow_empty=True)
     initial = copy_state(model)
     teacher, whole = copy.deepcopy(model), task_for(graph)
     optimizer, epochs = adam(teacher, settings.training), settings.training.epochs
@@ -77,7 +77,7 @@ def run(
     edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)
     task = task_for(graph, edges, soft=SoftLabels(said, settings.distill))
     optimizer = adam(model, settings.training)
-    handle = optimizer.register_step_post_hook(_Projection(model, weight_ratio, order))
+    handle = optimizer.register_step_post_hook(_Projection(model, weight_ratio, tie_break))
     try:
         history = fit(model, task, [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     finally:
@@ -95,22 +95,22 @@ def run(
     ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
     # The student's weights are all there between its steps; what it multiplies with is projected.
     phases = (Phase(epochs, graph.num_pairs, weight_mask.size), Phase(epochs, edges.num_pairs, weight_mask.kept))
-    return Trained(ticket, history, edges, phases)
+    return MethodResult(ticket, history, edges, phases)
 
 
 class _Projection:
     """Zeroes the smallest parameters: the projection on the vectors with at most floor((1 - ratio) n) entries."""
 
-    def __init__(self, model: nn.Module, ratio: float, order: TieOrder) -> None:
+    def __init__(self, model: nn.Module, ratio: float, tie_break: TieBreaker) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.order, self.count = order, math.ceil(ratio * sum(p.numel() for p in self.parameters))
+        self.tie_break, self.count = tie_break, math.ceil(ratio * sum(p.numel() for p in self.parameters))
 
     def __call__(self, *_: Any) -> None:
         if not self.count:
             return
         with torch.no_grad():
             together = torch.cat([p.detach().abs().flatten() for p in self.parameters])
-            kept = keep_highest(together, self.count, self.order.of)[0]
+            kept = keep_highest(together, self.count, self.tie_break.of)[0]
             sizes = [p.numel() for p in self.parameters]
             for parameter, own in zip(self.parameters, kept.split(sizes), strict=True):
                 parameter.mul_(own.view(parameter.shape))

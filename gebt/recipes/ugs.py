@@ -16,14 +16,14 @@ from torch.func import functional_call
 from gebt.graph.directed import DirectedEdges
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph, check_classes
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count, thinned
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state, fit
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 from gebt.train.sinkhorn import Separation
 from gebt.train.tasks import task_for
 
@@ -82,9 +82,9 @@ def run(
     rounds: int = 20,
     settings: UgsSettings | None = None,
     seed: int = 0,
-    on_round: Callable[[Trained], bool] | None = None,
+    on_round: Callable[[MethodResult], bool] | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
-) -> list[Trained]:
+) -> list[MethodResult]:
     """UGS on undirected pairs: every round trains real masks, prunes the lowest of what is left, rewinds and trains.
 
     Per round: W and the masks m (1 with relative noise U(-1, 1) * `noise`) train jointly on CE + edge_l1 sum|m_g| +
@@ -92,7 +92,7 @@ def run(
     apart, ties by a random order of `seed`; W returns to its initial values and trains with hard masks. Pruned edges
     do not exist from then on, so rounds get cheaper. `on_round` returning True ends early. `model` ends as the last
     round's. Departures from the release: pairs instead of directed entries (unless `directed`), masks of edges at least
-    0, exact counts, normalisation of the kept graph (docs/method.md). With `directed` the ticket's edge mask has the
+    0, exact counts, normalization of the kept graph (docs/method.md). With `directed` the ticket's edge mask has the
     pairs of which either direction is left, and "directed_sparsity" says how many of the 2P directions are gone.
     """
     settings = settings or UgsSettings()
@@ -101,7 +101,7 @@ def run(
     if settings.separation:
         check_classes(graph, f"separation {settings.separation}")
     work = _Work(model, graph, settings, seed, on_epoch)
-    found: list[Trained] = []
+    found: list[MethodResult] = []
     for number in range(1, rounds + 1):
         found.append(work.round(number))
         if on_round is not None and on_round(found[-1]):
@@ -122,7 +122,7 @@ class _Work:
     ) -> None:
         self.model, self.graph, self.settings, self.seed, self.on_epoch = model, graph, settings, seed, on_epoch
         self.generator = torch.Generator().manual_seed(seed)
-        self.order = TieOrder.drawn(self.generator)
+        self.tie_break = TieBreaker.drawn(self.generator)
         self.initial, self.weights = copy_state(model), prunable_weights(model)
         pairs = graph.pairs
         self.ends = torch.cat((pairs, pairs.flip(0)), 1) if settings.directed else pairs
@@ -130,11 +130,11 @@ class _Work:
         self.kept = Mask.ones(self.weights)
         self.phases: list[Phase] = []
 
-    def round(self, number: int) -> Trained:
+    def round(self, number: int) -> MethodResult:
         """Searches once, prunes, rewinds and trains."""
         self._note(self.settings.masked, gated=True)
-        edge_values, weight_values = self._trained_masks()
-        self.left = self._pruned(edge_values, self.left, self.settings.edge_rate)
+        edge_weights, weight_values = self._trained_masks()
+        self.left = self._pruned(edge_weights, self.left, self.settings.edge_rate)
         flat = self._pruned(weight_values, self.kept.flat(), self.settings.weight_rate)
         sizes = [weight.numel() for weight in self.weights.values()]
         parts = zip(self.weights.items(), flat.split(sizes), strict=True)
@@ -143,7 +143,7 @@ class _Work:
         self._note(self.settings.fixed)
         edges = self._edges()
         optimizer = self._adam(self.model, self.settings.fixed)
-        handle = hold(self.model, self.kept, optimizer)
+        handle = enforce_mask(self.model, self.kept, optimizer)
         try:
             task, epochs = task_for(self.graph, edges), self.settings.fixed.epochs
             history = fit(self.model, task, [optimizer], epochs, seed=self.seed, on_epoch=self.on_epoch)
@@ -164,7 +164,7 @@ class _Work:
             provenance["directed_sparsity"] = 1 - float(self.left.float().mean())
         edge_mask = Mask({EDGES: pairs})
         ticket = make_ticket(self.model, self.graph, edge_mask, self.kept, self.initial, provenance)
-        return Trained(ticket, history, edges, tuple(self.phases))
+        return MethodResult(ticket, history, edges, tuple(self.phases))
 
     def _note(self, training: TrainingSettings, gated: bool = False) -> None:
         directions = self.left.numel() // self.graph.num_pairs
@@ -202,13 +202,13 @@ class _Work:
 
         # Masks that were pruned stay zero under Adam and its weight decay.
         held = Mask({f"masks.{number}": kept for number, kept in enumerate(self.kept.values())})
-        handle = hold(masked, held, optimizer)
-        # Degrees are sums of masks: under L1 alone those of a large neighbourhood would swing below zero.
+        handle = enforce_mask(masked, held, optimizer)
+        # Degrees are sums of masks: under L1 alone those of a large neighborhood would swing below zero.
         optimizer.register_step_post_hook(bounded)
         try:
             history = fit(
                 masked,
-                task_for(self.graph, edges, also=more),
+                task_for(self.graph, edges, extra_loss=more),
                 [optimizer],
                 settings.masked.epochs,
                 seed=self.seed,
@@ -229,7 +229,7 @@ class _Work:
 
     def _pruned(self, values: Tensor, left: Tensor, rate: float) -> Tensor:
         """`left` without the floor(rate n) lowest of its n entries."""
-        return thinned(values, left, pruned_count(int(left.sum()), rate), self.order)
+        return thinned(values, left, pruned_count(int(left.sum()), rate), self.tie_break)
 
     @staticmethod
     def _adam(model: nn.Module, training: TrainingSettings, *more: Tensor) -> optim.Adam:

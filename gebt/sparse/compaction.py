@@ -18,7 +18,7 @@ from torch import Tensor
 class Group:
     """Units that live or die together: one hidden layer, one residual stream, or the input features.
 
-    `made`: the (tensor, dimension) pairs whose slices produce unit u: weight rows, biases, normalisation scales and
+    `made`: the (tensor, dimension) pairs whose slices produce unit u: weight rows, biases, normalization scales and
     statistics. `read`: those whose slices consume it. A network lists its groups from input to output.
     """
 
@@ -86,7 +86,7 @@ def sliced(tensors: Mapping[str, Tensor], groups: Sequence[Group], live: Mapping
     return {name: tensor.contiguous() for name, tensor in out.items()}
 
 
-def spread(
+def scattered(
     small: Mapping[str, Tensor], full: Mapping[str, Tensor], groups: Sequence[Group], live: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The reverse of `sliced`: the tensors of `full` with the live units replaced by those of `small`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 from gebt.sparse.compaction import Group
 
 WeightStructure = Literal["entry", "unit", "feature", "joint", "2:4"]
@@ -58,10 +58,10 @@ def unit_scores(groups: Sequence[Group], model: nn.Module, score: UnitScore) -> 
     """How much each unit is worth keeping, by group.
 
     "magnitude": s_u = |w_in(u)| |w_out(u)|, the norms of the weights that make and that read unit u (input features are
-    made by nobody: |w_out(u)|). "norm": the absolute scale gamma_u of its normalisation (Liu et al. 2017, network
+    made by nobody: |w_out(u)|). "norm": the absolute scale gamma_u of its normalization (Liu et al. 2017, network
     slimming). "gradient": |sum over w_out(u) of w dL/dw|, the loss's derivative to a gate on the unit's output
     (Molchanov et al. 2017), from the gradients of the last step; zero before the first. Features, which have no scale,
-    fall to "magnitude". Raises `ValueError` for "norm" when a network has no normalisation.
+    fall to "magnitude". Raises `ValueError` for "norm" when a network has no normalization.
     """
     tensors = dict(model.named_parameters())
     by = {"magnitude": _magnitudes, "norm": _scales, "gradient": _derivatives}
@@ -76,13 +76,13 @@ def select_units(
     """Keeps the highest scores of each group: `ratio` of a layer's hidden units goes, `feature_ratio` of the features.
 
     Ties are settled by a random order of `seed`, the same in every draw. `feature_ratio` None: `ratio`.
-    Raises `ValueError` as `gebt.select`.
+    Raises `ValueError` as `gebt.make_mask`.
     """
     kept: dict[str, Tensor] = {}
     for group in groups:
         share = ratio if group.name != FEATURES or feature_ratio is None else feature_ratio
         ties = torch.Generator().manual_seed(seed)
-        kept.update(select({group.name: scores[group.name]}, ratio=share, generator=ties))
+        kept.update(make_mask({group.name: scores[group.name]}, ratio=share, generator=ties))
     return Mask(kept)
 
 
@@ -121,7 +121,7 @@ def _scales(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(scales).sum(0)
     if group.name == FEATURES:
         return _magnitudes(group, tensors)
-    raise ValueError(f"unit score 'norm' (got no normalisation in {group.name!r}), expected norm='batch'")
+    raise ValueError(f"unit score 'norm' (got no normalization in {group.name!r}), expected norm='batch'")
 
 
 def _derivatives(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from gebt.prune.mask import Mask, pack_bits
 
 
-def same_everywhere(what: str, content: str | bytes, group: ProcessGroup | None = None) -> None:
+def check_same_on_all_ranks(what: str, content: str | bytes, group: ProcessGroup | None = None) -> None:
     """Compares the SHA-256 of `content` over all processes (gloo, 32 bytes each); collective, and nothing with one.
 
     Raises `ValueError` in every process, naming `what` and the processes that differ from process 0.
@@ -34,7 +34,7 @@ def same_everywhere(what: str, content: str | bytes, group: ProcessGroup | None 
         )
 
 
-def fingerprint(*things: Any) -> str:
+def digest(*things: Any) -> str:
     """SHA-256, in hexadecimal, of numbers, strings, bytes, None, tensors, masks, and mappings and sequences of them.
 
     Equal for equal things, whatever the order of a mapping, and for equal masks, be they bits or boolean tensors.

@@ -21,8 +21,8 @@ from gebt.graph.edges import EDGES
 from gebt.prune.mask import Mask, pack_bits
 from gebt.prune.selection import pruned_count
 from gebt.prune.selection_in_parts import Part, find_cut
-from gebt.prune.tie_breaking import TieOrder
-from gebt.train.consistency import fingerprint, same_everywhere
+from gebt.prune.tie_breaking import TieBreaker
+from gebt.train.consistency import check_same_on_all_ranks, digest
 from gebt.train.shards import Route, Shards
 
 # Runs that stay in a core's cache: twice as fast as those of 2^22.
@@ -33,7 +33,7 @@ NAMES = ("value", "gradient", "mean", "square")
 Weight = Tensor | Callable[[Tensor], Tensor]
 
 
-class PairValues:
+class EdgeValueStore:
     """The value a [P] of every pair, `initial` at first, trained by Adam from gradients that come in parts.
 
     `read` the values of a batch's pairs, `add_gradient` of its loss, and `step` when the epoch's gradient is complete;
@@ -75,9 +75,9 @@ class PairValues:
         self._place = (0, 1) if self._shards is None else (self._shards.rank, self._shards.world)
         if self._shards is not None:
             settings = (count, learning_rate, *betas, eps, l1, initial, str(dtype))
-            same_everywhere("owners of pairs", fingerprint(self._shards.owner), self._shards.group)
-            same_everywhere("settings of pair values", fingerprint(settings), self._shards.group)
-        self._arrays = {name: Stored(self._own, dtype, folder) for name in NAMES}
+            check_same_on_all_ranks("owners of pairs", digest(self._shards.owner), self._shards.group)
+            check_same_on_all_ranks("settings of pair values", digest(settings), self._shards.group)
+        self._arrays = {name: MappedArray(self._own, dtype, folder) for name in NAMES}
         for begin, end in self._runs():
             self._arrays["value"].tensor[begin:end] = initial
             self._drop(begin, end)
@@ -130,8 +130,8 @@ class PairValues:
             self._drop(begin, end)
         self.steps += 1
 
-    def draw(self, ratio: float, order: TieOrder, weight: Weight | None = None) -> Mask:
-        """The mask of all pairs, named "edges": what `select` keeps of |a| * weight; the same in every process.
+    def draw(self, ratio: float, tie_break: TieBreaker, weight: Weight | None = None) -> Mask:
+        """The mask of all pairs, named "edges": what `make_mask` keeps of |a| * weight; the same in every process.
 
         `weight`: [P], or a function that gives the weights of pairs by their numbers [n]. Collective.
         Raises `ValueError` for a ratio outside [0, 1) and a score that is NaN.
@@ -144,7 +144,7 @@ class PairValues:
                 self._arrays["value"].drop(begin, end)
 
         prune = pruned_count(self.count, ratio)
-        cut = find_cut(parts, prune, order, None if self._shards is None else self._shards.total)
+        cut = find_cut(parts, prune, tie_break, None if self._shards is None else self._shards.total)
         words = torch.zeros((self.count + 63) // 64, dtype=torch.int64)
         for score, entries in parts():
             kept = cut.keeps(score, entries)
@@ -207,7 +207,7 @@ class PairValues:
         return ids.cpu()
 
 
-class Stored:
+class MappedArray:
     """`tensor` [n] of zeros, filled up to whole vectors: in memory, or in a file without a name in `folder`."""
 
     def __init__(self, size: int, kind: torch.dtype, folder: Path | None) -> None:

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gebt.graph.edges import Edges
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.graph.metrics import measure
 from gebt.train.loop import NodeTask, SoftLabels
 
-# Graphs of a step: few enough for many steps an epoch, enough for the statistics of batch normalisation.
+# Graphs of a step: few enough for many steps an epoch, enough for the statistics of batch normalization.
 BATCH = 64
 
 
 class Part(NamedTuple):
     """Some graphs of a set and the edges they are seen through."""
 
-    graph: FoldOfGraphs
+    graph: GraphClassificationFold
     edges: Edges
 
 
@@ -35,18 +35,18 @@ class GraphsTask(NodeTask):
     epoch is a step for each batch of about `BATCH` of them.
     """
 
-    graph: FoldOfGraphs
+    graph: GraphClassificationFold
     one_step = False
 
     def __init__(
         self,
-        graph: FoldOfGraphs,
+        graph: GraphClassificationFold,
         edges: Edges | None = None,
         *,
         soft: SoftLabels | None = None,
-        also: Callable[[Tensor], Tensor] | None = None,
+        extra_loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(graph, edges, keep_aggregated=False, soft=soft, also=also)
+        super().__init__(graph, edges, keep_aggregated=False, soft=soft, extra_loss=extra_loss)
 
     @cached_property
     def seen(self) -> Part:
@@ -67,7 +67,7 @@ class GraphsTask(NodeTask):
 
     def _batch(self, chosen: Tensor) -> _Batch:
         said = None if self.soft is None else replace(self.soft, log_probabilities=self.soft.log_probabilities[chosen])
-        return _Batch(*self._part(chosen), soft=said, also=self.also)
+        return _Batch(*self._part(chosen), soft=said, extra_loss=self.extra_loss)
 
     def steps(self) -> Sequence[NodeTask]:
         """The batches of the training graphs, in an order drawn anew."""
@@ -87,8 +87,8 @@ class GraphsTask(NodeTask):
         """Mean cross-entropy of the training graphs' logits; with soft labels q, + weight * mean of KL(q || p)."""
         graphs, labels = self._train
         hard = F.cross_entropy(logits, labels)
-        if self.also is not None:
-            hard = hard + self.also(logits)
+        if self.extra_loss is not None:
+            hard = hard + self.extra_loss(logits)
         if self.soft is None:
             return hard
         said = self.soft.log_probabilities[graphs]

@@ -15,7 +15,7 @@ from gebt.data.images import Images
 from gebt.train.low_precision import LowPrecision
 
 OnEpoch = Callable[[int, "ImageHistory"], object]
-Holding = Callable[[optim.Optimizer], object]
+Enforce = Callable[[optim.Optimizer], object]
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,17 @@ def fit(
     seed: int = 0,
     start: int = 0,
     stop: int | None = None,
-    holding: Holding | None = None,
+    enforce: Enforce | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> ImageHistory:
     """Trains epochs `start` + 1 to `stop` (None: the schedule's last) with a fresh optimizer.
 
-    `holding(optimizer)` is called before the first step, as `gebt.lottery` asks of a training; `on_epoch(epoch,
+    `enforce(optimizer)` is called before the first step, as `gebt.lottery` asks of a training; `on_epoch(epoch,
     history)` after every epoch. The order of the images depends on `seed` and the epoch alone.
     """
     trainer = ImageTrainer(model, images, validation, settings, seed)
-    if holding is not None:
-        holding(trainer.optimizer)
+    if enforce is not None:
+        enforce(trainer.optimizer)
     for epoch in range(start + 1, (trainer.settings.epochs if stop is None else stop) + 1):
         trainer.epoch(epoch)
         if on_epoch is not None:

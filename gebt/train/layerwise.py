@@ -1,4 +1,4 @@
-"""Exact inference of a graph that is not in memory: layer by layer, some nodes at a time with all their neighbours.
+"""Exact inference of a graph that is not in memory: layer by layer, some nodes at a time with all their neighbors.
 
 What a layer gives is kept, in a file if there is a folder for it; so is nothing as large as the graph in memory, but
 for a few numbers a node.
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gebt.graph.adjacency import Adjacency
-from gebt.graph.neighborhood import Around, Surroundings
+from gebt.graph.neighborhood import BlockBuilder, NeighborhoodBlock
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
-from gebt.train.edge_values import Stored
+from gebt.train.edge_values import MappedArray
 from gebt.train.processes import ALONE, Processes
 
 # Entries of the adjacency that are worked on at once, and bytes of what their nodes bring along.
@@ -31,10 +31,10 @@ class Layered(Protocol):
     def depth(self) -> int:
         """How many."""
 
-    def weigh(self, edges: Around, gates: Tensor | None = None) -> Any:
+    def weigh(self, edges: NeighborhoodBlock, gates: Tensor | None = None) -> Any:
         """What the edges weigh."""
 
-    def layer(self, number: int, x: Tensor | SparseMatrix, edges: Around, weights: Any) -> Tensor:
+    def layer(self, number: int, x: Tensor | SparseMatrix, edges: NeighborhoodBlock, weights: Any) -> Tensor:
         """What layer `number` makes of `x`."""
 
 
@@ -66,7 +66,7 @@ class LayerByLayer:
     ) -> None:
         self.source, self.graph, self.scratch = source, graph, scratch
         self.device = device
-        self.surroundings = Surroundings(self.graph, kept)
+        self.surroundings = BlockBuilder(self.graph, kept)
         self._last: tuple[Tensor, list[Tensor]] | None = None
 
     def logits(self, model: Layered, nodes: Tensor, processes: Processes = ALONE) -> Tensor:
@@ -143,7 +143,7 @@ class _Rows:
 
     def __init__(self, count: int, like: Tensor, folder: Path | None) -> None:
         self.width = like.shape[1]
-        self._stored = Stored(count * self.width, like.dtype, folder)
+        self._stored = MappedArray(count * self.width, like.dtype, folder)
         self._rows = self._stored.tensor[: count * self.width].view(count, self.width)
 
     def rows(self, places: Tensor) -> Tensor:

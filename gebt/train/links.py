@@ -24,14 +24,14 @@ class LinkTask(NodeTask):
     Every training edge of the graph stays a target, also one that a ticket has pruned: pruned edges carry no message,
     but are known to be real. A target that is kept carries its message too, as in OGB's examples. The `logits` of this
     task are scores of pairs [n]: in training of the targets, real ones first, then as many drawn; in evaluation of the
-    pairs held out, which a graph that is only trained on (a batch) need not have (`LinkGraph.held`).
-    Raises `ValueError` for soft labels or a term of class logits (`also`).
+    pairs held out, which a graph that is only trained on (a batch) need not have (`LinkGraph.eval_pairs`).
+    Raises `ValueError` for soft labels or a term of class logits (`extra_loss`).
     """
 
     classifies = False
 
     def __init__(self, graph: Graph, edges: Edges | None = None, **options: Any) -> None:
-        if given := [name for name in ("soft", "also") if options.get(name) is not None]:
+        if given := [name for name in ("soft", "extra_loss") if options.get(name) is not None]:
             raise ValueError(f"link prediction (got {given[0]!r}), expected no loss on opinions of classes")
         super().__init__(graph, edges, **options)
 
@@ -47,7 +47,7 @@ class LinkTask(NodeTask):
         return torch.cat((real, _two_nodes(self.graph.num_nodes, real.shape[1], real.device)), 1)
 
     @property
-    def counted(self) -> int:
+    def num_labels(self) -> int:
         """How many real pairs a step learns from."""
         return min(self.graph.num_pairs, MOST_TARGETS)
 
@@ -59,9 +59,9 @@ class LinkTask(NodeTask):
 
     def logits(self, model: nn.Module, gates: Tensor | None = None) -> Tensor:
         """Scores of this step's targets [2n] while the model trains, of the pairs held out [H] otherwise."""
-        return self._run(model, gates, self.targets() if model.training else self._held.held)
+        return self._run(model, gates, self.targets() if model.training else self._held.eval_pairs)
 
-    def opinions(self, model: nn.Module) -> Tensor:
+    def predict_proba(self, model: nn.Module) -> Tensor:
         """Embeddings [N, d] of all nodes: what the network says of them here."""
         return self._run(model, None, None)
 

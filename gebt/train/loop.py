@@ -70,7 +70,7 @@ class NodeTask:
 
     `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
     `soft`: labels of all nodes to learn from beside those of the training nodes (distillation), where a label is one
-    class, else `GraphError`. `also`: a further term of the loss, from the logits of all nodes. `classifies`: the logits
+    class, else `GraphError`. `extra_loss`: a further term of the loss, from the logits of all nodes. `classifies`: the logits
     are opinions on classes, one row a node.
     """
 
@@ -83,11 +83,11 @@ class NodeTask:
         *,
         keep_aggregated: bool = True,
         soft: SoftLabels | None = None,
-        also: Callable[[Tensor], Tensor] | None = None,
+        extra_loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if soft is not None:
             check_classes(graph, "soft labels")
-        self.graph, self.keep_aggregated, self.soft, self.also = graph, keep_aggregated, soft, also
+        self.graph, self.keep_aggregated, self.soft, self.extra_loss = graph, keep_aggregated, soft, extra_loss
         self.edges = edges if edges is not None else Edges.from_pairs(graph.pairs, graph.num_nodes)
         self._train, self._val, self._test = (
             (nodes, graph.labels[nodes])
@@ -109,7 +109,7 @@ class NodeTask:
             return model(self.graph.features, self.edges, None, self.aggregated)
         return model(self.graph.features, self.edges, gates)
 
-    def opinions(self, model: nn.Module) -> Tensor:
+    def predict_proba(self, model: nn.Module) -> Tensor:
         """What the model says of every node: probabilities [N, C]."""
         return self.logits(model).softmax(1)
 
@@ -120,15 +120,15 @@ class NodeTask:
         """
         nodes, labels = self._train
         hard = label_loss(self.graph.target, logits[nodes], labels)
-        if self.also is not None:
-            hard = hard + self.also(logits)
+        if self.extra_loss is not None:
+            hard = hard + self.extra_loss(logits)
         if self.soft is None:
             return hard
         said = self.soft.log_probabilities
         return hard + self.soft.weight * F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
 
     @property
-    def counted(self) -> int:
+    def num_labels(self) -> int:
         """How many labels the mean of the loss is over: one a training node, or the known entries of tasks."""
         labels = self._train[1]
         return int((labels >= 0).sum()) if labels.dim() == 2 else labels.shape[0]
@@ -139,10 +139,10 @@ class NodeTask:
         """The tasks of an epoch's steps, in turn: this one alone."""
         return (self,)
 
-    def val_accuracy(self, opinions: Tensor) -> float:
+    def val_accuracy(self, probabilities: Tensor) -> float:
         """What `measures` would say of the validation nodes for opinions [N, C]."""
         nodes, labels = self._val
-        return float(measure(self.graph.metric, opinions[nodes], labels))
+        return float(measure(self.graph.metric, probabilities[nodes], labels))
 
     def measures(self, model: nn.Module) -> Tensor:
         """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device.
@@ -192,7 +192,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def following(model: nn.Module) -> Iterator[None]:
-    """Within it the running means and variances of batch normalisation are those of the last pass in training.
+    """Within it the running means and variances of batch normalization are those of the last pass in training.
 
     Where a step sees the whole graph they have no noise that a slow mean would have to take out: with one step an epoch
     it would only lag ten epochs behind the weights. Afterwards the rates are as before.
@@ -227,7 +227,7 @@ def fit(
     added to the loss. With `evaluate` the model is evaluated after every epoch and ends in the state of its best
     validation epoch. `on_epoch` is called with the epoch (from 1) and the history so far; returning True ends the fit.
     `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.cuda_graph`). Results do not depend on it.
-    Batch normalisation is `following` where an epoch is one step. Raises `ValueError` when the loss is no longer a
+    Batch normalization is `following` where an epoch is one step. Raises `ValueError` when the loss is no longer a
     finite number.
     """
 

@@ -37,7 +37,7 @@ def block_floating_point(x: Tensor, bits: int, generator: torch.Generator | None
     return torch.where(largest > 0, rounded * unit, block).view(x.shape)
 
 
-class _Quantised(torch.autograd.Function):
+class _Quantized(torch.autograd.Function):
     """Block floating point of what goes forward, and of the error that comes back."""
 
     @staticmethod
@@ -74,7 +74,7 @@ class LowPrecision:
             handle.remove()
 
     def _activation(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return _Quantised.apply(output, self._bits, self._generator)  # type: ignore[no-untyped-call]
+        return _Quantized.apply(output, self._bits, self._generator)  # type: ignore[no-untyped-call]
 
     def _before(self, *_: Any) -> None:
         self._round(p.grad for p in self._parameters if p.grad is not None)

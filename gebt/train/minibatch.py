@@ -1,6 +1,6 @@
 """Training batch by batch, in one process or many, of graphs in memory or on disk.
 
-A step of the weights takes `per_step` batches, whose gradients are added up; processes share them. What is random comes
+A step of the weights takes `accumulate_batches` batches, whose gradients are added up; processes share them. What is random comes
 from (seed, epoch, batch) alone, so any number of processes does what one does, up to the rounding of sums.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 from gebt.graph.adjacency import adjacency_of
-from gebt.graph.batch_schedule import Plan, stream_of
+from gebt.graph.batch_schedule import BatchSchedule, stream_of
 from gebt.graph.batches import Batch
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
@@ -28,7 +28,7 @@ from gebt.graph.metrics import Metric, Target, label_loss, measure
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.ticket import Ticket
-from gebt.train.edge_values import PairValues
+from gebt.train.edge_values import EdgeValueStore
 from gebt.train.layerwise import LayerByLayer, Layered
 from gebt.train.links import LinkTask
 from gebt.train.loop import History, NodeTask, copy_state, following, seeded
@@ -76,7 +76,7 @@ class Batched:
     """
 
     source: Source
-    plan: Plan
+    plan: BatchSchedule
     processes: Processes = ALONE
     kept: Mask | None = None
     edges: Edges | None = None
@@ -179,7 +179,7 @@ class BatchedFit:
         optimizer: optim.Optimizer,
         *,
         seed: int = 0,
-        values: PairValues | None = None,
+        values: EdgeValueStore | None = None,
         evaluate: bool = True,
         evaluate_every: int = 1,
     ) -> None:
@@ -188,13 +188,13 @@ class BatchedFit:
         self.history, self.best = History(), (-math.inf, 0.0)
         self._several = batched.processes.count > 1
         self._shared = DistributedDataParallel(model) if self._several else model
-        # The means and variances of normalisation; whole numbers only count steps.
+        # The means and variances of normalization; whole numbers only count steps.
         self._moving = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
     def run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None = None) -> History:
         """Trains up to epoch `epochs`; `on_epoch` as in `fit`. The model ends in the state of its best epoch."""
         plan = self.batched.plan
-        with following(self.model) if len(plan) <= plan.settings.per_step else nullcontext():
+        with following(self.model) if len(plan) <= plan.settings.accumulate_batches else nullcontext():
             self._run(epochs, on_epoch)
         if self.evaluate:
             self.model.load_state_dict(self.history.best_state)
@@ -241,24 +241,24 @@ class BatchedFit:
 
     def _epoch(self, epoch: int) -> float:
         plan, told = self.batched.plan, torch.zeros(2, dtype=torch.float64)
-        per_step = plan.settings.per_step
+        accumulate_batches = plan.settings.accumulate_batches
         self.model.train()
-        for first in range(0, len(plan), per_step):
-            self._step(epoch, range(first, min(first + per_step, len(plan))), told)
-        total, counted = self.batched.processes.sum_(told).tolist()
+        for first in range(0, len(plan), accumulate_batches):
+            self._step(epoch, range(first, min(first + accumulate_batches, len(plan))), told)
+        total, num_labels = self.batched.processes.sum_(told).tolist()
         if self.values is not None:
             # Of the mean over all that the epoch's batches have learnt from.
-            self.values.step(1 / max(1.0, counted))
-        return total / max(1.0, counted)
+            self.values.step(1 / max(1.0, num_labels))
+        return total / max(1.0, num_labels)
 
     def _step(self, epoch: int, group: range, told: Tensor) -> None:
         """One step of the weights from the batches of a group; every process takes as many turns."""
         processes = self.batched.processes
         mine = list(processes.share(group))
         tasks = [self._task(epoch, number) for number in mine]
-        own = [task.counted for task, _ in tasks]
-        counted = int(processes.sum_(torch.tensor(sum(own))))
-        if not counted:
+        own = [task.num_labels for task, _ in tasks]
+        num_labels = int(processes.sum_(torch.tensor(sum(own))))
+        if not num_labels:
             return
         turns = -(-len(group) // processes.count)
         before = [buffer.clone() for buffer in self._moving]
@@ -275,7 +275,7 @@ class BatchedFit:
             last = turn == turns - 1
             sync = nullcontext() if last or not self._several else self._shared.no_sync()  # type: ignore[operator]
             with seeded(stream_of(self.seed, epoch, number, 1)), sync:
-                loss = self._backward(task, ids[:0] if idle else ids, weight, counted, idle)
+                loss = self._backward(task, ids[:0] if idle else ids, weight, num_labels, idle)
             told += torch.tensor([loss * weight, weight], dtype=torch.float64)
             if not idle:
                 for total, buffer in zip(moved, self._moving, strict=True):
@@ -290,8 +290,8 @@ class BatchedFit:
     def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
         return self.batched.task_of(self.batched.plan.batch(epoch, number))
 
-    def _backward(self, task: NodeTask, ids: Tensor, weight: int, counted: int, idle: bool) -> float:
-        """Adds the gradients of one batch, of `weight` among the `counted` of its group; returns its mean loss."""
+    def _backward(self, task: NodeTask, ids: Tensor, weight: int, num_labels: int, idle: bool) -> float:
+        """Adds the gradients of one batch, of `weight` among the `num_labels` of its group; returns its mean loss."""
         leaf = None
         if self.values is not None:
             read = self.values.read(ids)
@@ -300,10 +300,10 @@ class BatchedFit:
         logits = task.logits(self._shared, leaf)
         loss = task.loss(logits) if weight else logits.sum() * 0
         # DistributedDataParallel takes the mean over processes.
-        (loss * (weight / counted * self.batched.processes.count)).backward()
+        (loss * (weight / num_labels * self.batched.processes.count)).backward()
         if self.values is not None:
             assert leaf is not None
             gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(read)
             # Of the sum over the group, and not the mean over the processes.
-            self.values.add_gradient(ids, gradient * (counted / self.batched.processes.count))
+            self.values.add_gradient(ids, gradient * (num_labels / self.batched.processes.count))
         return float(loss.detach())

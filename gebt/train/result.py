@@ -26,7 +26,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Trained:
+class MethodResult:
     """A ticket, the history of its last training, the edges it sees, and all phases that led there, the last one too.
 
     The network that was given ends in the state of that training's best validation epoch.

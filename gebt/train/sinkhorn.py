@@ -43,7 +43,7 @@ class Separation:
 
     Called with logits [N, C]; its points are the softmax of `points` nodes of either side, drawn with replacement from
     `seed` anew at each call, so that memory is C points^2 whatever N. A class that no node, or every node, is taken for
-    has no term. Added to a loss it is maximised: the UGS loss sees few edges, this sees all of them.
+    has no term. Added to a loss it is maximized: the UGS loss sees few edges, this sees all of them.
     """
 
     def __init__(self, weight: float, points: int, seed: int) -> None:

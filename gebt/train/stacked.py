@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.models.gnn import GCN
-from gebt.models.stacked_gcn import ManyGCN, Reading, kind
-from gebt.prune.enforce import hold
+from gebt.models.stacked_gcn import StackedGCN, StackedInput, kind
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
 from gebt.train.loop import History, TrainingSettings, adam, copy_state
@@ -30,7 +30,7 @@ T = TypeVar("T")
 MOST_WORK = 20_000_000
 
 
-def pays(graph: Graph, model: nn.Module, count: int) -> bool:
+def worth_stacking(graph: Graph, model: nn.Module, count: int) -> bool:
     """Whether `count` networks like this one can be trained together, and faster than one after another.
 
     They can be GCNs without norm, on sparse features, measured by accuracy; the rule for small enough is `MOST_WORK`,
@@ -99,7 +99,7 @@ def each(what: str, given: T | Sequence[T], count: int) -> list[T]:
 
 
 @dataclass(frozen=True)
-class ManySettings:
+class StackedSettings:
     """How many networks are trained: the settings of the weights, and of the gates where there are any."""
 
     training: TrainingSettings
@@ -107,9 +107,9 @@ class ManySettings:
     gate_l1: float = 0.0
 
 
-def fit_many(
+def fit_stacked(
     members: Sequence[Member],
-    settings: ManySettings,
+    settings: StackedSettings,
     *,
     evaluate: bool = True,
     on_epoch: Callable[[int, int, History], bool] | None = None,
@@ -118,7 +118,7 @@ def fit_many(
 
     `on_epoch(number, epoch, history)` is called for every network; returning True ends the fit of that one. Models and
     gates end with tensors of their own, with `evaluate` in the state of the best validation epoch. Networks of
-    different kinds (`models.stacked_gcn.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `ManyGCN`, `ManyTask`.
+    different kinds (`models.stacked_gcn.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `StackedGCN`, `StackedTask`.
     """
     kinds: dict[tuple[float, ...], list[Member]] = {}
     for member in members:
@@ -133,7 +133,7 @@ def fit_many(
 
 
 def _fit_group(
-    members: Sequence[Member], settings: ManySettings, evaluate: bool, ended: Callable[[Member, int], bool]
+    members: Sequence[Member], settings: StackedSettings, evaluate: bool, ended: Callable[[Member, int], bool]
 ) -> None:
     batch, going = _Batch(members, settings), list(members)
     for epoch in range(1, settings.training.epochs + 1):
@@ -156,7 +156,7 @@ def _fit_group(
         member.model.load_state_dict(member.history.best_state)
 
 
-class ManyTask:
+class StackedTask:
     """Node classification by S networks on graphs that stand side by side as one, each with its own edges and split.
 
     Raises `ValueError` for graphs or splits of different sizes, dense features, and labels that are no classes.
@@ -179,23 +179,23 @@ class ManyTask:
         firsts = torch.arange(self.count, device=labels.device)[:, None] * nodes
         self._train_labels, self._val_labels = labels.gather(1, train), labels.gather(1, val)
         self._test_labels = labels.gather(1, test)
-        self._read = partial(Reading.of, features, self.edges, layers=len(members[0].model.layers))
+        self._read = partial(StackedInput.of, features, self.edges, layers=len(members[0].model.layers))
         self._train_nodes = (train + firsts).flatten()
         self._other_nodes = (torch.cat((val, test), 1) + firsts).flatten()
 
     @cached_property
-    def _trained(self) -> Reading:
+    def _trained(self) -> StackedInput:
         return self._read(nodes=self._train_nodes)
 
     @cached_property
-    def _evaluated(self) -> Reading:
+    def _evaluated(self) -> StackedInput:
         return self._read(nodes=self._other_nodes)
 
-    def losses(self, model: ManyGCN, gates: Tensor | None, seeds: Tensor) -> Tensor:
-        """Each network's mean cross-entropy over its training nodes, [S]; gates and seeds as in `ManyGCN`."""
+    def losses(self, model: StackedGCN, gates: Tensor | None, seeds: Tensor) -> Tensor:
+        """Each network's mean cross-entropy over its training nodes, [S]; gates and seeds as in `StackedGCN`."""
         return _losses(model(self._trained, self.edges, gates, seeds), self._train_labels)
 
-    def measures(self, model: ManyGCN) -> Tensor:
+    def measures(self, model: StackedGCN) -> Tensor:
         """Validation accuracies, validation losses and test accuracies in evaluation mode, [3, S]."""
         model.eval()
         with torch.no_grad():
@@ -225,9 +225,9 @@ def _hits(logits: Tensor, labels: Tensor) -> Tensor:
 class _Batch:
     """Members that are stepped together. Their models' parameters and gates are views of stacked ones meanwhile."""
 
-    def __init__(self, members: Sequence[Member], settings: ManySettings) -> None:
+    def __init__(self, members: Sequence[Member], settings: StackedSettings) -> None:
         self.members, self.settings = tuple(members), settings
-        self.task, self.model = ManyTask(members), ManyGCN([member.model for member in members])
+        self.task, self.model = StackedTask(members), StackedGCN([member.model for member in members])
         self.optimizers: list[optim.Optimizer] = [adam(self.model, settings.training)]
         own = [member.gates for member in members if member.gates is not None]
         self.gates = nn.Parameter(torch.cat([gates.detach() for gates in own])) if own else None
@@ -236,7 +236,7 @@ class _Batch:
             for gates, part in zip(own, self.gates.data.split([gates.numel() for gates in own]), strict=True):
                 gates.data = part
         if any(member.mask is not None for member in members):
-            hold(self.model, self.model.stacked([member.mask for member in members]), self.optimizers[0])
+            enforce_mask(self.model, self.model.stacked([member.mask for member in members]), self.optimizers[0])
 
     def epoch(self, evaluate: bool) -> list[list[float]]:
         """One step of all: the loss before it and, with `evaluate`, the measures after it, one row a member."""

@@ -16,7 +16,7 @@ from gebt.data.word_pieces import Pieces
 from gebt.models.bert import encoder_of
 from gebt.train.loop import seeded
 
-Holding = Callable[[optim.Optimizer], object]
+Enforce = Callable[[optim.Optimizer], object]
 Metric = Literal["accuracy", "matthews"]
 
 
@@ -179,14 +179,14 @@ def fit(
     seed: int = 0,
     start: int = 0,
     stop: int | None = None,
-    holding: Holding | None = None,
+    enforce: Enforce | None = None,
     more: Sequence[nn.Parameter] = (),
     penalty: Callable[[], Tensor] | None = None,
     on_step: Callable[[int], bool] | None = None,
 ) -> TextHistory:
     """Trains steps `start` + 1 to `stop` (None: the schedule's last) with a fresh optimizer, then scores.
 
-    `holding(optimizer)` is called before the first step, as `gebt.lottery` asks of a training. `more` parameters are
+    `enforce(optimizer)` is called before the first step, as `gebt.lottery` asks of a training. `more` parameters are
     trained beside the model's, `penalty()` is added to every loss. `on_step(made)` is called before every step with the
     number of steps made; when it returns True the training ends there. Batches, and what is random in them, depend on
     `seed` and the step alone. Raises `ValueError` when a loss is not finite.
@@ -194,8 +194,8 @@ def fit(
     settings = settings or TextSettings()
     total = settings.total(len(task.texts))
     optimizer = settings.optimizer_of(model, more)
-    if holding is not None:
-        holding(optimizer)
+    if enforce is not None:
+        enforce(optimizer)
     history, trained = TextHistory(), [*model.parameters(), *more]
     with seeded(seed * 100_003 + start):
         for step, chosen in _batches(task.texts, settings.batch, seed, start, total if stop is None else stop):

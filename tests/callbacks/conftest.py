@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from gebt.prune import Mask, magnitude, prunable_weights, select
+from gebt.prune import Mask, magnitude, make_mask, prunable_weights
 from gebt.prune.enforce import parameters_of
 
 # The folder datasets/ of the repository, which is on the path, is no package; transformers takes it for the library.
@@ -32,7 +32,7 @@ def make_task() -> TensorDataset:
 
 
 def drawn_from(model: nn.Module, ratio: float = 0.5) -> Mask:
-    return select(magnitude(prunable_weights(model)), ratio=ratio)
+    return make_mask(magnitude(prunable_weights(model)), ratio=ratio)
 
 
 def is_held(model: nn.Module, mask: Mask) -> bool:

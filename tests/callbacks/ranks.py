@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from gebt import hold
-from gebt.callbacks.core import TicketHolding
+from gebt import enforce_mask
+from gebt.callbacks.core import MaskEnforcer
 from gebt.callbacks.lightning import EarlyBirdCallback, TicketCallback
 from gebt.prune import EarlyBird, magnitude, prunable_weights
 from gebt.prune.enforce import parameters_of
@@ -91,7 +91,7 @@ def by_hand() -> dict[str, Tensor]:
     model = DistributedDataParallel(torch.compile(net, backend="eager"))
     before = list(model.state_dict())
     optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    hold(model, mask, optimizer)
+    enforce_mask(model, mask, optimizer)
     steps(model, optimizer)
     assert is_held(net, mask)
     assert (list(net.state_dict()), list(model.state_dict())) == (names, before)
@@ -109,7 +109,7 @@ def by_shards() -> dict[str, Tensor]:
     )
     fully_shard(model)
     optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    ticket = TicketHolding(schedule=lambda step: 0.5)
+    ticket = MaskEnforcer(schedule=lambda step: 0.5)
     ticket.begin(model, [optimizer], 0)
     steps(model, optimizer)
     assert ticket.mask is not None

@@ -14,16 +14,16 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from gebt.callbacks.core import EarlyBirdSearch, TicketHolding
+from gebt.callbacks.core import EarlyBirdState, MaskEnforcer
 from gebt.prune import EarlyBird, Mask
 from gebt.prune.schedule import cubic, cyclic
 
 Network = Callable[..., nn.Sequential]
 
 
-def alike(ratio: float = 0.5, **options: Any) -> EarlyBirdSearch:
+def alike(ratio: float = 0.5, **options: Any) -> EarlyBirdState:
     """Fires at the fourth draw, whatever is drawn: three distances are under 1."""
-    return EarlyBirdSearch(ratio=ratio, detector=EarlyBird(threshold=1.0, window=3), **options)
+    return EarlyBirdState(ratio=ratio, detector=EarlyBird(threshold=1.0, window=3), **options)
 
 
 def step(model: nn.Module, optimizers: list[optim.Optimizer]) -> None:
@@ -51,14 +51,14 @@ def test_the_search_draws_till_it_fires_and_not_after(network: Network, drawn: C
     model, search = network(), alike()
     for epoch in range(1, 7):
         told = search.draw(model, [], epoch, 10 * epoch)
-        assert told == ({"early_bird/distance": search.trajectory[-1]["watched"]} if 1 < epoch < 5 else {})
+        assert told == ({"early_bird/distance": search.trajectory[-1]["criterion"]} if 1 < epoch < 5 else {})
         if epoch == 4:
             expected = drawn(model)
         with torch.no_grad():
             model[0].weight.mul_(-1).add_(0.3)
     assert (search.fired, search.wants_stop, search.epoch_drawn, search.step_drawn) == (True, True, 4, 40)
     assert search.mask == expected
-    assert [row["watched"] > 0 for row in search.trajectory] == [True] * 3
+    assert [row["criterion"] > 0 for row in search.trajectory] == [True] * 3
 
 
 def test_a_step_is_drawn_once_and_every_counts_steps(network: Network) -> None:
@@ -85,7 +85,7 @@ def test_a_search_that_does_not_stop_holds_what_it_found(network: Network, held:
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
 def test_a_search_resumed_from_a_file_goes_on_as_if_it_had_not_stopped(network: Network, cut: int) -> None:
-    def drawn(search: EarlyBirdSearch, epochs: range) -> EarlyBirdSearch:
+    def drawn(search: EarlyBirdState, epochs: range) -> EarlyBirdState:
         for epoch in epochs:
             search.draw(network(epoch), [], epoch, epoch)
         return search
@@ -104,7 +104,7 @@ def test_every_optimizer_holds_what_it_trains_and_what_none_trains_is_refused(
 ) -> None:
     model = network()
     optimizers: list[optim.Optimizer] = [optim.SGD(model[i].parameters(), lr=0.1, weight_decay=0.1) for i in (0, 2)]
-    ticket = TicketHolding(drawn(model))
+    ticket = MaskEnforcer(drawn(model))
     with pytest.raises(ValueError, match=r"parameter '2.weight' \(got none in 1 optimizers\), expected one of them"):
         ticket.begin(model, optimizers[:1], 0)
     assert model[0].weight.all()
@@ -117,7 +117,7 @@ def test_every_optimizer_holds_what_it_trains_and_what_none_trains_is_refused(
 def test_masks_follow_the_schedule_thinner_and_thinner_to_its_end(network: Network, held: Callable[..., bool]) -> None:
     model, schedule = network(), partial(cubic, ratio=0.8, begin=3, end=18)
     optimizers: list[optim.Optimizer] = [optim.AdamW(model.parameters(), lr=0.01)]
-    ticket = TicketHolding(schedule=schedule, every=4)
+    ticket = MaskEnforcer(schedule=schedule, every=4)
     ticket.begin(model, optimizers, 0)
     assert ticket.mask is not None
     assert ticket.mask.sparsity == 0
@@ -141,7 +141,7 @@ def test_masks_follow_the_schedule_thinner_and_thinner_to_its_end(network: Netwo
 def test_where_the_share_falls_weights_may_grow_again(network: Network) -> None:
     model = network()
     optimizers: list[optim.Optimizer] = [optim.SGD(model.parameters(), lr=0.1)]
-    ticket = TicketHolding(schedule=partial(cyclic, ratio=0.6, period=4, cycles=2), every=1)
+    ticket = MaskEnforcer(schedule=partial(cyclic, ratio=0.6, period=4, cycles=2), every=1)
     ticket.begin(model, optimizers, 0)
     kept = []
     for number in range(1, 10):
@@ -153,7 +153,7 @@ def test_where_the_share_falls_weights_may_grow_again(network: Network) -> None:
 
 def test_the_end_prunes_weights_that_were_loaded_meanwhile(network: Network, drawn: Callable[..., Mask]) -> None:
     model = network()
-    ticket = TicketHolding(drawn(model))
+    ticket = MaskEnforcer(drawn(model))
     ticket.begin(model, [optim.SGD(model.parameters(), lr=0.1)], 0)
     model.load_state_dict(network(1).state_dict())
     ticket.end(model)
@@ -161,7 +161,7 @@ def test_the_end_prunes_weights_that_were_loaded_meanwhile(network: Network, dra
 
 
 def test_a_second_training_begins_its_schedule_anew(network: Network) -> None:
-    model, ticket = network(), TicketHolding(schedule=lambda step: min(0.1 * step, 0.5), every=1)
+    model, ticket = network(), MaskEnforcer(schedule=lambda step: min(0.1 * step, 0.5), every=1)
     for _ in range(2):
         optimizers: list[optim.Optimizer] = [optim.SGD(model.parameters(), lr=0.1)]
         ticket.begin(model, optimizers, 0)
@@ -184,26 +184,26 @@ def test_whole_channels_are_drawn_and_an_empty_layer_only_where_it_is_allowed(ne
         alike().draw(model, [], 1, 1)
     alike(allow_empty=True).draw(model, [], 1, 1)
     with pytest.raises(ValueError, match="would remove all 30 entries"):
-        TicketHolding(schedule=lambda step: 0.5).begin(model, [optim.SGD(model.parameters(), lr=0.1)], 0)
+        MaskEnforcer(schedule=lambda step: 0.5).begin(model, [optim.SGD(model.parameters(), lr=0.1)], 0)
 
 
 def test_arguments_and_states_that_do_not_fit_are_refused(network: Network, drawn: Callable[..., Mask]) -> None:
     mask = drawn(network())
     with pytest.raises(ValueError, match=r"mask, schedule \(got none\), expected one of them"):
-        TicketHolding()
+        MaskEnforcer()
     with pytest.raises(ValueError, match=r"mask, schedule \(got both\), expected one of them"):
-        TicketHolding(mask, schedule=lambda step: 0.5)
+        MaskEnforcer(mask, schedule=lambda step: 0.5)
     with pytest.raises(ValueError, match=r"every \(got 0\), expected at least 1 step"):
-        TicketHolding(mask, every=0)
+        MaskEnforcer(mask, every=0)
     with pytest.raises(ValueError, match=r"every \(got 0\), expected at least 1 step"):
-        EarlyBirdSearch(ratio=0.5, every=0)
+        EarlyBirdState(ratio=0.5, every=0)
     with pytest.raises(ValueError, match=r"prune ratio \(got 1.0\)"):
-        EarlyBirdSearch(ratio=1.0)
+        EarlyBirdState(ratio=1.0)
     with pytest.raises(ValueError, match=r"state of 'early_bird' \(got one of {'ratio': 0.5, 'scope': 'global'}\)"):
         alike(0.4).load_state_dict(alike(0.5).state_dict())
     with pytest.raises(ValueError, match=r"state of 'ticket' \(got another mask: Mask\(2 tensors, 28 of 70 kept\)\)"):
-        TicketHolding(mask).load_state_dict(TicketHolding(drawn(network(), 0.6)).state_dict())
-    TicketHolding(mask).load_state_dict(TicketHolding(mask).state_dict())
+        MaskEnforcer(mask).load_state_dict(MaskEnforcer(drawn(network(), 0.6)).state_dict())
+    MaskEnforcer(mask).load_state_dict(MaskEnforcer(mask).state_dict())
 
 
 def test_a_loop_of_ones_own_with_low_precision_and_compilation_holds_and_saves_the_same_names(
@@ -217,7 +217,7 @@ def test_a_loop_of_ones_own_with_low_precision_and_compilation_holds_and_saves_t
     before = copy.deepcopy(model.state_dict())
     model.compile(backend="eager")
     optimizers: list[optim.Optimizer] = [optim.AdamW(model.parameters(), lr=0.01, fused=True)]
-    ticket, scaler = TicketHolding(drawn(model)), torch.amp.GradScaler("cpu")
+    ticket, scaler = MaskEnforcer(drawn(model)), torch.amp.GradScaler("cpu")
     ticket.begin(model, optimizers, 0)
     for number, (x, y) in enumerate(DataLoader(task, 8), 1):
         with torch.autocast("cpu", torch.bfloat16):

@@ -115,7 +115,7 @@ def test_the_training_stops_at_the_epoch_at_which_the_detector_fires(fit: Fit, d
     assert (bird.fired, bird.epoch_drawn, bird.step_drawn, trainer.state.global_step) == (True, 4, 16, 16)
     assert bird.mask == drawn(model)
     told = [(row["step"], row["early_bird/distance"]) for row in trainer.state.log_history if "train_loss" not in row]
-    assert told == list(zip((8, 12, 16), (row["watched"] for row in bird.trajectory), strict=True))
+    assert told == list(zip((8, 12, 16), (row["criterion"] for row in bird.trajectory), strict=True))
 
 
 @pytest.mark.parametrize("saving", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 4}])

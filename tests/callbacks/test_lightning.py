@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from gebt.prune import EarlyBird, Mask, hold, prunable_weights
+from gebt.prune import EarlyBird, Mask, enforce_mask, prunable_weights
 from gebt.prune.schedule import cubic
 
 pytest.importorskip("lightning.pytorch", reason="needs lightning; pip install 'gebt[lightning]'")
@@ -100,7 +100,7 @@ def test_the_training_stops_at_the_epoch_at_which_the_detector_fires(fit: Fit, d
     module, trainer = fit(bird, precision="bf16-mixed")
     assert (bird.fired, bird.epoch_drawn, bird.step_drawn, trainer.current_epoch) == (True, 4, 16, 4)
     assert bird.mask == drawn(module)
-    assert float(trainer.callback_metrics["early_bird/distance"]) == pytest.approx(bird.trajectory[-1]["watched"])
+    assert float(trainer.callback_metrics["early_bird/distance"]) == pytest.approx(bird.trajectory[-1]["criterion"])
 
 
 def test_a_resumed_training_stops_at_the_same_epoch_with_the_same_mask(fit: Fit, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_module_holds_in_the_optimizer_that_lightning_gives_it(
         def on_train_start(self) -> None:
             optimizer = self.optimizers()
             assert isinstance(optimizer, LightningOptimizer)
-            hold(self.net, mask, optimizer)
+            enforce_mask(self.net, mask, optimizer)
 
     mask = drawn(network())
     module = Own(network(), None, held, False)

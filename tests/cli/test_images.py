@@ -26,7 +26,7 @@ def test_early_bird_writes_tickets_that_load_again(tmp_path: Path, capsys: pytes
     out = tmp_path / "run"
     main(["early-bird", *SMALL, "--ratios", "0.4", "--ratios", "0.6", "--threshold", "2", "--out", str(out), "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert [(row["arm"], row["ratio"]) for row in told["summary"]] == [
+    assert [(row["variant"], row["ratio"]) for row in told["summary"]] == [
         ("dense", 0.0), ("early bird", 0.4), ("random", 0.4), ("early bird", 0.6), ("random", 0.6)
     ]  # fmt: skip
     record = read_record(out)
@@ -39,7 +39,7 @@ def test_early_bird_writes_tickets_that_load_again(tmp_path: Path, capsys: pytes
         # Draws of the start and of epochs 1 to 3 do not fill a window of four before the newest.
         assert (row["epoch_drawn"], row["fired"]) == (3, False)
         assert 0 < row["parameters"] < 1
-        if row["arm"] == "early bird":
+        if row["variant"] == "early bird":
             stem = out / f"seed-0-p{100 * row['ratio']:g}"
             mask = Mask(load_file(f"{stem}.mask.safetensors"))
             small = slim(
@@ -61,7 +61,7 @@ def test_a_lottery_goes_on_after_its_last_level(tmp_path: Path, capsys: pytest.C
     main(["lottery", *options, "--out", str(whole)])
     main(["lottery", *options, "--out", str(broken), "--empty-controls"])
     rows = read_record(whole)["rows"]
-    assert [row["arm"] for row in rows] == ["dense", "ticket", "ticket", *["reinit", "shuffled"] * 2]
+    assert [row["variant"] for row in rows] == ["dense", "ticket", "ticket", *["reinit", "shuffled"] * 2]
     assert [row["density"] for row in rows[:3]] == pytest.approx([1, 0.5, 0.25], abs=0.001)
     (broken / "seed-0" / "level-2.safetensors").unlink()
     (broken / "record.json").unlink()
@@ -81,9 +81,9 @@ def test_init_prune_prunes_exactly_and_shows_chance_beside(tmp_path: Path) -> No
     scores = [part for score in ("synflow", "snip", "gem-miner") for part in ("--score", score)]
     main(["init-prune", *SMALL, *scores, "--ratios", "0.5", "--out", str(out)])
     rows = read_record(out)["rows"]
-    assert [row["arm"] for row in rows] == ["dense", "synflow", "snip", "gem-miner", "random"]
+    assert [row["variant"] for row in rows] == ["dense", "synflow", "snip", "gem-miner", "random"]
     for row in rows[1:]:
-        mask = Mask(load_file(out / f"seed-0-{row['arm']}-p50.mask.safetensors"))
+        mask = Mask(load_file(out / f"seed-0-{row['variant']}-p50.mask.safetensors"))
         assert mask.kept == sum(row["kept"].values()) == mask.size - mask.size // 2
         assert row["emptied"] == sum(not count for count in row["kept"].values())
     assert (out / "density.png").read_bytes().startswith(PNG)
@@ -103,8 +103,8 @@ def test_force_replaces_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["early-bird", "--model", "vgg16"], "images of digits (got 8 x 8), expected 32 x 32 or more for vgg16"),
-        (["early-bird", "--model", "lenet"], "got no batch normalisation with scales"),
+        (["early-bird", "--model", "vgg16"], "images (got 8 x 8), expected 32 x 32 or more for vgg16"),
+        (["early-bird", "--model", "lenet"], "got no batch normalization with scales"),
         (["early-bird", "--ratios", "1"], "prune ratio (got 1.0), expected 0 <= ratio < 1"),
         (["lottery", "--data", "nowhere"], "images (got 'nowhere'), expected 'digits'"),
         (["lottery", "--levels", "0"], "levels (got 0), expected at least 1"),

@@ -20,7 +20,7 @@ from gebt.experiments.record import read_record
 from gebt.ticket import Ticket
 
 FEW = ["--epochs", "4", "--retrain-epochs", "3", "--max-epochs", "6", "--hidden", "8"]
-ARMS = ("dense", "random", "random_edges", "ticket")
+VARIANTS = ("dense", "random", "random_edges_control", "ticket")
 
 
 def gebt(*arguments, cwd=None):
@@ -42,8 +42,8 @@ def test_json_is_one_object_with_the_promised_keys(finished):
     answer = json.loads(finished[1].stdout)
     assert answer["dataset"] == "digits"
     assert answer["seeds"] == 2
-    for arm in ARMS:
-        found = answer[arm]
+    for variant in VARIANTS:
+        found = answer[variant]
         assert len(found["accuracy"]["values"]) == 2
         assert all(0 <= value <= 1 for value in found["accuracy"]["values"])
         assert found["accuracy"].keys() == {"mean", "std", "values"}
@@ -76,9 +76,9 @@ def test_measured_sparsities_are_those_asked_for(finished):
     pairs = ticket.edge_mask.size
     assert ticket.edge_mask.kept == pairs - int(0.2 * pairs)
     summary = read_record(finished[0])["summary"]
-    for arm in ("random", "random_edges", "ticket"):
-        assert summary[arm]["edge_sparsity"] == ticket.edge_sparsity
-        assert summary[arm]["weight_sparsity"] == ticket.weight_sparsity
+    for variant in ("random", "random_edges_control", "ticket"):
+        assert summary[variant]["edge_sparsity"] == ticket.edge_sparsity
+        assert summary[variant]["weight_sparsity"] == ticket.weight_sparsity
 
 
 def test_the_written_configuration_repeats_the_run_bit_for_bit(finished, tmp_path):
@@ -88,7 +88,7 @@ def test_the_written_configuration_repeats_the_run_bit_for_bit(finished, tmp_pat
         first, second = (folder / seed / "ticket.safetensors" for folder in (finished[0], tmp_path / "again"))
         assert first.read_bytes() == second.read_bytes()
     accuracies = [
-        [row[arm]["accuracy"] for row in read_record(folder)["per_seed"] for arm in ARMS]
+        [row[variant]["accuracy"] for row in read_record(folder)["per_seed"] for variant in VARIANTS]
         for folder in (finished[0], tmp_path / "again")
     ]
     assert accuracies[0] == accuracies[1]
@@ -162,7 +162,7 @@ def test_inspect_shows_every_tensor_with_its_reason(finished, capsys):
 
 
 def test_inspect_says_how_the_weights_were_ranked(tmp_path, capsys):
-    main(["search", *FEW, "--scope", "tensor", "--out", str(tmp_path / "s")])
+    main(["search", *FEW, "--scope", "layer", "--out", str(tmp_path / "s")])
     capsys.readouterr()
     main(["inspect", str(tmp_path / "s" / "ticket.safetensors"), "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
@@ -219,7 +219,7 @@ def test_a_preset_that_needs_classes_is_refused_before_any_training(capsys, tmp_
     with pytest.raises(SystemExit, match="2"):
         main(["run", "--dataset", str(folder), "--preset", "best", "--out", str(tmp_path / "run")])
     told = capsys.readouterr().err
-    assert "edge score 'need', soft labels True (got graph 'mine' with labels of the kind 'multilabel')" in told
+    assert "edge score 'reliance', soft labels True (got graph 'mine' with labels of the kind 'multilabel')" in told
     assert "dense" not in told  # no epoch of the first arm
 
 
@@ -297,7 +297,7 @@ def test_every_network_runs_from_the_shell(model, tmp_path, capsys):
     few = ["--epochs", "3", "--max-epochs", "3", "--retrain-epochs", "2", "--hidden", "8", "--depth", "2"]
     main(["run", "--model", model, "--preset", "best", *few, "--json", "--out", str(tmp_path / model)])
     answer = json.loads(capsys.readouterr().out)
-    assert set(ARMS) <= answer.keys()
+    assert set(VARIANTS) <= answer.keys()
     assert Ticket.load(tmp_path / model / "ticket.safetensors").soft_labels is not None
 
 

@@ -74,8 +74,8 @@ class OldPickle:
         return b"cscipy.sparse.csr\ncsr_matrix\n)\x81}(" + shape + b"".join(items) + b"ub"
 
     @classmethod
-    def lists(cls, neighbours: dict[int, list[int]]) -> bytes:
-        items = [cls.number(k) + b"](" + b"".join(map(cls.number, v)) + b"e" for k, v in neighbours.items()]
+    def lists(cls, neighbors: dict[int, list[int]]) -> bytes:
+        items = [cls.number(k) + b"](" + b"".join(map(cls.number, v)) + b"e" for k, v in neighbors.items()]
         return b"ccollections\ndefaultdict\nc__builtin__\nlist\n\x85R(" + b"".join(items) + b"u"
 
 
@@ -134,7 +134,7 @@ class Pages(BaseHTTPRequestHandler):
     """/file is whole, /cut stops half way, /long goes on, /chunked has no length, /to?X redirects to X,
     /claims?X says that X bytes follow.
 
-    /ranged honours ranges of `Server.body`, and stops after `Server.stop` bytes; /unranged sends it whole.
+    /ranged honors ranges of `Server.body`, and stops after `Server.stop` bytes; /unranged sends it whole.
     """
 
     def do_GET(self):

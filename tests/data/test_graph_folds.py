@@ -10,17 +10,17 @@ import torch
 
 from gebt.data import load_graph
 from gebt.data.graph_folds import fold_of
-from gebt.data.readers.tu import GraphSet
+from gebt.data.readers.tu import GraphDataset
 from gebt.graph.graph import GraphError
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 
 
-def small(folds: int = 2) -> GraphSet:
+def small(folds: int = 2) -> GraphDataset:
     """Twenty graphs of two nodes, the first twelve of class 0; fold 0 tests the first four, fold 1 the last four."""
     graphs = torch.arange(20)
     nodes = torch.arange(40).view(20, 2)
     given = ((graphs[4:], graphs[:4]), (graphs[:16], graphs[16:]))[:folds]
-    return GraphSet("SMALL", nodes.t(), nodes.flatten() // 2, torch.ones(40, 1), (graphs >= 12).long(), 2, given)
+    return GraphDataset("SMALL", nodes.t(), nodes.flatten() // 2, torch.ones(40, 1), (graphs >= 12).long(), 2, given)
 
 
 def test_a_fold_keeps_its_test_graphs_and_validates_on_some_of_each_class() -> None:
@@ -47,7 +47,7 @@ def test_mutag_is_loaded_by_name() -> None:
         pytest.skip("no MUTAG under $GEBT_DATA")
     folds = [load_graph("mutag", split_seed=number, download=False) for number in (0, 9)]
     for fold in folds:
-        assert isinstance(fold, FoldOfGraphs)
+        assert isinstance(fold, GraphClassificationFold)
         assert (fold.num_graphs, int(fold.test_mask.sum()), int(fold.val_mask.sum())) == (188, 18, 17)
     assert folds[0].fingerprint != folds[1].fingerprint
     with pytest.raises(GraphError, match=r"split seed \(got 10\), expected 0 to 9, the splits of 'mutag'"):

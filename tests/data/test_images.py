@@ -146,7 +146,7 @@ def numbered(count: int = 10) -> Images:
     return Images("numbered", pixels, torch.arange(count), tuple(map(str, range(count))))
 
 
-def test_batches_are_normalised_and_shuffled_by_their_seed_alone() -> None:
+def test_batches_are_normalized_and_shuffled_by_their_seed_alone() -> None:
     images = numbered()
     mean, std = images.statistics()
     plain = list(images.batches(4, mean=mean, std=std))

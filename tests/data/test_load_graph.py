@@ -35,7 +35,7 @@ def test_digits_are_the_same_on_every_machine(digits):
     assert digits.notes == ()
 
 
-def test_digits_link_nearest_neighbours(digits):
+def test_digits_link_nearest_neighbors(digits):
     from sklearn.datasets import load_digits
 
     pixels = torch.from_numpy(load_digits().data)

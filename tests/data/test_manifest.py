@@ -30,7 +30,7 @@ def test_every_entry_is_complete(name):
     info = dataset_info(name)
     assert min(info.nodes, info.pairs, info.features) > 0
     assert (info.classes > 0) == (info.task != "links")
-    assert info.licence
+    assert info.license
     assert info.source
     assert len(info.files) == {"planetoid": 8, "npz": 1, "heterophilous": 1, "graphs": 2}.get(info.format, 0)
     assert not info.archive or (info.format == "pyg" and info.archive.startswith("https://"))

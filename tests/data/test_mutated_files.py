@@ -24,7 +24,7 @@ from gebt.data.readers.ogb_write import write_ogb
 from gebt.data.readers.planetoid import read_planetoid
 from gebt.data.readers.pyg_sets import FILES, read_pyg_set
 from gebt.data.readers.reading import RawGraph
-from gebt.data.readers.tu import read_graph_set
+from gebt.data.readers.tu import read_graph_dataset
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 
 pytestmark = pytest.mark.filterwarnings(
@@ -66,7 +66,7 @@ def accepted(read) -> Graph | None:
         nodes = torch.arange(len(raw.labels))
         masks = raw.masks or (nodes == 0, nodes == 1, nodes > 1)
         given = (raw.edge_index, raw.features, raw.labels, masks)
-        return canonical_graph("mutated", *given, symmetrise=True, target=raw.target)
+        return canonical_graph("mutated", *given, to_undirected=True, target=raw.target)
     except GraphError:
         return None
 
@@ -84,7 +84,7 @@ def assert_sound(graph: Graph | None) -> None:
     source, target = graph.pairs
     assert ((source >= 0) & (source < target) & (target < graph.num_nodes)).all()
     assert graph.features.shape[0] == graph.num_nodes
-    if graph.target == "number":
+    if graph.target == "regression":
         assert torch.isfinite(graph.labels).all()
     elif graph.target == "multilabel":
         assert -1 <= graph.labels.min() <= graph.labels.max() <= 1
@@ -209,7 +209,7 @@ def test_graph_set(real_root: Path, tmp_path: Path, mutations, archive):
     folds = (real_root / "graph_classification/MUTAG/10fold_idx.tar.gz").read_bytes()
     (tmp_path / f"{tmp_path.name}.txt").write_bytes(text if archive else mutated(text, mutations))
     (tmp_path / "10fold_idx.tar.gz").write_bytes(mutated(folds, mutations) if archive else folds)
-    accepted_of(lambda: read_graph_set(tmp_path))
+    accepted_of(lambda: read_graph_dataset(tmp_path))
 
 
 @BRIEF

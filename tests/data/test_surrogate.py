@@ -91,7 +91,7 @@ def test_generating_leaves_the_global_random_state_alone():
 
 
 def test_every_pair_is_as_likely_where_nothing_is_skewed():
-    # Pairs inside a class are 2 of 5, and a pair is inside with probability 2 / 5: no pair is favoured.
+    # Pairs inside a class are 2 of 5, and a pair is inside with probability 2 / 5: no pair is favored.
     spec = SurrogateSpec(nodes=6, pairs=5, features=1, classes=2, homophily=0.4, degree_skew=0.0, class_skew=0.0)
     rounds, chance = 250, 5 / 15
     hits = torch.zeros(6, 6)
@@ -275,7 +275,7 @@ def test_the_rows_of_the_manifest_have_the_statistics_of_their_sets(name):
     assert (spec.nodes, spec.pairs, spec.features, spec.classes, spec.homophily) == counts
     assert spec.sizes == spec.split_sizes == sizes
     assert info.training == RecordedSettings(*model, 0.5, 0.01, 0.0, 200, 0.0)
-    assert (info.format, info.licence, info.split, info.seed) == ("surrogate", "generated", "seeded", 0)
+    assert (info.format, info.license, info.split, info.seed) == ("surrogate", "generated", "seeded", 0)
     assert f"is not {'Reddit' if name.startswith('reddit') else name.removesuffix('-surrogate')}" in info.source
     assert check_dataset(name) == []
 

@@ -12,7 +12,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from gebt.data.text import Texts  # noqa: E402
-from gebt.data.word_pieces import SPECIAL, Pieces, in_pieces, library, unlabelled, word_pieces  # noqa: E402
+from gebt.data.word_pieces import SPECIAL, Pieces, in_pieces, library, unlabeled, word_pieces  # noqa: E402
 
 SENTENCES = ["The cat sat.", "the cats sat on the mat", "A mat sat", "cats, cats!"] * 3
 
@@ -49,12 +49,12 @@ def test_texts_and_pairs_are_numbered_as_bert_reads_them() -> None:
     assert pieces.inputs(torch.device("cpu"))["attention_mask"].tolist() == [[1] * 7 + [0], [1] * 8]
     short = pieces.take(torch.tensor([0]))
     assert short.ids.shape == (1, 7)
-    cut = unlabelled(["the cats sat on the mat"], tokenizer, 5)
+    cut = unlabeled(["the cats sat on the mat"], tokenizer, 5)
     assert cut.ids.tolist() == [number(["[CLS]", "the", "cats", "sat", "[SEP]"])]
     with pytest.raises(ValueError, match=r"length, texts \(got 3, 1\), expected at least 4 pieces"):
-        unlabelled(["a"], tokenizer, 3)
+        unlabeled(["a"], tokenizer, 3)
     with pytest.raises(ValueError, match=r"length, texts \(got 8, 0\)"):
-        unlabelled([], tokenizer, 8)
+        unlabeled([], tokenizer, 8)
 
 
 def test_batches_are_all_texts_once_with_like_lengths_together() -> None:

@@ -19,7 +19,7 @@ import torch
 import gebt.experiments.bench.pyg
 from gebt.cli.main import main
 from gebt.experiments import report
-from gebt.experiments.bench import ARMS, PARTS, bench, checks, measure, variants
+from gebt.experiments.bench import PARTS, VARIANTS, bench, checks, measure, variants
 from gebt.experiments.bench.pyg import PygTraining
 from gebt.experiments.bench.variants import Ours, Workbench
 from gebt.experiments.options import RunOptions
@@ -88,10 +88,10 @@ def is_number(cell: Any) -> bool:
 def test_every_cell_is_a_number_or_says_that_it_was_not_measured(finished: Any) -> None:
     answer = json.loads(finished[1].stdout)
     assert answer["dataset"] == "digits"
-    assert tuple(answer["arms"]) == ARMS
-    for arm, row in answer["arms"].items():
+    assert tuple(answer["arms"]) == VARIANTS
+    for variant, row in answer["arms"].items():
         assert is_number(row["file_bytes"])
-        assert is_number(row["accuracy"]) or (arm, row["accuracy"]) == ("pyg", "not measured")
+        assert is_number(row["accuracy"]) or (variant, row["accuracy"]) == ("pyg", "not measured")
         for part in PARTS:
             assert set(MEASURES) <= row[part].keys()
             for measure_name in MEASURES:
@@ -102,7 +102,7 @@ def test_every_cell_is_a_number_or_says_that_it_was_not_measured(finished: Any) 
                     assert 0 < cell["lowest"] <= cell["median"] <= cell["highest"]
                     assert cell["repeats"] == (2 if part == "run" else 20)
                 else:
-                    assert is_number(cell), (arm, part, measure_name)
+                    assert is_number(cell), (variant, part, measure_name)
 
 
 def test_multiply_adds_flops_and_bytes_are_those_counted_by_hand(finished: Any, ticket: Path) -> None:
@@ -111,20 +111,20 @@ def test_multiply_adds_flops_and_bytes_are_those_counted_by_hand(finished: Any, 
     whole = 2 * PAIRS * FEATURES + NODES * weights
     kept = 2 * loaded.edge_mask.kept * FEATURES + NODES * loaded.weight_mask.kept
     drawn = loaded.epoch_drawn
-    for arm in ("dense", "pyg"):
-        assert [found[arm][part]["macs_paper"] for part in PARTS] == [whole, 3 * whole, 3 * EPOCHS * whole]
-        assert found[arm]["file_bytes"] == 4 * (weights + HIDDEN + CLASSES) + 16 * PAIRS
-    for arm in ("masked", "compacted"):
+    for variant in ("dense", "pyg"):
+        assert [found[variant][part]["macs_paper"] for part in PARTS] == [whole, 3 * whole, 3 * EPOCHS * whole]
+        assert found[variant]["file_bytes"] == 4 * (weights + HIDDEN + CLASSES) + 16 * PAIRS
+    for variant in ("masked", "compacted"):
         run = 3 * (RETRAINED * kept + drawn * whole)
-        assert [found[arm][part]["macs_paper"] for part in PARTS] == [kept, 3 * kept, run]
-        assert found[arm]["file_bytes"] == ticket.stat().st_size
+        assert [found[variant][part]["macs_paper"] for part in PARTS] == [kept, 3 * kept, run]
+        assert found[variant]["file_bytes"] == ticket.stat().st_size
 
     entries, kept_entries = 2 * PAIRS + NODES, 2 * loaded.edge_mask.kept + NODES
     products = 2 * NODES * weights
     # PyG and, in these sizes, ours: X W first. A step: forward, dW of both layers, dH of one, A_hat twice.
     step = products + 2 * NODES * (FEATURES * HIDDEN + 2 * HIDDEN * CLASSES)
     passes = 2 * entries * (HIDDEN + CLASSES)
-    flops = {arm: [found[arm][part]["flops_executed"] for part in PARTS] for arm in ARMS}
+    flops = {variant: [found[variant][part]["flops_executed"] for part in PARTS] for variant in VARIANTS}
     assert flops["pyg"] == [products + passes, step + 2 * passes, EPOCHS * (step + 2 * passes)]
     assert flops["masked"][0] == flops["dense"][0] - 2 * (entries - kept_entries) * (HIDDEN + min(HIDDEN, CLASSES))
     assert flops["dense"][2] == EPOCHS * flops["dense"][1]
@@ -137,11 +137,11 @@ def test_multiply_adds_flops_and_bytes_are_those_counted_by_hand(finished: Any, 
 
 def test_a_whole_run_is_search_and_training_and_pyg_s_is_scaled(finished: Any) -> None:
     answer = json.loads(finished[1].stdout)
-    for arm in ("masked", "compacted"):
-        assert answer["arms"][arm]["run"]["phases"].keys() == {"search", arm}
-        low, high = (answer["arms"][arm]["run"]["seconds"][key] for key in ("lowest", "highest"))
-        assert low <= sum(answer["arms"][arm]["run"]["phases"].values()) * 1.0001
-        assert sum(answer["arms"][arm]["run"]["phases"].values()) <= high * 1.0001
+    for variant in ("masked", "compacted"):
+        assert answer["arms"][variant]["run"]["phases"].keys() == {"search", variant}
+        low, high = (answer["arms"][variant]["run"]["seconds"][key] for key in ("lowest", "highest"))
+        assert low <= sum(answer["arms"][variant]["run"]["phases"].values()) * 1.0001
+        assert sum(answer["arms"][variant]["run"]["phases"].values()) <= high * 1.0001
     assert answer["arms"]["dense"]["run"]["phases"].keys() == {"dense"}
     assert answer["arms"]["pyg"]["run"]["scaled_from_epochs"] == 3
     assert answer["notes"]["PyG, whole run"] == f"3 epochs measured, scaled to {EPOCHS}"
@@ -177,8 +177,8 @@ def test_folder_table_and_picture(finished: Any, ticket: Path) -> None:
         for name in ("macs_paper", "flops_executed", "seconds", "peak memory", "joules"):
             assert f"{part}, {name}" in lines
     found = record["bench"]["arms"]
-    for arm in ("masked", "pyg"):
-        ratio = found[arm]["run"]["seconds"]["median"] / found["dense"]["run"]["seconds"]["median"]
+    for variant in ("masked", "pyg"):
+        ratio = found[variant]["run"]["seconds"]["median"] / found["dense"]["run"]["seconds"]["median"]
         assert f"({ratio:.2f}x)" in lines["whole run, seconds"]
     assert f"({found['masked']['file_bytes'] / found['dense']['file_bytes']:.2f}x)" in lines["bytes on disk"]
 
@@ -186,10 +186,10 @@ def test_folder_table_and_picture(finished: Any, ticket: Path) -> None:
 def test_a_compact_network_that_computes_something_else_is_refused_before_timing(
     ticket: Path, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    compact = variants.compact
+    compact_model = variants.compact_model
 
     def tampered(*given: Any, **options: Any) -> Any:
-        small = compact(*given, **options)
+        small = compact_model(*given, **options)
         with torch.no_grad():
             small.model.convs[-1].bias += 0.01
         return small
@@ -197,7 +197,7 @@ def test_a_compact_network_that_computes_something_else_is_refused_before_timing
     def timed(*_: Any, **__: Any) -> None:
         raise AssertionError("timed what differs")
 
-    quick.setattr(variants, "compact", tampered)
+    quick.setattr(variants, "compact_model", tampered)
     quick.setattr(measure, "measure_in_turn", timed)
     with pytest.raises(SystemExit, match="2"):
         main(["bench", str(ticket), *FEW, *RATIOS[2:], "--out", str(tmp_path / "out")])
@@ -219,7 +219,7 @@ class Constant:
 
 
 @pytest.mark.parametrize(
-    ("arm", "apart", "equal"),
+    ("variant", "apart", "equal"),
     [
         ("compacted", 0.9e-5, True),
         ("compacted", 1.2e-5, False),
@@ -229,14 +229,14 @@ class Constant:
     ],
 )
 @pytest.mark.parametrize("part", ["inference", "epoch"])
-def test_logits_may_differ_by_what_rounding_explains(arm: str, apart: float, equal: bool, part: str) -> None:
+def test_logits_may_differ_by_what_rounding_explains(variant: str, apart: float, equal: bool, part: str) -> None:
     right = Constant(-100.0, 1.0)
-    networks: Any = {name: {"inference": right, "epoch": right} for name in ARMS}
-    networks[arm] = networks[arm] | {part: Constant(-100.0, 1.0 + 100 * apart)}
+    networks: Any = {name: {"inference": right, "epoch": right} for name in VARIANTS}
+    networks[variant] = networks[variant] | {part: Constant(-100.0, 1.0 + 100 * apart)}
     if equal:
-        assert checks.check_equal(networks)[f"{arm} - {checks.EQUAL[arm][0]}"] == pytest.approx(apart, rel=0.02)
+        assert checks.check_equal(networks)[f"{variant} - {checks.EQUAL[variant][0]}"] == pytest.approx(apart, rel=0.02)
     else:
-        with pytest.raises(ValueError, match=rf"logits of '{arm}' \(got .* of the largest logit away from"):
+        with pytest.raises(ValueError, match=rf"logits of '{variant}' \(got .* of the largest logit away from"):
             checks.check_equal(networks)
 
 
@@ -267,8 +267,8 @@ def test_pyg_is_left_out_where_its_messages_do_not_fit(ticket: Path, options: Ru
 
 
 def test_a_peak_that_ended_its_process_is_not_measured(ticket: Path, options: RunOptions, quick: Any) -> None:
-    def killed(*_: Any, arm: str, **__: Any) -> Any:
-        if arm == "pyg":
+    def killed(*_: Any, variant: str, **__: Any) -> Any:
+        if variant == "pyg":
             raise RuntimeError("process of peaks (got signal 9), expected a result")
         return peaks()
 
@@ -291,7 +291,7 @@ def test_joules_are_those_of_one_call_and_of_whole_runs(
     quick.setattr(measure, "energy_meter", meter)
     quick.setattr(measure, "METERED_S", 0.0)
     found, _ = bench(options, ticket, 2)
-    joules = {arm: [found["arms"][arm][part]["joules"] for part in PARTS] for arm in ARMS}
+    joules = {variant: [found["arms"][variant][part]["joules"] for part in PARTS] for variant in VARIANTS}
     assert joules == {
         "dense": [6.0, 6.0, 6.0],
         "masked": [6.0, 6.0, 12.0],
@@ -442,11 +442,11 @@ def test_a_taught_ticket_is_charged_all_epochs_of_its_search(
     digits: Graph, options: RunOptions, quick: Any, tmp_path: Path
 ) -> None:
     taught = dataclasses.replace(
-        options, edge_score="agreement", draw="validation", soft_labels=True, distill=1.0, max_epochs=4
+        options, edge_score="similarity", draw_at="validation", soft_labels=True, distill=1.0, max_epochs=4
     )
     model = model_for(taught, digits, 0)
     ticket = find_ticket(taught, digits, model, 0)
     found, _ = bench(taught, ticket.save(tmp_path / "t"), 1)
-    whole, kept = (found["arms"][arm]["inference"]["macs_paper"] for arm in ("dense", "masked"))
+    whole, kept = (found["arms"][variant]["inference"]["macs_paper"] for variant in ("dense", "masked"))
     run = 3 * (4 * whole + int(taught.retrain_epochs or 0) * kept)
     assert found["arms"]["masked"]["run"]["macs_paper"] == run

@@ -10,10 +10,10 @@ import torch
 
 from gebt.experiments.compare import Comparison
 from gebt.experiments.options import RunOptions
-from gebt.experiments.setup import TOGETHER, graphs_for, groups
-from gebt.experiments.summary import ARMS
+from gebt.experiments.setup import MOST_STACKED, graphs_for, groups
+from gebt.experiments.summary import VARIANTS
 from gebt.graph import Graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.ticket import Ticket
 
 SEEDS = (0, 1, 2)
@@ -25,7 +25,10 @@ def compared(graph: Graph, groups: list[list[int]]) -> tuple[list[dict[str, Any]
     rows, tickets, ticks = [], [], []
     for seeds in groups:
         work = Comparison(
-            RunOptions(**FEW).resolved(), [graph] * len(seeds), seeds, lambda arm, seed: ticks.append((arm, seed))
+            RunOptions(**FEW).resolved(),
+            [graph] * len(seeds),
+            seeds,
+            lambda variant, seed: ticks.append((variant, seed)),
         )
         rows += work.rows()
         tickets += work.tickets
@@ -38,34 +41,34 @@ def test_a_group_is_compared_as_its_seeds_alone(sparse64: Graph) -> None:
     for ticket, other in zip(found, expected, strict=True):
         assert (ticket.edge_mask, ticket.weight_mask) == (other.edge_mask, other.weight_mask)
     for row, other in zip(together, alone, strict=True):
-        assert (row["seed"], row["together"]) == (other["seed"], len(SEEDS))
-        for arm in ARMS:
-            assert {name: row[arm][name] for name in SAME} == {name: other[arm][name] for name in SAME}
-            assert (row[arm]["seconds"]["search"] > 0) == (arm in ("ticket", "random_edges"))
+        assert (row["seed"], row["stacked"]) == (other["seed"], len(SEEDS))
+        for variant in VARIANTS:
+            assert {name: row[variant][name] for name in SAME} == {name: other[variant][name] for name in SAME}
+            assert (row[variant]["seconds"]["search"] > 0) == (variant in ("ticket", "random_edges_control"))
     assert sorted(ticks) == sorted(ticks_alone)
 
 
-def test_every_arm_is_measured_on_a_set_of_graphs(fold: FoldOfGraphs) -> None:
+def test_every_arm_is_measured_on_a_set_of_graphs(fold: GraphClassificationFold) -> None:
     options = RunOptions(dataset="mutag", edge_ratio=0.3, **FEW).resolved()
-    work = Comparison(options, [fold], [0], lambda arm, seed: None)
+    work = Comparison(options, [fold], [0], lambda variant, seed: None)
     row, ticket = work.rows()[0], work.tickets[0]
-    assert ticket.rule is not None
-    assert {row[arm]["edge_sparsity"] for arm in ARMS[1:]} == {ticket.edge_sparsity}
-    assert {row[arm]["weight_sparsity"] for arm in ARMS[1:]} == {ticket.weight_sparsity}
+    assert ticket.edge_scorer is not None
+    assert {row[variant]["edge_sparsity"] for variant in VARIANTS[1:]} == {ticket.edge_sparsity}
+    assert {row[variant]["weight_sparsity"] for variant in VARIANTS[1:]} == {ticket.weight_sparsity}
     assert row["random"]["flops_executed"]["training"] < row["ticket"]["flops_executed"]["training"]
-    inference = [row[arm]["flops_executed"]["inference"] for arm in ARMS]
+    inference = [row[variant]["flops_executed"]["inference"] for variant in VARIANTS]
     assert 0 < max(inference[1:]) < inference[0]
 
 
 @pytest.mark.skipif("GEBT_DATA" not in os.environ, reason="GEBT_DATA is not set")
 def test_seeds_are_grouped_where_it_pays() -> None:
     def grouped(**changes: Any) -> list[list[int]]:
-        options: dict[str, Any] = {"dataset": "cora", "seeds": TOGETHER + 2, **changes}
+        options: dict[str, Any] = {"dataset": "cora", "seeds": MOST_STACKED + 2, **changes}
         return groups(RunOptions(**options).resolved())
 
-    one_by_one = [[seed] for seed in range(TOGETHER + 2)]
-    assert grouped() == [list(range(TOGETHER)), [TOGETHER, TOGETHER + 1]]
-    assert grouped(together=False) == grouped(algorithm="weights") == grouped(weight_structure="unit") == one_by_one
+    one_by_one = [[seed] for seed in range(MOST_STACKED + 2)]
+    assert grouped() == [list(range(MOST_STACKED)), [MOST_STACKED, MOST_STACKED + 1]]
+    assert grouped(stack_seeds=False) == grouped(algorithm="weights") == grouped(weight_structure="unit") == one_by_one
     assert grouped(seeds=1) == [[0]]
     assert grouped(dataset="digits") == one_by_one  # dense features
 

@@ -21,7 +21,7 @@ from gebt.experiments.options import RunOptions
 from gebt.experiments.record import CHECKPOINTS, read_record
 from gebt.experiments.setup import is_mapped
 
-OPTIONS = ["--batches", "clusters", "--parts", "6", "--per-step", "2", "--hidden", "8", "--epochs", "6"]
+OPTIONS = ["--batching", "cluster", "--num-parts", "6", "--accumulate-batches", "2", "--hidden", "8", "--epochs", "6"]
 OPTIONS += ["--max-epochs", "12", "--retrain-epochs", "4", "--threshold", "1e-9", "--checkpoint-every", "2"]
 LIMIT = 240
 
@@ -53,12 +53,12 @@ def found(out: Path) -> dict[str, Any]:
     """What a run found, without what depends on the clock."""
     record = read_record(out)
     assert record["complete"]
-    arms = {
-        arm: [own["accuracy"], own["val_accuracy"], own["best_epoch"]]
-        for arm, own in record["per_seed"][0].items()
+    variants = {
+        variant: [own["accuracy"], own["val_accuracy"], own["best_epoch"]]
+        for variant, own in record["per_seed"][0].items()
         if isinstance(own, dict)
     }
-    return {"arms": arms, "ticket": (out / "ticket.safetensors").read_bytes()}
+    return {"arms": variants, "ticket": (out / "ticket.safetensors").read_bytes()}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(alone: Path, tmp_path:
 
 
 def test_a_run_from_disk_finds_what_one_in_memory_does(tmp_path: Path) -> None:
-    few = ["--batches", "random", "--parts", "5", "--hidden", "8", "--epochs", "3", "--max-epochs", "3"]
+    few = ["--batching", "random", "--num-parts", "5", "--hidden", "8", "--epochs", "3", "--max-epochs", "3"]
     few += ["--retrain-epochs", "2", "--threads", "1"]
     main(["run", *few, "--out", str(tmp_path / "memory")])
     main(["run", *few, "--graph", str(convert("digits", tmp_path / "mapped")), "--out", str(tmp_path / "disk")])
@@ -129,12 +129,12 @@ def test_processes_with_other_options_are_refused_before_training_and_named(tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--resume", "--dataset", "digits"], "--resume (got it without --batches), expected --batches"),
-        (["--batches", "clusters", "--parts", "0"], "parts of batches (got 0), expected at least 1"),
-        (["--batches", "random", "--parts", "1798"], "parts (got 1798 of 1797 nodes), expected 1 to 1797"),
+        (["--resume", "--dataset", "digits"], "--resume (got it without --batching), expected --batching"),
+        (["--batching", "cluster", "--num-parts", "0"], "parts of batches (got 0), expected at least 1"),
+        (["--batching", "random", "--num-parts", "1798"], "parts (got 1798 of 1797 nodes), expected 1 to 1797"),
         (["--graph", "nowhere"], "--graph (got nowhere, which is no folder), expected one with edges and features"),
-        (["--batches", "random", "--preset", "best"], "to search in batches; take preset 'default' or 'paper'"),
-        (["--batches", "random", "--timeout", "0"], "--timeout (got 0.0), expected more than 0 seconds"),
+        (["--batching", "random", "--preset", "best"], "to search in batches; take preset 'early-bird' or 'paper'"),
+        (["--batching", "random", "--timeout", "0"], "--timeout (got 0.0), expected more than 0 seconds"),
         (["--evaluate-every", "0"], "--evaluate-every (got 0), expected at least 1"),
     ],
 )

@@ -18,6 +18,7 @@ from gebt.experiments.bench.measure import bench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import RunFolder
 from gebt.experiments.setup import find_ticket, graph_for, graphs_for, macs_for, model_for
+from gebt.experiments.summary import VARIANTS
 from gebt.graph import GraphError, LinkGraph
 from gebt.measure.cost import macs_paper
 from gebt.models import LinkPredictor
@@ -133,8 +134,8 @@ def test_a_run_of_links_is_recorded_and_told_by_its_metric(tmp_path: Path) -> No
     assert record["graph"]["metric"] == "hits@50"
     assert (record["graph"]["train"], record["graph"]["val"], record["graph"]["test"]) == (8441, 496, 992)
     assert report.table(record).splitlines()[2].startswith("test hits@50, %")
-    for arm in (*compare.ARMS, "ugs", "imp", "one-shot", "dropedge"):
-        assert 0 <= record["summary"][arm]["accuracy"]["mean"] <= 1
+    for variant in (*VARIANTS, "ugs", "imp", "one-shot", "dropedge"):
+        assert 0 <= record["summary"][variant]["accuracy"]["mean"] <= 1
 
 
 def test_bench_says_that_it_measures_nodes_alone(tmp_path: Path) -> None:
@@ -148,5 +149,7 @@ def test_bench_says_that_it_measures_nodes_alone(tmp_path: Path) -> None:
 def test_a_preset_that_needs_classes_says_so() -> None:
     options = RunOptions(**FEW, preset="best").resolved()
     graph = graph_for(options, 0)
-    with pytest.raises(ValueError, match=r"edge score, soft labels, spread, smoothing of a search for links"):
+    with pytest.raises(
+        ValueError, match=r"edge score, soft labels, label propagation, prediction EMA of a search for links"
+    ):
         find_ticket(options, graph, model_for(options, graph, 0), 0)

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import pytest
 
 from gebt.cli.main import main
-from gebt.experiments.methods import RIVALS, rival_epochs, run_rival
-from gebt.experiments.options import Rival, RunOptions
+from gebt.experiments.methods import OTHER_METHODS, method_epochs, run_method
+from gebt.experiments.options import OtherMethod, RunOptions
 from gebt.experiments.record import read_record
 from gebt.experiments.setup import macs_for, model_for
 from gebt.graph import Graph
@@ -19,13 +19,13 @@ from gebt.train import NodeTask
 FEW: dict[str, Any] = {"hidden": 8, "epochs": 3, "retrain_epochs": 3, "max_epochs": 3, "weight_ratio": 0.5}
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_a_rival_ends_at_the_ratios_with_a_trained_ticket(name: Rival, digits: Graph) -> None:
+@pytest.mark.parametrize("name", OTHER_METHODS)
+def test_a_rival_ends_at_the_ratios_with_a_trained_ticket(name: OtherMethod, digits: Graph) -> None:
     options = RunOptions(edge_ratio=0.3, **FEW).resolved()
     model, told = model_for(options, digits, 1), []
-    found = run_rival(name, options, digits, model, 1, lambda epoch, history: told.append(epoch) or False)
+    found = run_method(name, options, digits, model, 1, lambda epoch, history: told.append(epoch) or False)
     assert len(told) == sum(phase.epochs for phase in found.phases)
-    most = rival_epochs(name, options)
+    most = method_epochs(name, options)
     assert len(told) == most or (name == "released" and len(told) < most and found.ticket.fired)
     assert found.ticket.provenance["method"] == name.replace("one-shot", "imp")
     asked = {"dropedge": (0.0, 0.0), "released": (0.3, 0.0)}.get(name, (0.3, 0.5))
@@ -38,7 +38,7 @@ def test_a_rival_ends_at_the_ratios_with_a_trained_ticket(name: Rival, digits: G
 def test_another_name_is_refused(digits: Graph) -> None:
     options = RunOptions(**FEW).resolved()
     with pytest.raises(ValueError, match=r"method \(got 'nobody'\), expected one of \('ugs'"):
-        run_rival("nobody", options, digits, model_for(options, digits, 0), 0)  # type: ignore[arg-type]
+        run_method("nobody", options, digits, model_for(options, digits, 0), 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"--method \(got 'nobody'\), expected some of \('gebt', 'random', 'dense'"):
         RunOptions(method=("gebt", "nobody")).resolved()  # type: ignore[arg-type]
 
@@ -61,7 +61,7 @@ def test_a_run_adds_a_key_for_each_rival(tmp_path: Path, capsys: pytest.CaptureF
         ]
     )
     answer = json.loads(capsys.readouterr().out)
-    assert {"dense", "random", "random_edges", "ticket", "one-shot", "teddy"} <= answer.keys()
+    assert {"dense", "random", "random_edges_control", "ticket", "one-shot", "teddy"} <= answer.keys()
     assert answer["one-shot"].keys() == answer["random"].keys()
     record = read_record(tmp_path)
     options = RunOptions(**FEW).resolved()
@@ -73,7 +73,7 @@ def test_a_run_adds_a_key_for_each_rival(tmp_path: Path, capsys: pytest.CaptureF
     assert again["method"] == ["gebt", "one-shot", "teddy"]
     main(["run", "--config", str(tmp_path / "config.json"), "--json", "--out", str(tmp_path / "again")])
     twin = json.loads(capsys.readouterr().out)
-    assert [twin[arm]["accuracy"] for arm in ("ticket", "teddy")] == [
-        answer[arm]["accuracy"] for arm in ("ticket", "teddy")
+    assert [twin[variant]["accuracy"] for variant in ("ticket", "teddy")] == [
+        answer[variant]["accuracy"] for variant in ("ticket", "teddy")
     ]
-    assert set(get_args(Rival)) == set(RIVALS)
+    assert set(get_args(OtherMethod)) == set(OTHER_METHODS)

@@ -15,7 +15,7 @@ def test_open_options_come_from_the_data_set_and_the_preset():
     options = RunOptions(dataset="cora", edge_ratio=0.2, weight_ratio=0.9).resolved()
     assert (options.hidden, options.depth, options.dropout, options.epochs) == (16, 2, 0.5, 200)
     assert options.retrain_learning_rate == pytest.approx(4 * options.learning_rate)
-    assert options.search() == PRESETS["default"] == SearchSettings()
+    assert options.search() == PRESETS["early-bird"] == SearchSettings()
     assert options.retraining() == RetrainSettings()
 
 
@@ -24,7 +24,7 @@ def test_paper_preset_is_the_papers_settings():
     search = options.search()
     assert (options.hidden, options.depth, options.epochs, options.retrain_epochs) == (16, 2, 100, 100)
     assert (search.max_epochs, search.learning_rate, search.edge_learning_rate) == (100, 0.01, 0.001)
-    assert (search.threshold, search.window, search.criterion, search.normalisation) == (0.1, 3, "sum", "entry")
+    assert (search.threshold, search.window, search.criterion, search.normalization) == (0.1, 3, "sum", "hamming")
     assert (search.edge_score, search.warmup, search.scope) == ("magnitude", 0, "global")
     assert options.retrain_learning_rate == options.learning_rate == 0.01
     assert options.start == "inherit"
@@ -96,7 +96,7 @@ def test_the_written_configuration_gives_the_same_options():
         ({"threshold": 0.0}, r"threshold \(got 0.0\)"),
         ({"window": 0}, r"window, warmup \(got 0, 0\)"),
         ({"edge_learning_rate": -1.0}, r"edge learning rate"),
-        ({"normalisation": "share"}, r"normalisation \(got 'share'\), expected one of"),
+        ({"normalization": "local_degree"}, r"normalization \(got 'local_degree'\), expected one of"),
         ({"criterion": "mean"}, r"criterion \(got 'mean'\), expected one of"),
         ({"weight_structure": "block"}, r"weight structure \(got 'block'\), expected one of \('entry', 'unit', "),
         ({"unit_score": "taylor"}, r"unit score \(got 'taylor'\), expected one of \('magnitude', 'norm', 'gradient'\)"),
@@ -108,7 +108,7 @@ def test_the_written_configuration_gives_the_same_options():
         ),
         ({"feature_ratio": float("nan"), "weight_structure": "joint"}, r"--feature-ratio: prune ratio \(got nan\)"),
         ({"backend": "cuda"}, r"backend \(got 'cuda'\), expected one of auto, "),
-        ({"preset": "swift"}, r"preset \(got 'swift'\), expected one of \['best', 'default', 'fast', 'paper'\]"),
+        ({"preset": "swift"}, r"preset \(got 'swift'\), expected one of \['best', 'early-bird', 'fast', 'paper'\]"),
         ({"dataset": "coar"}, r"data set \(got 'coar'\).*did you mean cora"),
     ],
 )
@@ -131,14 +131,19 @@ def test_networks_have_settings_of_their_own_where_the_data_set_s_are_a_gcn_s(mo
     options = RunOptions(dataset="cora", model=model).resolved()
     assert (options.hidden, options.depth, options.dropout, options.learning_rate) == expected
     assert RunOptions(dataset="cora", model=model, hidden=24, depth=3).resolved().hidden == 24
-    assert options.scope == ("tensor" if model.startswith("resgcn") else "global")
+    assert options.scope == ("layer" if model.startswith("resgcn") else "global")
     assert RunOptions(dataset="cora", model=model, preset="paper").resolved().scope == "global"
 
 
 def test_a_set_of_graphs_is_searched_by_a_rule_for_as_long_as_its_network_is_trained():
     options = RunOptions(dataset="proteins", preset="best").resolved()
     epochs = dataset_info("proteins").training.epochs
-    assert (options.model, options.edge_score, options.spread, options.draw) == ("gin", "rule", 0.0, "validation")
+    assert (options.model, options.edge_score, options.label_propagation, options.draw_at) == (
+        "gin",
+        "learned",
+        0.0,
+        "validation",
+    )
     assert (options.epochs, options.max_epochs, options.retrain_epochs) == (epochs, epochs, epochs)
     assert options.search_learning_rate == options.retrain_learning_rate == options.learning_rate
     assert (RunOptions().resolved().model, RunOptions(dataset="proteins", epochs=7).resolved().epochs) == ("gcn", 7)
@@ -148,7 +153,10 @@ def test_a_set_of_graphs_is_searched_by_a_rule_for_as_long_as_its_network_is_tra
     ("given", "message"),
     [
         ({"model": "gcn"}, r"--model \(got 'gcn'\), expected 'gin' for a set of graphs"),
-        ({"edge_score": "share"}, r"--edge-score \(got 'share'\), expected 'rule' for a set of graphs"),
+        (
+            {"edge_score": "local_degree"},
+            r"--edge-score \(got 'local_degree'\), expected 'learned' for a set of graphs",
+        ),
         ({"method": ("ugs",)}, r"--method, --algorithm \(got \('ugs', 'joint'\)\), expected 'gebt', 'random'"),
         ({"algorithm": "graph"}, r"--method, --algorithm \(got \('graph',\)\)"),
     ],

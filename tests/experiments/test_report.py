@@ -10,7 +10,7 @@ from gebt.experiments.compare import run
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import RunFolder, read_record
 from gebt.experiments.report import pictures, table
-from gebt.experiments.summary import summarise
+from gebt.experiments.summary import summarize
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_costs_of_a_record_follow_from_its_counts(folder):
     drawn = row["ticket"]["epoch_drawn"]
     assert row["ticket"]["macs_paper"] == {"inference": kept, "training": 3 * (2 * kept + drawn * dense)}
     assert row["random"]["macs_paper"]["training"] == 3 * 2 * kept
-    assert row["random"]["seconds"]["search"] == 0 < row["random_edges"]["seconds"]["search"]
+    assert row["random"]["seconds"]["search"] == 0 < row["random_edges_control"]["seconds"]["search"]
 
 
 def test_a_summary_is_mean_unbiased_std_and_median(folder):
@@ -75,15 +75,15 @@ def test_a_summary_is_mean_unbiased_std_and_median(folder):
     for seed, accuracy in enumerate((0.5, 0.7, 0.9)):
         rows[seed]["ticket"]["accuracy"] = accuracy
         rows[seed]["ticket"]["seconds"]["retrain"] = float(seed**2)
-    ticket = summarise(rows)["ticket"]
+    ticket = summarize(rows)["ticket"]
     assert ticket["accuracy"] == {"mean": pytest.approx(0.7), "std": pytest.approx(0.2), "values": [0.5, 0.7, 0.9]}
     assert ticket["seconds"]["retrain"] == 1.0
-    assert summarise(rows[:1])["ticket"]["accuracy"]["std"] is None
-    json.dumps(summarise(rows))
+    assert summarize(rows[:1])["ticket"]["accuracy"]["std"] is None
+    json.dumps(summarize(rows))
 
 
 def test_seconds_of_seeds_trained_together_say_so(folder):
     record = read_record(folder)
     assert "trained together" not in table(record)
-    record["per_seed"][0]["together"] = 7
+    record["per_seed"][0]["stacked"] = 7
     assert "7 trained together" in table(record)

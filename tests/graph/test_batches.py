@@ -1,4 +1,4 @@
-"""Batches: induced subgraphs, partitions, sampled neighbours, walks, all with the whole graph's pair numbers."""
+"""Batches: induced subgraphs, partitions, sampled neighbors, walks, all with the whole graph's pair numbers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_batch_computes_as_the_subgraph_does_and_gradients_go_home(edges: Edge
     scale = dense.sum(1).rsqrt()
     x = torch.randn(len(batch.nodes), 3, generator=generator())
     expected = (scale[:, None] * dense * scale) @ x
-    found = batch.edges.propagate(batch.edges.normalised(batch.values(whole)), x)
+    found = batch.edges.propagate(batch.edges.normalized(batch.values(whole)), x)
     assert torch.allclose(found, expected, atol=1e-6)
     wanted, got = (torch.autograd.grad(y.square().sum(), whole)[0] for y in (expected, found))
     assert torch.allclose(got, wanted, atol=1e-5)
@@ -99,27 +99,27 @@ def reached(edges: Edges, start: Tensor) -> Tensor:
     return torch.unique(torch.cat((start, edges.pattern.col[torch.isin(edges.pattern.row, start)].long())))
 
 
-def test_all_neighbours_are_the_neighbourhood_and_few_are_few(edges: Edges) -> None:
+def test_all_neighbors_are_the_neighborhood_and_few_are_few(edges: Edges) -> None:
     sampler, targets = Sampler(edges), torch.tensor([3, 30])
-    whole = sampler.neighbours(targets, [100, 100], generator())
+    whole = sampler.neighbors(targets, [100, 100], generator())
     assert torch.equal(whole.nodes, reached(edges, reached(edges, targets)))
     assert torch.equal(whole.nodes[whole.targets], targets)
     assert has_its_pairs(whole, edges)
-    few = sampler.neighbours(targets, [2, 1], generator())
+    few = sampler.neighbors(targets, [2, 1], generator())
     assert has_its_pairs(few, edges)
-    first = sampler.neighbours(targets, [2], generator())
+    first = sampler.neighbors(targets, [2], generator())
     degrees = torch.bincount(first.pairs.flatten(), minlength=len(first.nodes))[first.targets]
     assert int(degrees.max()) <= 4  # two drawn by the node itself, and it may be drawn by the other
     assert first.pair_ids.numel() <= 4
     assert few.nodes.numel() <= 2 + 4 + 4
 
 
-def test_every_neighbour_is_drawn_alike() -> None:
+def test_every_neighbor_is_drawn_alike() -> None:
     star = Edges.from_pairs(torch.stack((torch.zeros(9, dtype=torch.long), torch.arange(1, 10))), 10)
     sampler, source = Sampler(star), generator()
     counts = torch.zeros(9)
     for _ in range(1200):
-        batch = sampler.neighbours(torch.tensor([0]), [3], source)
+        batch = sampler.neighbors(torch.tensor([0]), [3], source)
         assert batch.pair_ids.numel() == 3
         counts[batch.pair_ids] += 1
     # Binomial(1200, 1/3): four standard deviations.
@@ -127,7 +127,7 @@ def test_every_neighbour_is_drawn_alike() -> None:
 
 
 def test_walks_stay_on_the_graph_and_take_every_way_alike() -> None:
-    path = Edges.from_pairs(torch.tensor([[0, 1, 2], [1, 2, 3]]), 5)  # node 4 has no neighbour
+    path = Edges.from_pairs(torch.tensor([[0, 1, 2], [1, 2, 3]]), 5)  # node 4 has no neighbor
     sampler = Sampler(path)
     assert sampler.walks(torch.tensor([4]), 5, generator()).nodes.tolist() == [4]
     assert sampler.walks(torch.tensor([0]), 1, generator()).nodes.tolist() == [0, 1]
@@ -149,6 +149,6 @@ def test_other_wrong_requests_are_refused(edges: Edges) -> None:
         sampler.induced(torch.tensor([1, 2]), torch.tensor([1, 7]))
     assert has_its_pairs(sampler.induced(torch.tensor([1, 2, 5])), edges)
     with pytest.raises(ValueError, match=r"fanouts \(got \(3, 0\)\)"):
-        sampler.neighbours(torch.tensor([1]), [3, 0], generator())
+        sampler.neighbors(torch.tensor([1]), [3, 0], generator())
     with pytest.raises(ValueError, match=r"length of a walk \(got -1\)"):
         sampler.walks(torch.tensor([1]), -1, generator())

@@ -32,7 +32,7 @@ def dense_of(edges: Edges, weights: Tensor) -> Tensor:
     return weights.new_zeros(edges.pattern.shape).index_put(place, weights)
 
 
-def dense_normalised(pairs: Tensor, values: Tensor, nodes: int) -> Tensor:
+def dense_normalized(pairs: Tensor, values: Tensor, nodes: int) -> Tensor:
     u, v = pairs
     adjacency = values.new_zeros(nodes, nodes).index_put((torch.cat((u, v)), torch.cat((v, u))), values.repeat(2))
     adjacency = adjacency + torch.eye(nodes, dtype=values.dtype)
@@ -45,10 +45,10 @@ GRAPHS = [(9, 0.2), (6, 1.0), (4, 0.0), (1, 0.0), (0, 0.0)]
 
 
 @pytest.mark.parametrize(("nodes", "share"), GRAPHS)
-def test_values_of_one_give_the_normalised_adjacency(nodes: int, share: float) -> None:
+def test_values_of_one_give_the_normalized_adjacency(nodes: int, share: float) -> None:
     pairs = drawn_pairs(nodes, share)
     edges = Edges.from_pairs(pairs, nodes)
-    expected = dense_normalised(pairs, torch.ones(pairs.shape[1]), nodes)
+    expected = dense_normalized(pairs, torch.ones(pairs.shape[1]), nodes)
     torch.testing.assert_close(dense_of(edges, edges.unit_weights), expected)
     assert edges.unit_weights is edges.unit_weights
     assert (edges.num_nodes, edges.num_pairs, edges.pattern.nnz) == (nodes, pairs.shape[1], 2 * pairs.shape[1] + nodes)
@@ -58,7 +58,7 @@ def test_values_of_one_give_the_normalised_adjacency(nodes: int, share: float) -
 def test_any_values_give_the_dense_formula_with_its_gradient(nodes: int, share: float) -> None:
     pairs = drawn_pairs(nodes, share)
     edges, values = Edges.from_pairs(pairs, nodes), positive(pairs.shape[1]).requires_grad_()
-    got, expected = dense_of(edges, edges.normalised(values)), dense_normalised(pairs, values, nodes)
+    got, expected = dense_of(edges, edges.normalized(values)), dense_normalized(pairs, values, nodes)
     torch.testing.assert_close(got, expected)
     if values.numel():
         upstream = torch.randn(nodes, nodes, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -69,13 +69,13 @@ def test_any_values_give_the_dense_formula_with_its_gradient(nodes: int, share: 
 
 def test_the_gradient_passes_gradcheck() -> None:
     edges = Edges.from_pairs(drawn_pairs(6, 0.5), 6)
-    assert gradcheck(edges.normalised, (positive(edges.num_pairs).requires_grad_(),))
+    assert gradcheck(edges.normalized, (positive(edges.num_pairs).requires_grad_(),))
 
 
 @given(nodes=st.integers(1, 9), share=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 99))
 def test_the_weights_are_symmetric_and_their_pattern_is_its_own_transpose(nodes: int, share: float, seed: int) -> None:
     edges = Edges.from_pairs(drawn_pairs(nodes, share, seed), nodes)
-    dense = dense_of(edges, edges.normalised(positive(edges.num_pairs, seed)))
+    dense = dense_of(edges, edges.normalized(positive(edges.num_pairs, seed)))
     assert torch.equal(dense, dense.t())
     assert edges.pattern.transposed is edges.pattern
     turned = Pattern.from_entries(edges.pattern.col, edges.pattern.row, edges.pattern.shape)
@@ -87,8 +87,8 @@ def test_propagation_is_the_dense_product_with_gradients_to_values_and_features(
     pairs = drawn_pairs(7)
     edges, values = Edges.from_pairs(pairs, 7), positive(pairs.shape[1]).requires_grad_()
     x = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    got = edges.propagate(edges.normalised(values), x)
-    expected = dense_normalised(pairs, values, 7) @ x
+    got = edges.propagate(edges.normalized(values), x)
+    expected = dense_normalized(pairs, values, 7) @ x
     torch.testing.assert_close(got, expected)
     ours = torch.autograd.grad(got.square().sum(), (values, x))
     torch.testing.assert_close(ours, torch.autograd.grad(expected.square().sum(), (values, x)))
@@ -99,7 +99,7 @@ def test_the_gradient_of_a_pair_is_the_sum_of_both_directed_ones() -> None:
     u, v = pairs
     edges, values = Edges.from_pairs(pairs, 6), positive(pairs.shape[1]).requires_grad_()
     x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    (pair,) = torch.autograd.grad(edges.propagate(edges.normalised(values), x).square().sum(), values)
+    (pair,) = torch.autograd.grad(edges.propagate(edges.normalized(values), x).square().sum(), values)
     directed = values.detach().repeat(2).requires_grad_()
     place = (torch.cat((u, v)), torch.cat((v, u)))
     adjacency = torch.eye(6, dtype=torch.float64).index_put(place, directed)
@@ -131,7 +131,7 @@ def test_a_subset_has_the_degrees_of_what_is_left(seed: int, share: float) -> No
     pairs = drawn_pairs(8, 0.5, seed)
     kept = torch.rand(pairs.shape[1], generator=torch.Generator().manual_seed(seed)) < share
     rest = Edges.from_pairs(pairs, 8).subset(kept)
-    expected = dense_normalised(pairs[:, kept], torch.ones(int(kept.sum())), 8)
+    expected = dense_normalized(pairs[:, kept], torch.ones(int(kept.sum())), 8)
     torch.testing.assert_close(dense_of(rest, rest.unit_weights), expected)
 
 
@@ -139,18 +139,18 @@ def test_a_subset_equals_soft_values_of_zero_and_one() -> None:
     pairs = drawn_pairs(8, 0.5)
     kept = torch.arange(pairs.shape[1]) % 3 > 0
     edges = Edges.from_pairs(pairs, 8)
-    hard, soft = edges.subset(kept), edges.normalised(kept.double())
+    hard, soft = edges.subset(kept), edges.normalized(kept.double())
     torch.testing.assert_close(dense_of(hard, hard.unit_weights).double(), dense_of(edges, soft), atol=1e-7, rtol=0)
 
 
 @given(seed=st.integers(0, 99))
-def test_relabelling_the_nodes_relabels_the_weights(seed: int) -> None:
+def test_relabeling_the_nodes_relabels_the_weights(seed: int) -> None:
     pairs = drawn_pairs(7, 0.4, seed)
     values = positive(pairs.shape[1], seed)
     label = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
     edges, moved = Edges.from_pairs(pairs, 7), Edges.from_pairs(label[pairs], 7)
-    dense = dense_of(moved, moved.normalised(values))[label][:, label]
-    torch.testing.assert_close(dense, dense_of(edges, edges.normalised(values)))
+    dense = dense_of(moved, moved.normalized(values))[label][:, label]
+    torch.testing.assert_close(dense, dense_of(edges, edges.normalized(values)))
 
 
 def test_incident_sums_are_the_weighted_degrees() -> None:
@@ -160,8 +160,8 @@ def test_incident_sums_are_the_weighted_degrees() -> None:
 
 def test_values_of_another_length_are_refused() -> None:
     edges = Edges.from_pairs(torch.tensor([[0], [1]]), 2)
-    with pytest.raises(ValueError, match=r"edge values \(got shape \(2,\)\), expected \(1,\)"):
-        edges.normalised(torch.ones(2))
+    with pytest.raises(ValueError, match=r"edge weights \(got shape \(2,\)\), expected \(1,\)"):
+        edges.normalized(torch.ones(2))
 
 
 def test_edges_seen_in_inference_mode_can_still_be_trained_on() -> None:
@@ -193,7 +193,7 @@ def test_values_follow_the_callers_order_of_the_pairs_whatever_it_is(nodes: int,
     pairs = disordered(drawn_pairs(nodes, share, seed), seed)
     edges, values = Edges.from_pairs(pairs, nodes), positive(pairs.shape[1], seed).requires_grad_()
     assert edges.pairs is pairs
-    got, expected = dense_of(edges, edges.normalised(values)), dense_normalised(pairs, values, nodes)
+    got, expected = dense_of(edges, edges.normalized(values)), dense_normalized(pairs, values, nodes)
     torch.testing.assert_close(got, expected)
     if values.numel():
         upstream = positive(nodes * nodes, seed).view(nodes, nodes)
@@ -276,7 +276,7 @@ def test_indices_beyond_int32_give_the_same_graph(nodes: int, share: float, monk
     x = torch.randn(nodes, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     found = []
     for edges in (narrow, wide):
-        out = edges.propagate(edges.normalised(values), x)
+        out = edges.propagate(edges.normalized(values), x)
         found.append((out, *torch.autograd.grad(out.square().sum(), (values, x))))
     torch.testing.assert_close(*found, atol=0, rtol=0)
 
@@ -287,7 +287,7 @@ def test_a_subset_keeps_the_callers_order() -> None:
     rest = Edges.from_pairs(pairs, 8).subset(kept)
     assert torch.equal(rest.pairs, pairs[:, kept])
     values = positive(int(kept.sum()))
-    torch.testing.assert_close(dense_of(rest, rest.normalised(values)), dense_normalised(pairs[:, kept], values, 8))
+    torch.testing.assert_close(dense_of(rest, rest.normalized(values)), dense_normalized(pairs[:, kept], values, 8))
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -335,7 +335,7 @@ def test_rows_alone_are_those_of_the_whole_product_with_its_gradients(nodes: lis
     pairs = drawn_pairs(9, 0.3)
     edges, values = Edges.from_pairs(pairs, 9), positive(pairs.shape[1]).requires_grad_()
     x = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    chosen, weights = torch.tensor(nodes, dtype=torch.long), edges.normalised(values)
+    chosen, weights = torch.tensor(nodes, dtype=torch.long), edges.normalized(values)
     rows = edges.rows(chosen)
     got, expected = rows.propagate(weights[rows.entries], x), edges.propagate(weights, x)[chosen]
     torch.testing.assert_close(got, expected)

@@ -7,7 +7,7 @@ import torch
 
 from gebt.graph import Edges, Graph
 from gebt.graph.adjacency import Adjacency, adjacency_of, runs_of_pairs
-from gebt.graph.neighborhood import Surroundings
+from gebt.graph.neighborhood import BlockBuilder
 from gebt.prune.mask import Mask
 
 
@@ -24,8 +24,8 @@ def test_rows_of_the_targets_are_those_of_the_whole_graph(share: float, sparse64
     dense[pairs[0], pairs[1]] = dense[pairs[1], pairs[0]] = 1
     degrees, x = dense.sum(1), torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
     loops = torch.eye(60)
-    normalised = (degrees + 1).rsqrt()[:, None] * (dense + loops) * (degrees + 1).rsqrt()
-    surroundings = Surroundings(graph, kept)
+    normalized = (degrees + 1).rsqrt()[:, None] * (dense + loops) * (degrees + 1).rsqrt()
+    surroundings = BlockBuilder(graph, kept)
     for targets in (torch.tensor([2, 30, 31, 58]), torch.arange(60), torch.tensor([59])):
         around = surroundings.of(targets)
         near = dense[targets].any(0)
@@ -36,7 +36,7 @@ def test_rows_of_the_targets_are_those_of_the_whole_graph(share: float, sparse64
         assert around.pattern.nnz == int((dense + loops)[targets].sum())
         row, col = around.nodes[around.pattern.row], around.nodes[around.pattern.col]
         assert bool(((row[1:] > row[:-1]) | (col[1:] > col[:-1])).all())  # in order
-        for weights, whole in ((around.unit_weights, normalised), (around.unit_entries, dense)):
+        for weights, whole in ((around.unit_weights, normalized), (around.unit_entries, dense)):
             found = around.propagate(weights, x[around.nodes])
             torch.testing.assert_close(found[around.targets], whole[targets] @ x, rtol=1e-12, atol=1e-12)
             others = torch.ones(around.nodes.numel(), dtype=torch.bool).index_fill(0, around.targets, False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.utils import scatter, softmax
 
-from gebt.graph.pyg_gates import MessageGates, PairIndex, layers_of, uncached
+from gebt.graph.pyg_gates import PairIndex, PygEdgeGates, layers_of, uncached
 
 NODES, WIDTH = 12, 6
 
@@ -93,8 +93,8 @@ def test_a_value_of_zero_is_no_edge_and_one_is_no_hook(name: str) -> None:
     model = Alone(exact_layers()[name]).eval()
     kept = torch.rand(PAIRS.shape[1], generator=torch.Generator().manual_seed(5)) < 0.4
     plain, removed = model(X, EDGE_INDEX), model(X, without(kept))
-    with MessageGates(model, PairIndex(PAIRS, NODES)) as gates:
-        gates.find_roads(lambda: model(X, EDGE_INDEX), torch.Generator().manual_seed(0))
+    with PygEdgeGates(model, PairIndex(PAIRS, NODES)) as gates:
+        gates.find_entry_points(lambda: model(X, EDGE_INDEX), torch.Generator().manual_seed(0))
         for values, expected in ((kept.float(), removed), (torch.ones(len(kept)), plain), (None, plain)):
             gates.values = values
             torch.testing.assert_close(model(X, EDGE_INDEX), expected, atol=1e-5, rtol=1e-4)
@@ -111,8 +111,8 @@ def test_a_value_of_zero_is_no_edge_and_one_is_no_hook(name: str) -> None:
 def test_the_gradient_to_a_soft_value_is_that_of_the_difference(name: str) -> None:
     model = Alone(exact_layers()[name]).double().eval()
     values = torch.rand(PAIRS.shape[1], dtype=torch.float64).add_(0.5).requires_grad_()
-    with MessageGates(model, PairIndex(PAIRS, NODES)) as gates:
-        gates.find_roads(lambda: model(X.double(), EDGE_INDEX), torch.Generator().manual_seed(0))
+    with PygEdgeGates(model, PairIndex(PAIRS, NODES)) as gates:
+        gates.find_entry_points(lambda: model(X.double(), EDGE_INDEX), torch.Generator().manual_seed(0))
 
         def forward(own: Tensor) -> Tensor:
             gates.values = own
@@ -139,8 +139,8 @@ def test_a_layer_in_which_soft_values_are_not_exact_is_refused_by_name(name: str
     model.eval()
     message = rf"layer 'second', {name}\(.* expected none: soft edge values are not exact"
     forward, generator = lambda: model.second(model.first(X, EDGE_INDEX), EDGE_INDEX), torch.Generator().manual_seed(0)
-    with MessageGates(model, PairIndex(PAIRS, NODES)) as gates, pytest.raises(ValueError, match=message):
-        gates.find_roads(forward, generator)
+    with PygEdgeGates(model, PairIndex(PAIRS, NODES)) as gates, pytest.raises(ValueError, match=message):
+        gates.find_entry_points(forward, generator)
 
 
 def hooks_of(model: nn.Module) -> list[int]:
@@ -159,7 +159,7 @@ def test_the_model_is_restored_also_after_an_exception() -> None:
     before = hooks_of(model)
 
     def fail() -> None:
-        with MessageGates(model, PairIndex(PAIRS, NODES)):
+        with PygEdgeGates(model, PairIndex(PAIRS, NODES)):
             assert gatv2_conv.softmax is not softmax
             assert hooks_of(model) != before
             raise RuntimeError("in the middle")

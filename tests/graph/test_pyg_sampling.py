@@ -10,17 +10,17 @@ from gebt.data.mapped.convert import convert
 from gebt.data.mapped.mapped_graph import open_mapped
 from gebt.experiments.options import RunOptions
 from gebt.graph import Edges, Graph
-from gebt.graph.batch_schedule import BatchSettings, Plan
+from gebt.graph.batch_schedule import BatchSchedule, BatchSettings
 from gebt.graph.batches import Sampler
 
 native = pytest.mark.skipif(
     not (installed.WITH_PYG_LIB or installed.WITH_TORCH_SPARSE), reason="PyG has no native parts here"
 )
-SETTINGS = BatchSettings("neighbours", size=10, fanouts=(3, 2), sampler="pyg")
+SETTINGS = BatchSettings("neighbor", size=10, fanouts=(3, 2), sampler="pyg")
 
 
-def plan_of(graph: Graph, settings: BatchSettings = SETTINGS, seed: int = 0) -> Plan:
-    return Plan(Sampler(Edges.from_pairs(graph.pairs, graph.num_nodes)), torch.arange(40), settings, seed)
+def plan_of(graph: Graph, settings: BatchSettings = SETTINGS, seed: int = 0) -> BatchSchedule:
+    return BatchSchedule(Sampler(Edges.from_pairs(graph.pairs, graph.num_nodes)), torch.arange(40), settings, seed)
 
 
 @native
@@ -49,9 +49,9 @@ def test_the_batch_is_settled_by_seed_epoch_and_number_and_no_random_state_moves
 
 
 @native
-def test_with_room_for_all_neighbours_both_samplers_give_the_same(sparse: Graph) -> None:
+def test_with_room_for_all_neighbors_both_samplers_give_the_same(sparse: Graph) -> None:
     all_of_them = {"size": 10, "fanouts": (100, 100)}
-    own, theirs = (plan_of(sparse, BatchSettings("neighbours", **all_of_them, sampler=name)) for name in ("own", "pyg"))  # type: ignore[arg-type]
+    own, theirs = (plan_of(sparse, BatchSettings("neighbor", **all_of_them, sampler=name)) for name in ("own", "pyg"))  # type: ignore[arg-type]
     for number in range(4):
         a, b = own.batch(1, number), theirs.batch(1, number)
         for name in ("nodes", "pairs", "pair_ids"):
@@ -68,11 +68,11 @@ def test_without_native_parts_it_is_refused(sparse: Graph, monkeypatch: pytest.M
         plan_of(sparse)
 
 
-def test_it_is_for_neighbours_of_graphs_in_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_it_is_for_neighbors_of_graphs_in_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(
-        ValueError, match=r"--sampler \(got 'pyg' for 'random'\), expected 'own', or 'pyg' for 'neighbours'"
+        ValueError, match=r"--sampler \(got 'pyg' for 'random'\), expected 'own', or 'pyg' for 'neighbor'"
     ):
-        RunOptions(batches="random", sampler="pyg").resolved()
+        RunOptions(batching="random", sampler="pyg").resolved()
     mapped = open_mapped(convert("digits", tmp_path_factory.mktemp("set") / "mapped"))
     with pytest.raises(ValueError, match=r"--sampler \(got 'pyg' for a graph that is read from disk\), expected 'own'"):
-        Plan(Sampler(mapped), torch.arange(10), SETTINGS, 0)
+        BatchSchedule(Sampler(mapped), torch.arange(10), SETTINGS, 0)

@@ -1,4 +1,4 @@
-"""Parts in one pass: even, deterministic, neighbours together; METIS or its stand-in where the graph fits."""
+"""Parts in one pass: even, deterministic, neighbors together; METIS or its stand-in where the graph fits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_parts_are_even(count: int) -> None:
 
 
 @pytest.mark.parametrize(("shuffled", "most"), [(False, 0.3), (True, 0.8)])
-def test_neighbours_are_together_more_than_by_chance(shuffled: bool, most: float) -> None:
+def test_neighbors_are_together_more_than_by_chance(shuffled: bool, most: float) -> None:
     edges = blocks(shuffled)
     parts = streamed_clusters(InMemory(edges), BLOCKS)
     assert torch.equal(parts, streamed_clusters(InMemory(edges), BLOCKS))
@@ -44,7 +44,7 @@ def test_neighbours_are_together_more_than_by_chance(shuffled: bool, most: float
 
 
 def test_the_better_of_two_ways_by_hand() -> None:
-    # Two blocks of 256 are decided one after the other: of the second, each node follows its one neighbour.
+    # Two blocks of 256 are decided one after the other: of the second, each node follows its one neighbor.
     low = torch.arange(256)
     pairs = torch.stack((low, 511 - low))
     # 128 nodes a part: runs would fill parts 0 and 1, and nobody could follow; dealt in turn all can.

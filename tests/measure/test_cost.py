@@ -41,10 +41,10 @@ def macs(data, hidden=16, depth=2, heads=1, edge_ratio=0.0, weight_ratio=0.0):
     return macs_paper(nodes=nodes, pairs=kept, features=features, weights=weights, depth=depth, heads=heads)
 
 
-def sampled(data, neighbours, weight_ratio=0.0):
+def sampled(data, neighbors, weight_ratio=0.0):
     nodes, _, features, classes = data
     weights = weight_entries(features, 16, classes) * (1 - weight_ratio)
-    return macs_paper_sampled(nodes=nodes, weights=weights, neighbours=neighbours)
+    return macs_paper_sampled(nodes=nodes, weights=weights, neighbors=neighbors)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from gebt.models.bert import (  # noqa: E402
     head_names,
     pretrained,
     prunable,
-    reinitialise,
+    reinitialize,
     reset_head,
     shuffle_layers,
     with_head,
@@ -146,7 +146,7 @@ def test_controls_change_what_they_say_and_nothing_else() -> None:
         place = name.split(".")[2] if name.startswith("encoder.layer.") else None
         source = name if place is None else name.replace(f"layer.{place}.", f"layer.{order[int(place)]}.")
         assert torch.equal(own, before[source]), name
-    reinitialise(model, 5)
+    reinitialize(model, 5)
     assert same(state(model), state(fresh(config(4), seed=5)))
     assert same(model.classifier.state_dict(), head)
     reset_head(model, 8)

@@ -81,7 +81,7 @@ def test_depths_count_their_layers() -> None:
         assert len(main) == depth
 
 
-def test_a_block_normalises_first_and_adds_what_came_in() -> None:
+def test_a_block_normalizes_first_and_adds_what_came_in() -> None:
     block = PreBottleneck(8, 2, 1).eval()
     x = torch.randn(3, 8, 5, 5)
     y = F.conv2d(F.relu(block.bn1(x)), block.conv1.weight)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gebt.graph import Edges, Graph
 from gebt.models import GCN
-from gebt.models.compact import Compact, compact
-from gebt.models.linear import Projection, SparseProjection
+from gebt.models.compact import CompactedModel, compact_model
+from gebt.models.linear import Linear, SparseLinear
 from gebt.prune import Mask, prunable_weights
 from gebt.sparse import SparseMatrix
-from gebt.sparse.compaction import sliced, spread
+from gebt.sparse.compaction import scattered, sliced
 from gebt.sparse.structure import entry_mask, groups_of, select_units
 from gebt.train.loop import copy_state
 
@@ -30,8 +30,8 @@ def prefer(monkeypatch: pytest.MonkeyPatch) -> Prefer:
     def choose(way: str) -> None:
         def seconds(lin: Any, x: Any, *_: Any) -> float:
             is_way = {
-                "dense": isinstance(lin, Projection) and isinstance(x, Tensor),
-                "sparse weights": isinstance(lin, SparseProjection),
+                "dense": isinstance(lin, Linear) and isinstance(x, Tensor),
+                "sparse weights": isinstance(lin, SparseLinear),
                 "sparse features": isinstance(x, SparseMatrix),
             }
             return 1.0 if is_way[way] else 2.0
@@ -101,7 +101,7 @@ def results(model: GCN, graph: Graph) -> tuple[Tensor, dict[str, Tensor]]:
     return logits, {n: torch.zeros_like(wanted[n]) if g is None else g for n, g in zip(wanted, found, strict=True)}
 
 
-def check_equal(model: GCN, mask: Mask, graph: Graph, small: Compact) -> None:
+def check_equal(model: GCN, mask: Mask, graph: Graph, small: CompactedModel) -> None:
     """Outputs and gradients of the small problem are those of the masked one, and what went received no gradient."""
     close = {"atol": 1e-10, "rtol": 1e-10}
     groups = model.groups()
@@ -113,7 +113,7 @@ def check_equal(model: GCN, mask: Mask, graph: Graph, small: Compact) -> None:
     torch.testing.assert_close(small_logits, logits, **close)
     expected = sliced(gradients, groups, small.live)
     for name, lin in ((f"convs.{number}.lin", conv.lin) for number, conv in enumerate(small.model.convs)):
-        if isinstance(lin, SparseProjection):
+        if isinstance(lin, SparseLinear):
             values = small_gradients.pop(f"{name}.values")
             small_gradients[f"{name}.weight"] = SparseMatrix(lin.pattern, values).to_dense()
     # Pruned entries are held at zero whatever their gradient is.
@@ -124,7 +124,7 @@ def check_equal(model: GCN, mask: Mask, graph: Graph, small: Compact) -> None:
     torch.testing.assert_close(ours, theirs, **close)
     held = {name: gradient * mask.get(name, True) for name, gradient in gradients.items() if name != "gates"}
     nothing = {name: torch.zeros_like(tensor) for name, tensor in sliced(held, groups, small.live).items()}
-    for name, gradient in spread(nothing, held, groups, small.live).items():
+    for name, gradient in scattered(nothing, held, groups, small.live).items():
         assert float(gradient.abs().max()) < 1e-10, name
     if moved:
         # Statistics of the batch went the same way.
@@ -151,7 +151,7 @@ def test_outputs_and_gradients_are_those_of_the_masked_network(
         prefer(way)
         model, mask = masked_model(graph, entries(kept), depth, **options)
         model.train(training)
-        small = compact(model, mask, graph)
+        small = compact_model(model, mask, graph)
         assert small.model.training == training
         check_equal(model, mask, graph, small)
 
@@ -163,7 +163,7 @@ def test_masks_of_whole_units_leave_a_dense_network_of_the_asked_widths(
 ) -> None:
     graph = in_double(make_graph(nodes=15, features=10))
     model, mask = masked_model(graph, units(structure), depth=3, **options)
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     hidden, features = 8 if structure == "feature" else 4, 10 if structure == "unit" else 6
     assert small.model.widths == [features, hidden, hidden, graph.num_classes]
     assert small.graph.features.shape == (15, features)
@@ -174,7 +174,7 @@ def test_masks_of_whole_units_leave_a_dense_network_of_the_asked_widths(
 def test_layers_of_different_widths_are_cut_each_for_itself(make_graph: MakeGraph) -> None:
     graph = in_double(make_graph(nodes=15, features=10))
     model, mask = masked_model(graph, units("joint"), hidden=[6, 12, 5], norm="batch")
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     assert small.model.widths == [6, 3, 6, 3, graph.num_classes]
     check_equal(model, mask, graph, small)
 
@@ -192,7 +192,7 @@ def test_chains_of_dead_units_go_as_a_whole(make_graph: MakeGraph) -> None:
 
     graph = in_double(make_graph(nodes=15, features=10))
     model, mask = masked_model(graph, mask_of, depth=3)
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     rest = {name: live.tolist() for name, live in small.live.items()}
     assert rest == {
         "features": [0, 2, 3, 4, 5, 6, 7, 8, 9],
@@ -220,7 +220,7 @@ def test_an_emptied_group_keeps_one_unit(
     prefer(way)
     graph = in_double(make_graph(nodes=15, features=9, share=share))
     model, mask = masked_model(graph, without(emptied), depth=3, **options)
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     if not options:
         assert all(expected in (None, got) for expected, got in zip(widths, small.model.widths, strict=False))
     check_equal(model, mask, graph, small)
@@ -231,7 +231,7 @@ def test_everything_pruned_leaves_the_biases(make_graph: MakeGraph, prefer: Pref
     for way in ("dense", "sparse weights"):
         prefer(way)
         model, mask = masked_model(graph, entries(0.0), depth=3)
-        small = compact(model, mask, graph)
+        small = compact_model(model, mask, graph)
         assert small.model.widths == [1, 1, 1, graph.num_classes]
         check_equal(model, mask, graph, small)
 
@@ -239,7 +239,7 @@ def test_everything_pruned_leaves_the_biases(make_graph: MakeGraph, prefer: Pref
 def test_a_mask_of_some_tensors_leaves_the_others_whole(make_graph: MakeGraph) -> None:
     graph = in_double(make_graph())
     model, mask = masked_model(graph, lambda m: Mask({"convs.1.lin.weight": entries(0.5)(m)["convs.1.lin.weight"]}))
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     assert small.graph.features is graph.features
     check_equal(model, mask, graph, small)
 
@@ -247,7 +247,7 @@ def test_a_mask_of_some_tensors_leaves_the_others_whole(make_graph: MakeGraph) -
 def test_only_the_features_of_the_graph_change(make_graph: MakeGraph) -> None:
     graph = make_graph(features=10)
     model, mask = masked_model(graph, units("joint"))
-    small = compact(model.float(), mask, graph)
+    small = compact_model(model.float(), mask, graph)
     assert replace(small.graph, features=graph.features).fingerprint == graph.fingerprint
     assert torch.equal(small.graph.features, graph.features[:, small.live["features"]])
 
@@ -262,7 +262,7 @@ def test_what_is_not_trained_stays_so(make_graph: MakeGraph, frozen: str, way: s
     graph = in_double(make_graph(features=9))
     model, mask = masked_model(graph, entries(0.3), norm="batch")
     dict(model.named_parameters())[frozen].requires_grad_(False)
-    small = compact(model, mask, graph).model
+    small = compact_model(model, mask, graph).model
     held = [name.replace("lin.values", "lin.weight") for name, p in small.named_parameters() if not p.requires_grad]
     assert held == [frozen]
 
@@ -277,7 +277,7 @@ def test_restoring_writes_what_was_trained_and_nothing_else(
     graph = in_double(make_graph(features=9))
     model, mask = masked_model(graph, mask_of, depth=4, **options)
     before, pruned = copy_state(model), {name: tensor.clone() for name, tensor in mask.items()}
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     small.restore(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     generator = torch.Generator().manual_seed(6)
@@ -310,7 +310,7 @@ def test_compaction_leaves_model_mask_and_graph_as_they_were(make_graph: MakeGra
     model = model.float()
     before, kept = copy_state(model), {name: tensor.clone() for name, tensor in mask.items()}
     numbers, fingerprint = torch.random.get_rng_state(), graph.fingerprint
-    small = compact(model, mask, graph)
+    small = compact_model(model, mask, graph)
     with torch.no_grad():
         for parameter in small.model.parameters():
             parameter.fill_(5.0)
@@ -324,7 +324,7 @@ def test_compaction_leaves_model_mask_and_graph_as_they_were(make_graph: MakeGra
 def test_options_of_the_network_stay(make_graph: MakeGraph) -> None:
     graph = make_graph(features=9)
     model = GCN(9, 8, 3, 3, dropout=0.3, input_dropout=0.1, norm="batch", residual=True)
-    small = compact(model.eval(), Mask.ones(prunable_weights(model)), graph).model
+    small = compact_model(model.eval(), Mask.ones(prunable_weights(model)), graph).model
     assert (small.dropout, small.input_dropout, small.residual, small.training) == (0.3, 0.1, True, False)
     assert small.widths == model.widths
     assert all(torch.equal(small.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
@@ -338,7 +338,7 @@ def test_a_pruned_weight_that_is_not_zero_is_refused_by_name(make_graph: MakeGra
     count = int((~mask["convs.1.lin.weight"]).sum())
     message = rf"compaction \(got {count} non-zero pruned entries in 'convs.1.lin.weight'\), expected zeros, .* first"
     with pytest.raises(ValueError, match=message):
-        compact(model, mask, graph)
+        compact_model(model, mask, graph)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -353,7 +353,7 @@ def test_each_layer_says_how_it_multiplies_and_what_was_measured(make_graph: Mak
     def ways(share: float) -> list[set[str]]:
         graph = in_double(make_graph(nodes=15, features=9, share=share))
         model, mask = masked_model(graph, mask_of, depth=3)
-        small = compact(model, mask, graph, training=training, choose=True)
+        small = compact_model(model, mask, graph, training=training, choose=True)
         assert [row["layer"] for row in small.products] == ["convs.0", "convs.1", "convs.2"]
         found = []
         for row, conv in zip(small.products, small.model.convs, strict=True):
@@ -361,7 +361,7 @@ def test_each_layer_says_how_it_multiplies_and_what_was_measured(make_graph: Mak
             assert all(isinstance(value, float) and 0 < value < 60 for value in seconds.values())
             if seconds:
                 assert seconds[row["chosen"]] == min(seconds.values())
-            assert isinstance(conv.lin, SparseProjection) == (row["chosen"] == "sparse weights")
+            assert isinstance(conv.lin, SparseLinear) == (row["chosen"] == "sparse weights")
             found.append(set(seconds))
         assert isinstance(small.graph.features, SparseMatrix) == (small.products[0]["chosen"] == "sparse features")
         check_equal(model, mask, graph, small)
@@ -375,7 +375,7 @@ def test_each_layer_says_how_it_multiplies_and_what_was_measured(make_graph: Mak
 def test_features_of_few_entries_are_not_tried_as_a_dense_matrix(make_graph: MakeGraph) -> None:
     graph = make_graph(nodes=30, features=40, share=0.03)
     model, mask = masked_model(graph, entries(0.9))
-    (first, _) = compact(model.float(), mask, graph, choose=True).products
+    (first, _) = compact_model(model.float(), mask, graph, choose=True).products
     assert first == {"layer": "convs.0", "chosen": "sparse features"}
 
 
@@ -383,10 +383,10 @@ def test_what_is_left_of_the_mask_covers_the_dense_weights_alone(make_graph: Mak
     graph = in_double(make_graph(nodes=15, features=9))
     model, mask = masked_model(graph, entries(0.4))
     prefer("dense")
-    small = compact(model, mask, graph, choose=True)
+    small = compact_model(model, mask, graph, choose=True)
     assert small.mask == Mask(sliced(mask, model.groups(), small.live))
     prefer("sparse weights")
-    assert compact(model, mask, graph, choose=True).mask is None
+    assert compact_model(model, mask, graph, choose=True).mask is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
@@ -400,7 +400,7 @@ def test_a_sparse_projection_is_the_dense_masked_product_with_both_gradients(
         for shape in ((out, width), (rows, width), (rows, out))
     )
     kept = torch.rand(out, width, generator=generator) < share
-    lin = SparseProjection(weight, kept)
+    lin = SparseLinear(weight, kept)
     x.requires_grad_()
     dense = (weight * kept).requires_grad_()
     assert torch.equal(lin.weight, dense)
@@ -415,7 +415,7 @@ def test_a_sparse_projection_is_the_dense_masked_product_with_both_gradients(
 
 def test_a_sparse_projection_has_values_of_its_own() -> None:
     weight = torch.rand(3, 4)
-    lin = SparseProjection(weight, torch.ones(3, 4, dtype=torch.bool))
+    lin = SparseLinear(weight, torch.ones(3, 4, dtype=torch.bool))
     with torch.no_grad():
         lin.values.zero_()
     assert weight.all()

@@ -197,7 +197,7 @@ def test_fates_of_entries_a_lag_apart_are_independent(rate: float) -> None:
 
 
 def test_seeds_that_follow_one_another_drop_independently() -> None:
-    """Where streams start does not show: neighbouring seeds, and seeds a step of the sequence apart."""
+    """Where streams start does not show: neighboring seeds, and seeds a step of the sequence apart."""
     count = 50_000
     step = GOLDEN - (1 << 64)
     seeds = torch.tensor([0, 1, 2, step, 5 * GOLDEN % (1 << 63)])
@@ -241,8 +241,8 @@ def test_the_share_dropped_is_the_rate_in_every_position_of_a_number(rate: float
     dropped = (dropout(x, rate, True) == 0).float()
     spread = math.sqrt(rate * (1 - rate) / 10_000)
     assert all(abs(float(dropped[place::4].mean()) - rate) < 4.5 * spread for place in range(4))
-    neighbours = float((dropped[:-1] * dropped[1:]).mean())
-    assert abs(neighbours - rate**2) < 4.5 * math.sqrt(rate**2 / 40_000)
+    neighbors = float((dropped[:-1] * dropped[1:]).mean())
+    assert abs(neighbors - rate**2) < 4.5 * math.sqrt(rate**2 / 40_000)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.3])

@@ -12,7 +12,7 @@ from torch import Tensor
 from gebt.graph import Edges, Graph
 from gebt.models import GCN, gnn
 from gebt.models.convs import GCNConv
-from gebt.models.linear import SparseProjection
+from gebt.models.linear import SparseLinear
 from gebt.sparse import SparseMatrix
 
 
@@ -75,7 +75,7 @@ def test_training_with_batch_norm_is_that_of_pyg_statistics_and_all(toy: Graph) 
             strict=True,
         )
     ]
-    for name in ("convs.0.bias", "convs.1.bias"):  # before a normalisation: rounding in PyG, exact zeros here
+    for name in ("convs.0.bias", "convs.1.bias"):  # before a normalization: rounding in PyG, exact zeros here
         assert not grads[0].pop(name).any()
         del grads[1][name]
     torch.testing.assert_close(*grads, atol=2e-4, rtol=1e-4)
@@ -87,7 +87,7 @@ def by_hand(model: GCN, graph: Graph) -> Tensor:
     """Logits from the equation in the class's docstring, in double, dense, without dropout."""
     state = {name: tensor.double() for name, tensor in model.state_dict().items()}
     edges = edges_of(graph)
-    through = SparseMatrix(edges.pattern, edges.normalised(torch.ones(graph.num_pairs).double())).to_dense()
+    through = SparseMatrix(edges.pattern, edges.normalized(torch.ones(graph.num_pairs).double())).to_dense()
     x = graph.features.double()
     for number in range(len(model.convs)):
         y = through @ x @ state[f"convs.{number}.lin.weight"].t() + state[f"convs.{number}.bias"]
@@ -185,7 +185,7 @@ def test_the_order_with_fewer_columns_through_the_graph_is_taken(
     """`back_to_x` None: no gradient is wanted at all."""
     conv = GCN(sizes[0], 1, sizes[1], depth=1).convs[0]
     if sparse:
-        conv.lin = SparseProjection(conv.lin.weight, torch.ones(sizes[1], sizes[0], dtype=torch.bool))
+        conv.lin = SparseLinear(conv.lin.weight, torch.ones(sizes[1], sizes[0], dtype=torch.bool))
     for parameter in conv.parameters():
         parameter.requires_grad_(trained)
     edges, seen = edges_of(toy), []
@@ -297,7 +297,7 @@ def test_dropout_of_features_keeps_their_mean_and_their_pattern(make_graph: Call
     torch.testing.assert_close(dropped.values[stays], graph.features.values[stays] / 0.75)
 
 
-def test_relabelling_the_nodes_relabels_the_logits(toy: Graph) -> None:
+def test_relabeling_the_nodes_relabels_the_logits(toy: Graph) -> None:
     label = torch.randperm(toy.num_nodes, generator=torch.Generator().manual_seed(1))
     features = torch.empty_like(toy.features)
     features[label] = toy.features

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph import Edges
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.models.gnn import GIN
 from gebt.models.graph_classifier import GraphClassifier, SumReadout
 from gebt.prune.scores import prunable_weights
@@ -20,13 +20,13 @@ def model() -> GraphClassifier:
     return GraphClassifier(3, 6, 2, depth=4, seed=1).eval()
 
 
-def logits(model: GraphClassifier, fold: FoldOfGraphs) -> Tensor:
+def logits(model: GraphClassifier, fold: GraphClassificationFold) -> Tensor:
     edges = Edges.from_pairs(fold.pairs, fold.num_nodes)
     with torch.no_grad():
         return model(fold.features, edges, graph_of=fold.graph_of, num_graphs=fold.num_graphs)
 
 
-def test_sums_are_those_of_a_loop_over_graphs(fold: FoldOfGraphs) -> None:
+def test_sums_are_those_of_a_loop_over_graphs(fold: GraphClassificationFold) -> None:
     generator = torch.Generator().manual_seed(0)
     readout = SumReadout([4, 5], 3).eval()
     readout.reset(generator)
@@ -43,14 +43,16 @@ def test_sums_are_those_of_a_loop_over_graphs(fold: FoldOfGraphs) -> None:
         torch.testing.assert_close(found[number], own[0])
 
 
-def test_a_graph_is_classified_alone_as_among_others(model: GraphClassifier, fold: FoldOfGraphs) -> None:
+def test_a_graph_is_classified_alone_as_among_others(model: GraphClassifier, fold: GraphClassificationFold) -> None:
     found = logits(model, fold)
     for number in range(0, fold.num_graphs, 7):
         own = fold.part(torch.arange(fold.num_graphs) == number)
         torch.testing.assert_close(logits(model, own)[0], found[number])
 
 
-def test_orders_of_graphs_and_of_nodes_in_them_change_nothing(model: GraphClassifier, fold: FoldOfGraphs) -> None:
+def test_orders_of_graphs_and_of_nodes_in_them_change_nothing(
+    model: GraphClassifier, fold: GraphClassificationFold
+) -> None:
     generator = torch.Generator().manual_seed(2)
     graphs = torch.randperm(fold.num_graphs, generator=generator)
     shuffled = torch.randperm(fold.num_nodes, generator=generator)
@@ -80,7 +82,7 @@ def test_fewer_features_make_a_network_of_the_kind(model: GraphClassifier) -> No
     assert model.resized({"features": 2}).widths == [2, 6, 6, 6, 2]
 
 
-def test_what_no_classifier_can_be_is_refused(model: GraphClassifier, fold: FoldOfGraphs) -> None:
+def test_what_no_classifier_can_be_is_refused(model: GraphClassifier, fold: GraphClassificationFold) -> None:
     with pytest.raises(ValueError, match=r"depth, residual of a graph classifier \(got \(1, False\)\)"):
         GraphClassifier(3, 6, 2, depth=1)
     with pytest.raises(ValueError, match=r"graph_of \(got None\), expected the graph of each node"):

@@ -10,10 +10,10 @@ import torch
 from gebt.graph import Edges, Graph
 from gebt.models import GCN, LinkPredictor, ResGCN
 from gebt.models import links as links_module
-from gebt.models.compact import compact
+from gebt.models.compact import compact_model
 from gebt.prune.mask import Mask
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 
 
 def predictor(graph: Graph, seed: int = 0, **options: Any) -> LinkPredictor:
@@ -73,11 +73,11 @@ def test_equal_seeds_give_equal_weights_and_all_matrices_are_prunable(toy: Graph
 @pytest.mark.parametrize("kind", [GCN, ResGCN])
 def test_the_compacted_network_scores_as_the_masked_one(sparse: Graph, kind: type[GCN] | type[ResGCN]) -> None:
     model = LinkPredictor(kind(sparse.num_features, 8, 8, 2, 0.0), 8).eval()
-    mask = select(magnitude(prunable_weights(model)), ratio=0.8, scope="tensor")
+    mask = make_mask(magnitude(prunable_weights(model)), ratio=0.8, scope="layer")
     first = next(name for name in mask if name.startswith("encoder."))
     mask = Mask({**mask, first: mask[first] & (torch.arange(sparse.num_features) < 20)})
     mask.apply_(dict(model.named_parameters()))
-    small = compact(model, mask, sparse)
+    small = compact_model(model, mask, sparse)
     assert small.graph.num_features <= 20
     edges, pairs = Edges.from_pairs(sparse.pairs, sparse.num_nodes), torch.randint(60, (2, 30))
     expected = model(sparse.features, edges, None, None, pairs)

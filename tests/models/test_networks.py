@@ -114,9 +114,9 @@ def test_weights_of_pyg_give_its_outputs(
         assert torch.equal(theirs(dense, both_ways), expected)
 
 
-def test_a_bias_before_a_normalisation_is_added_and_has_a_gradient_of_exact_zeros(toy: Graph, kind: str) -> None:
+def test_a_bias_before_a_normalization_is_added_and_has_a_gradient_of_exact_zeros(toy: Graph, kind: str) -> None:
     if kind not in ("gcn", "gat", "gin", "sage"):
-        pytest.skip("the normalisations of a ResGCN do not follow its biases")
+        pytest.skip("the normalizations of a ResGCN do not follow its biases")
     model = network(kind, toy, 3, norm="batch", dropout=0.0).train()
     plain = copy.deepcopy(model)
     biases = [conv.biased.bias for conv in model.convs]
@@ -264,7 +264,7 @@ def test_an_unknown_aggregation_is_refused() -> None:
         ResGCN(4, 4, 2, aggregation="max")  # type: ignore[arg-type]
 
 
-def test_a_node_without_neighbours_has_no_nan(toy: Graph, kind: str) -> None:
+def test_a_node_without_neighbors_has_no_nan(toy: Graph, kind: str) -> None:
     model, edges = network(kind, toy).train(), edges_of(toy).subset(torch.zeros(toy.num_pairs, dtype=torch.bool))
     logits = model(toy.features, edges)
     assert logits.isfinite().all()

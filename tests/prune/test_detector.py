@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gebt.prune import EarlyBird, Mask, distance
-from gebt.prune.detector import Criterion, Normalisation, pairwise_distances
+from gebt.prune import EarlyBird, Mask, mask_distance
+from gebt.prune.detector import Criterion, Normalization, pairwise_distances
 from gebt.prune.drawing import Drawing
 
-NORMALISATIONS = get_args(Normalisation)
+NORMALISATIONS = get_args(Normalization)
 
 
 def mask_of(*kept: int, name: str = "w") -> Mask:
@@ -32,55 +32,55 @@ def moved(kept: int, size: int, exchanged: int) -> Mask:
 
 
 @given(size=st.integers(1, 20), seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)), data=st.data())
-def test_distance_is_a_normalised_metric(size: int, seeds: tuple[int, int], data: st.DataObject) -> None:
+def test_distance_is_a_normalized_metric(size: int, seeds: tuple[int, int], data: st.DataObject) -> None:
     kept = data.draw(st.integers(0, size))
     a, b = random_mask(kept, size, seeds[0]), random_mask(kept, size, seeds[1])
     for per in NORMALISATIONS:
-        assert distance(a, a, per) == 0
-        assert distance(a, b, per) == distance(b, a, per)
-        assert 0 <= distance(a, b, per) <= 1
-        assert (distance(a, b, per) == 0) == (a == b)
+        assert mask_distance(a, a, per) == 0
+        assert mask_distance(a, b, per) == mask_distance(b, a, per)
+        assert 0 <= mask_distance(a, b, per) <= 1
+        assert (mask_distance(a, b, per) == 0) == (a == b)
     complement = Mask({"w": ~a["w"]})
-    assert distance(a, complement) == 1
-    assert distance(a, b) <= 2 * min(kept, size - kept) / size
+    assert mask_distance(a, complement) == 1
+    assert mask_distance(a, b) <= 2 * min(kept, size - kept) / size
 
 
 @pytest.mark.parametrize(("kept", "size", "reach"), [(3, 20, 3), (10, 20, 10), (17, 20, 3)])
 def test_swap_spans_zero_to_one_at_every_ratio(kept: int, size: int, reach: int) -> None:
     start = moved(kept, size, 0)
     for exchanged in range(reach + 1):
-        assert distance(start, moved(kept, size, exchanged), "swap") == exchanged / reach
-        assert distance(start, moved(kept, size, exchanged), "entry") == 2 * exchanged / size
+        assert mask_distance(start, moved(kept, size, exchanged), "exchanged") == exchanged / reach
+        assert mask_distance(start, moved(kept, size, exchanged), "hamming") == 2 * exchanged / size
 
 
 @pytest.mark.parametrize("kept", [0, 4])
 def test_swap_of_masks_that_prune_nothing_or_everything_is_zero(kept: int) -> None:
-    assert distance(moved(kept, 4, 0), moved(kept, 4, 0), "swap") == 0
+    assert mask_distance(moved(kept, 4, 0), moved(kept, 4, 0), "exchanged") == 0
 
 
 def test_swap_from_an_empty_mask_to_another_counts_as_all_moved() -> None:
-    assert distance(moved(0, 4, 0), moved(1, 4, 0), "swap") == 1
+    assert mask_distance(moved(0, 4, 0), moved(1, 4, 0), "exchanged") == 1
 
 
 def test_distance_counts_over_all_tensors_together() -> None:
     a = Mask({"x": torch.tensor([True, False]), "y": torch.ones(2, 4, dtype=torch.bool)})
     b = Mask({"x": torch.tensor([False, True]), "y": torch.ones(2, 4, dtype=torch.bool)})
-    assert distance(a, b) == 0.2
+    assert mask_distance(a, b) == 0.2
 
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("per", NORMALISATIONS)
 @pytest.mark.parametrize("size", [1, 64, 1000, 1 << 18])
-def test_distance_is_the_same_whether_masks_are_booleans_or_bits(per: Normalisation, size: int) -> None:
+def test_distance_is_the_same_whether_masks_are_booleans_or_bits(per: Normalization, size: int) -> None:
     def drawn(seed: int) -> Mask:
         values = torch.rand(size, generator=torch.Generator().manual_seed(seed))
         return Drawing({"w": values}, ratio=0.3).draw({"w": values})
 
     a, b = drawn(0), drawn(1)
     plain_a, plain_b = Mask({"w": a["w"]}), Mask({"w": b["w"]})
-    expected = distance(plain_a, plain_b, per)
-    assert distance(a, b, per) == distance(a, plain_b, per) == distance(plain_a, b, per) == expected
-    assert distance(a, a, per) == 0
+    expected = mask_distance(plain_a, plain_b, per)
+    assert mask_distance(a, b, per) == mask_distance(a, plain_b, per) == mask_distance(plain_a, b, per) == expected
+    assert mask_distance(a, a, per) == 0
 
 
 @pytest.mark.usefixtures("engine")
@@ -88,7 +88,7 @@ def test_bits_laid_out_in_another_order_of_the_names_are_compared_by_name() -> N
     tensors = {"x": torch.tensor([1.0, 4.0]), "y": torch.tensor([2.0, 3.0, 5.0])}
     turned = dict(reversed(tensors.items()))
     a, b = (Drawing(t, ratio=0.6).draw(t) for t in (tensors, turned))
-    assert distance(a, b) == 0
+    assert mask_distance(a, b) == 0
 
 
 @pytest.mark.usefixtures("engine")
@@ -110,25 +110,25 @@ def test_the_state_of_a_detector_is_the_same_whether_masks_are_booleans_or_bits(
 
 def test_masks_of_other_names_or_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"masks of different tensors \(got \['v'\] and \['w'\]\)"):
-        distance(mask_of(1, name="v"), mask_of(1))
+        mask_distance(mask_of(1, name="v"), mask_of(1))
     with pytest.raises(ValueError, match=r"mask 'w' \(got \(1,\) and \(2,\)\), expected one shape"):
-        distance(mask_of(1), mask_of(1, 0))
+        mask_distance(mask_of(1), mask_of(1, 0))
 
 
 @given(draws=st.integers(1, 5), size=st.integers(0, 7), seed=st.integers(0, 99))
 def test_pairwise_distances_are_those_of_the_double_loop(draws: int, size: int, seed: int) -> None:
     masks = torch.rand(draws, size, generator=torch.Generator().manual_seed(seed)) < 0.5
-    expected = [[distance(Mask({"w": a}), Mask({"w": b})) for b in masks] for a in masks]
+    expected = [[mask_distance(Mask({"w": a}), Mask({"w": b})) for b in masks] for a in masks]
     torch.testing.assert_close(pairwise_distances(masks), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])
 @pytest.mark.parametrize("warmup", [0, 1, 4])
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("normalization", NORMALISATIONS)
 def test_constant_masks_fire_exactly_when_the_queue_is_full(
-    window: int, warmup: int, normalisation: Normalisation
+    window: int, warmup: int, normalization: Normalization
 ) -> None:
-    bird = EarlyBird(window=window, warmup=warmup, normalisation=normalisation)
+    bird = EarlyBird(window=window, warmup=warmup, normalization=normalization)
     first = warmup + window + 1
     assert [bird.update(mask_of(1, 0)) for _ in range(first + 2)] == [False] * (first - 1) + [True] * 3
 
@@ -143,7 +143,7 @@ def test_distances_in_warmup_are_recorded_but_do_not_count() -> None:
     bird = EarlyBird(threshold=0.1, window=2, warmup=1)
     fired = [bird.update(m) for m in (moved(5, 10, 0), moved(5, 10, 1), moved(5, 10, 1), moved(5, 10, 1))]
     assert fired == [False, False, False, True]
-    assert [row["watched"] for row in bird.trajectory] == [0.2, 0.0, 0.0]
+    assert [row["criterion"] for row in bird.trajectory] == [0.2, 0.0, 0.0]
 
 
 def test_the_threshold_itself_does_not_fire() -> None:
@@ -165,7 +165,7 @@ def test_the_criterion_says_which_distance_must_be_small(criterion: Criterion, f
         bird.update(moved(50, 100, 3 * (step % 2)), moved(50, 100, 6 * (step % 2)))
     assert bird.fired == fires
     watched = {"sum": 0.18, "weights": 0.06, "edges": 0.12}[criterion]
-    assert bird.trajectory[-1] == {"weights": 0.06, "edges": 0.12, "watched": pytest.approx(watched)}
+    assert bird.trajectory[-1] == {"weights": 0.06, "edges": 0.12, "criterion": pytest.approx(watched)}
 
 
 def test_the_sum_adds_and_does_not_average() -> None:
@@ -178,7 +178,7 @@ def test_the_sum_adds_and_does_not_average() -> None:
 
 
 def test_first_divides_each_kind_by_its_first_distance_that_is_not_zero() -> None:
-    bird = EarlyBird(normalisation="first", window=1)
+    bird = EarlyBird(normalization="relative_to_first", window=1)
     weights = [moved(5, 10, x) for x in (0, 0, 2, 3)]  # distances 0, 0.4, 0.2
     edges = [moved(5, 10, x) for x in (0, 4, 4, 2)]  # distances 0.8, 0, 0.4
     for pair in zip(weights, edges, strict=True):
@@ -187,14 +187,14 @@ def test_first_divides_each_kind_by_its_first_distance_that_is_not_zero() -> Non
     assert [row["edges"] for row in bird.trajectory] == [1, 0, 0.5]
 
 
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("normalization", NORMALISATIONS)
 @pytest.mark.parametrize("cut", [0, 1, 2, 5, 6, 7, 8])
-def test_a_resumed_detector_goes_on_as_if_it_had_never_stopped(normalisation: Normalisation, cut: int) -> None:
+def test_a_resumed_detector_goes_on_as_if_it_had_never_stopped(normalization: Normalization, cut: int) -> None:
     # They move for four draws and stand still: the queue that fires at the eighth is filled on both sides of it.
     draws = [(moved(4, 10, min(s, 4)), moved(6, 13, min(s, 2))) for s in range(10)]
 
     def bird() -> EarlyBird:
-        return EarlyBird(0.05, 3, normalisation, warmup=1)
+        return EarlyBird(0.05, 3, normalization, warmup=1)
 
     straight, before, after = bird(), bird(), bird()
     expected = [straight.update(*masks) for masks in draws]
@@ -242,7 +242,7 @@ def test_the_edge_criterion_without_edge_masks_is_refused() -> None:
         ({"threshold": float("nan")}, r"threshold \(got nan\), expected a positive number"),
         ({"window": 0}, r"window, warmup \(got 0, 0\), expected window >= 1"),
         ({"warmup": -1}, r"window, warmup \(got 3, -1\)"),
-        ({"normalisation": "kept"}, r"normalisation \(got 'kept'\), expected one of"),
+        ({"normalization": "kept"}, r"normalization \(got 'kept'\), expected one of"),
         ({"criterion": "mean"}, r"criterion \(got 'mean'\), expected one of"),
     ],
 )
@@ -261,26 +261,26 @@ def drifting(steps: int) -> list[Mask]:
 
 
 def test_the_newest_draw_is_compared_with_all_of_the_window() -> None:
-    bird = EarlyBird(threshold=0.15, window=3, rule="newest")
+    bird = EarlyBird(threshold=0.15, window=3, compare="window")
     assert [bird.update(mask) for mask in drifting(8)] == [False] * 8
-    assert [row["watched"] for row in bird.trajectory] == pytest.approx([0.1, 0.2, *[0.3] * 5])
+    assert [row["criterion"] for row in bird.trajectory] == pytest.approx([0.1, 0.2, *[0.3] * 5])
     assert EarlyBird(threshold=0.15, window=3).update(drifting(1)[0]) is False
     slow = EarlyBird(threshold=0.15, window=3)
     assert [slow.update(mask) for mask in drifting(5)] == [False, False, False, True, True]
 
 
 def test_the_newest_rule_fires_at_the_draw_after_its_window_and_resumes() -> None:
-    bird = EarlyBird(threshold=0.1, window=4, rule="newest")
+    bird = EarlyBird(threshold=0.1, window=4, compare="window")
     masks = [drawn(0, 0, 0), *[drawn(1, 1, 0)] * 6]
     fired = []
     for number, mask in enumerate(masks):
         if number == 3:
-            state, bird = bird.state_dict(), EarlyBird(threshold=0.1, window=4, rule="newest")
+            state, bird = bird.state_dict(), EarlyBird(threshold=0.1, window=4, compare="window")
             bird.load_state_dict(state)
         fired.append(bird.update(mask))
     # The first mask is in the window up to the fifth draw.
     assert fired == [False] * 5 + [True] * 2
-    warm = EarlyBird(threshold=0.1, window=2, warmup=3, rule="newest")
+    warm = EarlyBird(threshold=0.1, window=2, warmup=3, compare="window")
     assert [warm.update(masks[1]) for _ in range(7)] == [False] * 5 + [True] * 2
-    with pytest.raises(ValueError, match=r"rule \(got 'all'\), expected one of \('consecutive', 'newest'\)"):
-        EarlyBird(rule="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"compare \(got 'all'\), expected one of \('previous', 'window'\)"):
+        EarlyBird(compare="all")  # type: ignore[arg-type]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gebt import _numba
-from gebt.prune import Mask, drawing, passes, select
+from gebt.prune import Mask, drawing, make_mask, passes
 from gebt.prune.drawing import Bracket, Drawing
 from gebt.prune.mask import pack_bits
 from gebt.prune.selection import pruned_count
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
-ORDER = TieOrder(7)
+ORDER = TieBreaker(7)
 RATIOS = [0.0, 0.01, 0.2, 0.5, 0.9, 0.999]
 FLOATS = st.sampled_from(
     [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, -1e-39, 1.2e-38, 3.4e38, math.inf, -math.inf]
@@ -58,7 +58,7 @@ def assert_exact(draw: Drawing, values: Tensor, ratio: float, weight: Tensor | N
 def test_masks_of_any_values_are_those_of_a_sort(sequence: list[list[float]], ratio: float, seed: int | None) -> None:
     size = len(sequence[0])
     weight = None if seed is None else torch.rand(size, generator=seeded(seed)) + 0.1
-    draw = Drawing({"w": torch.empty(size)}, ratio=ratio, order=ORDER, weight=weight)
+    draw = Drawing({"w": torch.empty(size)}, ratio=ratio, tie_break=ORDER, weight=weight)
     for values in sequence:
         assert_exact(draw, torch.tensor(values), ratio, weight)
 
@@ -70,7 +70,7 @@ def test_every_count_is_drawn_exactly_with_and_without_ties(size: int) -> None:
         ratio = (prune + 0.5) / size if prune else 0.0
         for values in (torch.ones(size), torch.randn(size, generator=seeded()).round(), torch.randn(size)):
             assert pruned_count(size, ratio) == prune
-            draw = Drawing({"w": values}, ratio=ratio, order=ORDER)
+            draw = Drawing({"w": values}, ratio=ratio, tie_break=ORDER)
             for _ in range(3):
                 assert_exact(draw, values, ratio)
 
@@ -101,7 +101,7 @@ def moves(kind: str) -> Callable[[Tensor, int], Tensor]:
 def test_a_sequence_of_draws_is_exact_however_the_values_move(kind: str, ratio: float) -> None:
     values = torch.ones(5000) if kind == "by few" else 1 + 0.1 * torch.randn(5000, generator=seeded())
     weight = 1 / torch.randint(1, 20, (5000,), generator=seeded(1)).float()
-    draw = Drawing({"w": values}, ratio=ratio, order=ORDER, weight=weight)
+    draw = Drawing({"w": values}, ratio=ratio, tie_break=ORDER, weight=weight)
     for step in range(12):
         assert_exact(draw, values, ratio, weight)
         values = moves(kind)(values, step)
@@ -135,10 +135,10 @@ def test_more_ties_than_there_is_room_for_are_settled_in_linear_passes(
 ) -> None:
     monkeypatch.setattr(passes, "ROOM_FROM", 1)
     monkeypatch.setattr(passes, "PARALLEL_FROM", math.inf)  # a thread's room would be too small here
-    monkeypatch.setattr(drawing, "select", None)  # the last resort, which sorts out all ties at once
+    monkeypatch.setattr(drawing, "make_mask", None)  # the last resort, which sorts out all ties at once
     values = torch.full((1 << 18,), 1.1)
     values[int(share * values.numel()) :] = 1.9
-    draw = Drawing({"w": values}, ratio=0.2, order=ORDER)
+    draw = Drawing({"w": values}, ratio=0.2, tie_break=ORDER)
     for _ in range(2):
         assert_exact(draw, values, 0.2)
 
@@ -147,21 +147,21 @@ def test_more_ties_than_there_is_room_for_are_settled_in_linear_passes(
 def test_without_any_room_the_mask_is_exact_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "ROOM_FROM", 1)
     for values in (torch.ones(3000), torch.randn(3000, generator=seeded())):
-        draw = Drawing({"w": values}, ratio=0.4, order=ORDER)
+        draw = Drawing({"w": values}, ratio=0.4, tie_break=ORDER)
         for _ in range(2):
             assert_exact(draw, values, 0.4)
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_several_tensors_of_any_kind_are_drawn_as_select_does(scope: str, dtype: torch.dtype) -> None:
     tensors = {"a": torch.randn(30, 7, generator=seeded(), dtype=dtype), "b": torch.randn(5, 4, 3).to(dtype).round()}
     tensors["c"] = torch.randn(11, 6, generator=seeded(1), dtype=dtype).t()[::2]
-    options = {"ratio": 0.6, "scope": scope, "order": ORDER}
+    options = {"ratio": 0.6, "scope": scope, "tie_break": ORDER}
     draw = Drawing(tensors, **options)  # type: ignore[arg-type]
     for _ in range(3):
-        expected = select({n: t.abs() for n, t in tensors.items()}, **options, allow_empty=True)  # type: ignore[arg-type]
+        expected = make_mask({n: t.abs() for n, t in tensors.items()}, **options, allow_empty=True)  # type: ignore[arg-type]
         assert draw.draw(tensors) == expected
         tensors = {name: 1.01 * tensor for name, tensor in tensors.items()}
 
@@ -169,15 +169,15 @@ def test_several_tensors_of_any_kind_are_drawn_as_select_does(scope: str, dtype:
 @pytest.mark.usefixtures("engine")
 def test_a_strided_tensor_and_a_parameter_are_read_in_their_order() -> None:
     values = torch.randn(400, generator=seeded())
-    assert_exact(Drawing({"w": values[::2]}, ratio=0.3, order=ORDER), values[::2], 0.3)
-    draw = Drawing({"w": values}, ratio=0.3, order=ORDER)
+    assert_exact(Drawing({"w": values[::2]}, ratio=0.3, tie_break=ORDER), values[::2], 0.3)
+    draw = Drawing({"w": values}, ratio=0.3, tie_break=ORDER)
     assert torch.equal(draw.draw({"w": values.clone().requires_grad_()})["w"], by_sorting(values.abs(), 0.3))
 
 
 @pytest.mark.usefixtures("engine")
 def test_a_mask_does_not_change_with_the_next_draw() -> None:
     values = torch.randn(300, generator=seeded())
-    draw = Drawing({"w": values}, ratio=0.5, order=ORDER)
+    draw = Drawing({"w": values}, ratio=0.5, tie_break=ORDER)
     first = draw.draw({"w": values})
     draw.draw({"w": values.flip(0)})
     assert torch.equal(first["w"], by_sorting(values.abs(), 0.5))
@@ -186,8 +186,8 @@ def test_a_mask_does_not_change_with_the_next_draw() -> None:
 @pytest.mark.usefixtures("engine")
 def test_ties_are_settled_by_the_order_and_by_default_as_select_does() -> None:
     values = torch.ones(100)
-    drawn = [Drawing({"w": values}, ratio=0.5, order=order).draw({"w": values}) for order in (None, ORDER)]
-    assert drawn[0] == select({"w": values}, ratio=0.5)
+    drawn = [Drawing({"w": values}, ratio=0.5, tie_break=order).draw({"w": values}) for order in (None, ORDER)]
+    assert drawn[0] == make_mask({"w": values}, ratio=0.5)
     assert drawn[0] != drawn[1]
 
 

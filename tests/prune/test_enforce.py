@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from gebt.prune import Mask, hold, magnitude, prunable_weights, select
+from gebt.prune import Mask, enforce_mask, magnitude, make_mask, prunable_weights
 
 MAKERS: dict[str, Callable[..., optim.Optimizer]] = {
     "sgd": lambda p, wd: optim.SGD(p, lr=0.1, weight_decay=wd),
@@ -28,7 +28,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def mask(model: nn.Module) -> Mask:
-    return select(magnitude(prunable_weights(model)), ratio=0.5)
+    return make_mask(magnitude(prunable_weights(model)), ratio=0.5)
 
 
 def step(model: nn.Module, optimizer: optim.Optimizer, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ def test_pruned_weights_are_zero_after_every_step(model: nn.Module, mask: Mask, 
     optimizer = MAKERS[kind](model.parameters(), weight_decay)
     for seed in range(3):  # momentum that is warm when the holding begins is what leaks elsewhere
         step(model, optimizer, seed)
-    hold(model, mask, optimizer)
+    enforce_mask(model, mask, optimizer)
     assert not pruned_entries(model, mask).any()
     kept = {name: dict(model.named_parameters())[name][k].clone() for name, k in mask.items()}
     for seed in range(20):
@@ -61,7 +61,7 @@ def test_pruned_weights_are_zero_after_every_step(model: nn.Module, mask: Mask, 
 def test_a_state_dict_is_untouched_by_holding_and_keeps_the_zeros_through_a_file(model: nn.Module, mask: Mask) -> None:
     names = list(model.state_dict())
     optimizer = MAKERS["adam"](model.parameters(), 0.0)
-    hold(model, mask, optimizer)
+    enforce_mask(model, mask, optimizer)
     step(model, optimizer)
     assert list(model.state_dict()) == names
     file = io.BytesIO()
@@ -72,7 +72,7 @@ def test_a_state_dict_is_untouched_by_holding_and_keeps_the_zeros_through_a_file
     again.load_state_dict(stored["model"])
     assert not pruned_entries(again, mask).any()
     optimizer = MAKERS["adam"](again.parameters(), 0.0)
-    hold(again, mask, optimizer)
+    enforce_mask(again, mask, optimizer)
     optimizer.load_state_dict(stored["optimizer"])
     step(again, optimizer)
     step(model, optimizer)
@@ -81,7 +81,7 @@ def test_a_state_dict_is_untouched_by_holding_and_keeps_the_zeros_through_a_file
 
 def test_after_remove_the_weights_are_free(model: nn.Module, mask: Mask) -> None:
     optimizer = MAKERS["adam"](model.parameters(), 0.0)
-    hold(model, mask, optimizer).remove()
+    enforce_mask(model, mask, optimizer).remove()
     step(model, optimizer)
     assert pruned_entries(model, mask).any()
 
@@ -89,7 +89,7 @@ def test_after_remove_the_weights_are_free(model: nn.Module, mask: Mask) -> None
 def test_a_parameter_outside_the_mask_moves_freely(model: nn.Module) -> None:
     before = model[2].weight.detach().clone()
     optimizer = MAKERS["sgd"](model.parameters(), 0.0)
-    hold(model, Mask({"0.weight": torch.zeros(5, 4, dtype=torch.bool)}), optimizer)
+    enforce_mask(model, Mask({"0.weight": torch.zeros(5, 4, dtype=torch.bool)}), optimizer)
     assert torch.equal(model[2].weight, before)
     step(model, optimizer)
     assert not model[0].weight.any()
@@ -112,7 +112,7 @@ def test_a_mask_that_fits_not_is_refused_and_nothing_is_zeroed(
     before = model[0].weight.detach().clone()
     mask = {"0.weight": torch.zeros(5, 4, dtype=torch.bool), name: torch.zeros(shape, dtype=torch.bool)}
     with pytest.raises(ValueError, match=message):
-        hold(model, Mask(mask), optimizer)
+        enforce_mask(model, Mask(mask), optimizer)
     assert torch.equal(model[0].weight, before)
 
 
@@ -145,11 +145,11 @@ def wrapped(model: nn.Module, how: str) -> nn.Module:
 def test_a_mask_holds_however_its_model_and_the_trained_one_are_wrapped(
     model: nn.Module, inner: str, outer: str
 ) -> None:
-    drawn = select(magnitude(prunable_weights(wrapped(model, inner))), ratio=0.5)
+    drawn = make_mask(magnitude(prunable_weights(wrapped(model, inner))), ratio=0.5)
     outside = wrapped(model, outer)
     names = list(outside.state_dict())
     optimizer = MAKERS["adam"](outside.parameters(), 5e-4)
-    hold(outside, drawn, optimizer)
+    enforce_mask(outside, drawn, optimizer)
     plain = Mask({name.removeprefix("module."): kept for name, kept in drawn.items()})
     for _ in range(2 if outer == "plain" or "wrap" in outer else 1):
         step(outside, optimizer)
@@ -162,7 +162,7 @@ def test_a_compiled_model_is_held_under_its_own_names(model: nn.Module, mask: Ma
     names = list(model.state_dict())
     model.compile(backend="eager")
     optimizer = MAKERS["momentum"](model.parameters(), 0.0)
-    hold(model, mask, optimizer)
+    enforce_mask(model, mask, optimizer)
     step(model, optimizer)
     assert not pruned_entries(model, mask).any()
     assert list(model.state_dict()) == names
@@ -180,8 +180,8 @@ def test_names_that_are_alike_without_wrappers_are_refused_unless_one_is_the_sam
     optimizer = MAKERS["sgd"](both.parameters(), 0.0)
     none = torch.zeros(2, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"mask tensor 'first.weight' \(got \['module.first.weight', 'first.module"):
-        hold(both, Mask({"first.weight": none}), optimizer)
-    hold(both, Mask({"module.first.weight": none}), optimizer)
+        enforce_mask(both, Mask({"first.weight": none}), optimizer)
+    enforce_mask(both, Mask({"module.first.weight": none}), optimizer)
     assert not both.module.first.weight.any()
     assert both.first["module"].weight.all()
 
@@ -195,14 +195,14 @@ def test_every_kind_of_number_in_any_order_of_memory_is_zeroed_whatever_it_holds
     values = torch.tensor([1.5, -2.0, float("nan"), float("inf")]).repeat(12).view(4, 3, 2, 2).to(dtype)
     layer.weight.data.copy_(values)
     kept = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)) < 0.5
-    hold(layer, Mask({"weight": kept}), optim.SGD(layer.parameters(), lr=0.1))
+    enforce_mask(layer, Mask({"weight": kept}), optim.SGD(layer.parameters(), lr=0.1))
     assert torch.equal(layer.weight[~kept], torch.zeros_like(layer.weight[~kept]))
     torch.testing.assert_close(layer.weight[kept], values[kept], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_model_that_changes_its_numbers_while_held_stays_held(model: nn.Module, mask: Mask) -> None:
     optimizer = MAKERS["momentum"](model.parameters(), 0.0)
-    hold(model, mask, optimizer)
+    enforce_mask(model, mask, optimizer)
     model.double()
     optimizer.zero_grad()
     model(torch.rand(8, 4).double()).square().sum().backward()
@@ -216,7 +216,7 @@ def test_steps_of_a_gradient_scaler_taken_or_skipped_leave_pruned_weights_at_zer
     model: nn.Module, mask: Mask, kind: str, enabled: bool
 ) -> None:
     optimizer, scaler = MAKERS[kind](model.parameters(), 5e-4), torch.amp.GradScaler("cpu", enabled=enabled)
-    hold(model, mask, optimizer)
+    enforce_mask(model, mask, optimizer)
     for number in range(4):
         before = [parameter.detach().clone() for parameter in model.parameters()]
         optimizer.zero_grad()

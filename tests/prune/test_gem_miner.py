@@ -82,7 +82,7 @@ def test_the_gradient_of_a_score_is_the_weight_times_that_of_its_entry() -> None
 def accuracy(model: nn.Module, mask: gebt.Mask, epochs: int = 60) -> float:
     model = copy.deepcopy(model)
     optimizer = optim.Adam(model.parameters(), lr=0.01)
-    gebt.hold(model, mask, optimizer)
+    gebt.enforce_mask(model, mask, optimizer)
     for epoch in range(epochs):
         for x, y in batches(epoch):
             optimizer.zero_grad()
@@ -94,7 +94,7 @@ def accuracy(model: nn.Module, mask: gebt.Mask, epochs: int = 60) -> float:
 
 def test_a_mined_ticket_beats_random_shuffled_and_inverted_ones() -> None:
     model = network()
-    ticket = mined(model, ratio=0.97, epochs=41, regularisation=1e-5)
+    ticket = mined(model, ratio=0.97, epochs=41, regularization=1e-5)
     generator = torch.Generator().manual_seed(1)
     controls = {
         "random": random_mask(prunable_weights(model), ratio=0.97, generator=generator),
@@ -119,7 +119,7 @@ def test_inversion_keeps_the_counts_and_none_of_the_entries() -> None:
         ({"ratio": 1.0}, r"prune ratio \(got 1.0\)"),
         ({"epochs": 5}, r"epochs, period \(got \(5, 5\)\), expected epochs > period >= 1"),
         ({"period": 0}, r"epochs, period \(got \(21, 0\)\)"),
-        ({"regularisation": -1.0}, r"regularisation \(got -1.0\)"),
+        ({"regularization": -1.0}, r"regularization \(got -1.0\)"),
     ],
 )
 def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:

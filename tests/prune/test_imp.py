@@ -11,7 +11,7 @@ import torch
 from torch import nn, optim
 from torch.nn import functional as F
 
-from gebt.prune.imp import Holding, Lottery, lottery
+from gebt.prune.imp import Enforce, ImpResult, iterative_magnitude_pruning
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] * X[:, 1] > 0).long()
@@ -36,11 +36,11 @@ class Training:
         self.calls: list[tuple[int, int | None]] = []
         self.holds = holds
 
-    def __call__(self, model: nn.Module, *, start: int, stop: int | None, holding: Holding) -> Any:
+    def __call__(self, model: nn.Module, *, start: int, stop: int | None, enforce: Enforce) -> Any:
         self.calls.append((start, stop))
         optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
         if self.holds:
-            holding(optimizer)
+            enforce(optimizer)
         for _ in range(start, 15 if stop is None else stop):
             optimizer.zero_grad()
             loss = F.cross_entropy(model.train()(X), Y)
@@ -49,8 +49,8 @@ class Training:
         return {"loss": float(loss.detach())}
 
 
-def drawn(model: Net, train: Training | None = None, **more: Any) -> Lottery:
-    return lottery(model, train or Training(), **{"ratio": 0.8, "levels": 3, **more})
+def drawn(model: Net, train: Training | None = None, **more: Any) -> ImpResult:
+    return iterative_magnitude_pruning(model, train or Training(), **{"ratio": 0.8, "levels": 3, **more})
 
 
 def test_levels_are_exact_nested_and_trained_from_the_rewound_state() -> None:
@@ -66,9 +66,9 @@ def test_levels_are_exact_nested_and_trained_from_the_rewound_state() -> None:
     found.levels[-1].mask.apply_(dict(twin.named_parameters()))
     optimizer = optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     # The last level again, by hand.
-    from gebt.prune import hold
+    from gebt.prune import enforce_mask
 
-    hold(twin, found.levels[-1].mask, optimizer)
+    enforce_mask(twin, found.levels[-1].mask, optimizer)
     for _ in range(15):
         optimizer.zero_grad()
         F.cross_entropy(twin.train()(X), Y).backward()
@@ -81,7 +81,7 @@ def test_late_rewinding_goes_back_to_a_step_with_all_buffers() -> None:
     found = drawn(model, train, rewind=4, levels=1)
     assert train.calls == [(0, 4), (4, None), (4, None)]
     expected = Net()
-    Training()(expected, start=0, stop=4, holding=lambda optimizer: None)
+    Training()(expected, start=0, stop=4, enforce=lambda optimizer: None)
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.rewound.items())
     assert int(found.rewound["1.num_batches_tracked"]) == 4
 
@@ -90,7 +90,7 @@ def test_the_smallest_trained_weights_go_in_all_or_in_each() -> None:
     model = Net()
     one = drawn(model, levels=1)
     dense = Net()
-    Training()(dense, start=0, stop=None, holding=lambda optimizer: None)
+    Training()(dense, start=0, stop=None, enforce=lambda optimizer: None)
     flat = torch.cat([dense[0].weight.flatten(), dense[3].weight.flatten()]).detach().abs()
     kept = one.levels[1].mask.flat()
     assert float(flat[kept].min()) >= float(flat[~kept].max())
@@ -122,7 +122,7 @@ def test_a_lottery_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_ratios_of_ones_own_may_prune_before_the_first_training() -> None:
     model = Net()
     flat = torch.cat([model[0].weight.flatten(), model[3].weight.flatten()]).detach().abs()
-    found = lottery(model, Training(), ratio=(0.2, 0.5, 0.5))
+    found = iterative_magnitude_pruning(model, Training(), ratio=(0.2, 0.5, 0.5))
     assert [level.mask.kept for level in found.levels] == [128, 80, 80]
     kept = found.levels[0].mask.flat()
     assert float(flat[kept].min()) >= float(flat[~kept].max())
@@ -130,9 +130,9 @@ def test_ratios_of_ones_own_may_prune_before_the_first_training() -> None:
     assert [level.result for level in found.levels[1:]] == [found.levels[1].result] * 2
     for ratio, levels in (((), None), ((0.5, 0.2), None), ((0.1, 0.2), 2)):
         with pytest.raises(ValueError, match=r"ratio, levels \(got .*\), expected one ratio and levels, or rising"):
-            lottery(Net(), Training(), ratio=ratio, levels=levels)
+            iterative_magnitude_pruning(Net(), Training(), ratio=ratio, levels=levels)
     with pytest.raises(ValueError, match=r"levels \(got 0\)"):
-        lottery(Net(), Training(), ratio=0.5)
+        iterative_magnitude_pruning(Net(), Training(), ratio=0.5)
 
 
 def test_what_stays_goes_on_as_trained_also_after_a_stop(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_what_stays_goes_on_as_trained_also_after_a_stop(tmp_path: Path) -> None
     stays = ("3.weight", "3.bias")
     weights = {"0.weight": (model := Net())[0].weight}
     given: dict[str, Any] = {"ratio": (0.0, 0.5), "weights": weights, "stays": stays}
-    lottery(model, Watching(), **given)
-    lottery(dense := Net(), Training(), ratio=(0.0,))
+    iterative_magnitude_pruning(model, Watching(), **given)
+    iterative_magnitude_pruning(dense := Net(), Training(), ratio=(0.0,))
     assert all(torch.equal(seen[1][name], dense.state_dict()[name]) for name in stays)
     assert not any(torch.equal(seen[1][name], seen[0][name]) for name in stays)
     assert torch.equal(seen[1]["0.bias"], seen[0]["0.bias"])
@@ -162,14 +162,14 @@ def test_what_stays_goes_on_as_trained_also_after_a_stop(tmp_path: Path) -> None
     for train in (Broken(), Training()):
         given["weights"] = {"0.weight": again[0].weight}
         try:
-            lottery(again, train, folder=tmp_path, **given)
+            iterative_magnitude_pruning(again, train, folder=tmp_path, **given)
         except KeyboardInterrupt:
             again.reset(9)
     assert all(torch.equal(own, again.state_dict()[name]) for name, own in model.state_dict().items())
     with pytest.raises(ValueError, match=r"got a lottery of other stays\)"):
-        lottery(again, Training(), folder=tmp_path, **{**given, "stays": stays[:1]})
+        iterative_magnitude_pruning(again, Training(), folder=tmp_path, **{**given, "stays": stays[:1]})
     with pytest.raises(ValueError, match=r"stays \(got '9.bias'\), expected names of the state dict"):
-        lottery(Net(), Training(), ratio=(0.0,), stays=["9.bias"])
+        iterative_magnitude_pruning(Net(), Training(), ratio=(0.0,), stays=["9.bias"])
 
 
 def test_controls_keep_what_they_say() -> None:
@@ -177,8 +177,8 @@ def test_controls_keep_what_they_say() -> None:
     found = drawn(model)
     mask = found.levels[2].mask
     zeros = {"reinit": mask}
-    for how in ("reinit", "shuffled", "shuffled in all"):
-        result = found.control(model, Training(), 2, how, seed=5)  # type: ignore[arg-type]
+    for how in ("reinit", "shuffled", "shuffled_global"):
+        result = found.baseline(model, Training(), 2, how, seed=5)  # type: ignore[arg-type]
         assert result != found.levels[2].result
         weights = {name: dict(model.named_parameters())[name].detach() != 0 for name in mask}
         assert sum(int(own.sum()) for own in weights.values()) == mask.kept
@@ -187,7 +187,7 @@ def test_controls_keep_what_they_say() -> None:
         if how == "shuffled":
             assert [int(own.sum()) for own in weights.values()] == [int(own.sum()) for own in mask.values()]
     with pytest.raises(ValueError, match=r"control \(got 'luck'\)"):
-        found.control(model, Training(), 1, "luck")  # type: ignore[arg-type]
+        found.baseline(model, Training(), 1, "luck")  # type: ignore[arg-type]
 
 
 def test_wrong_settings_and_a_training_that_does_not_hold_are_refused() -> None:
@@ -207,10 +207,10 @@ def test_a_layer_is_emptied_only_where_that_is_allowed() -> None:
             super().reset(seed)
             self[3].weight.data.mul_(1e-6)
 
-    def still(model: nn.Module, *, start: int, stop: int | None, holding: Holding) -> None:
-        holding(optim.SGD(model.parameters(), lr=0.1))
+    def still(model: nn.Module, *, start: int, stop: int | None, enforce: Enforce) -> None:
+        enforce(optim.SGD(model.parameters(), lr=0.1))
 
     with pytest.raises(ValueError, match=r"would remove all 40 entries of '3\.weight'"):
-        lottery(Lopsided(), still, ratio=0.8, levels=1)
-    found = lottery(Lopsided(), still, ratio=0.8, levels=1, allow_empty=True)
+        iterative_magnitude_pruning(Lopsided(), still, ratio=0.8, levels=1)
+    found = iterative_magnitude_pruning(Lopsided(), still, ratio=0.8, levels=1, allow_empty=True)
     assert not bool(found.levels[1].mask["3.weight"].any())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gebt.prune.n_m_sparsity import is_two_of_four, two_of_four
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
 
 def test_the_two_highest_of_every_four_stay() -> None:
@@ -29,7 +29,7 @@ def test_ties_are_settled_by_the_seed_and_never_by_position() -> None:
     # Each place stays in half of the groups; five standard deviations are 0.056.
     assert (kept.float().mean(0) - 0.5).abs().max() < 0.056
     assert two_of_four(equal) == two_of_four(equal)
-    assert two_of_four(equal, TieOrder(1)) != two_of_four(equal)
+    assert two_of_four(equal, TieBreaker(1)) != two_of_four(equal)
 
 
 def test_what_the_kernel_takes_is_known() -> None:

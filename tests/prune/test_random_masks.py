@@ -17,18 +17,18 @@ def drawn(seed: int = 0, ratio: float = 0.87, **more: str) -> Mask:
     return random_mask(TENSORS, ratio=ratio, generator=torch.Generator().manual_seed(seed), **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("allotment", ["global", "even", "erk"])
+@pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.87, 0.999])
-def test_counts_are_exact_and_draws_follow_the_generator(allotment: str, ratio: float) -> None:
-    mask = drawn(ratio=ratio, allotment=allotment)
+def test_counts_are_exact_and_draws_follow_the_generator(distribution: str, ratio: float) -> None:
+    mask = drawn(ratio=ratio, distribution=distribution)
     assert mask.kept == TOTAL - int(ratio * TOTAL)
-    assert mask == drawn(ratio=ratio, allotment=allotment)
+    assert mask == drawn(ratio=ratio, distribution=distribution)
     if 0 < ratio < 0.99:
-        assert mask != drawn(1, ratio=ratio, allotment=allotment)
+        assert mask != drawn(1, ratio=ratio, distribution=distribution)
 
 
 def test_even_densities_are_even() -> None:
-    mask = drawn(allotment="even")
+    mask = drawn(distribution="uniform")
     for kept in mask.values():
         assert int(kept.sum()) == pytest.approx(0.13 * kept.numel(), abs=1)
 
@@ -47,7 +47,7 @@ def test_erk_densities_follow_the_sizes_and_are_at_most_one() -> None:
 
 
 def test_shuffles_keep_counts_by_tensor_or_in_all() -> None:
-    mask, generator = drawn(allotment="erk"), torch.Generator().manual_seed(1)
+    mask, generator = drawn(distribution="erk"), torch.Generator().manual_seed(1)
     own = shuffled(mask, generator=generator)
     assert {name: int(kept.sum()) for name, kept in own.items()} == {n: int(k.sum()) for n, k in mask.items()}
     assert own != mask
@@ -57,5 +57,5 @@ def test_shuffles_keep_counts_by_tensor_or_in_all() -> None:
 
 
 def test_another_allotment_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"allotment \(got 'fair'\), expected 'global', 'even' or 'erk'"):
-        drawn(allotment="fair")
+    with pytest.raises(ValueError, match=r"allotment \(got 'fair'\), expected 'global', 'uniform' or 'erk'"):
+        drawn(distribution="fair")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gebt.prune.schedule import at_rate, cubic, cyclic, even, geometric, levels_at
+from gebt.prune.schedule import at_rate, cubic, cyclic, geometric, levels_at, linear
 
 
 def test_geometric_levels_remove_equal_shares_of_what_is_left() -> None:
@@ -20,15 +20,15 @@ def test_geometric_levels_remove_equal_shares_of_what_is_left() -> None:
 
 
 def test_even_levels_remove_equal_shares_of_all() -> None:
-    ratios = even(0.9, 9)
+    ratios = linear(0.9, 9)
     assert ratios == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     left = [1.0, *(1 - ratio for ratio in ratios)]
     assert [1 - after / before for before, after in pairwise(left)] == pytest.approx(
         [1 / parts for parts in range(10, 1, -1)]
     )
-    assert even(0.3, 1) == [0.3]
+    assert linear(0.3, 1) == [0.3]
     with pytest.raises(ValueError, match=r"levels \(got 0\)"):
-        even(0.5, 0)
+        linear(0.5, 0)
 
 
 def test_levels_at_a_rate_remove_it_of_what_is_left() -> None:

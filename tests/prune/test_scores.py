@@ -77,7 +77,7 @@ def test_scales_of_batch_norms_are_scores_of_channels() -> None:
     model[1].weight.data.copy_(torch.tensor([0.5, -2.0, 0.0]))
     assert {name: score.tolist() for name, score in bn_scale(model).items()} == {"1.weight": [0.5, 2.0, 0.0]}
     assert list(bn_scale(nn.BatchNorm1d(2))) == ["weight"]
-    with pytest.raises(ValueError, match=r"model LayerNorm \(got no batch normalisation with scales\)"):
+    with pytest.raises(ValueError, match=r"model LayerNorm \(got no batch normalization with scales\)"):
         bn_scale(nn.LayerNorm(3))
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gebt.prune import select
+from gebt.prune import make_mask
 from gebt.prune.selection import pruned_count
 from gebt.prune.selection_in_parts import Part, Parts, find_cut, keep_highest_in_parts, keys_of
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
 FEW = [0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, 1e-45, 5e-324, -1e-40, 1.0000001, 1.0 + 2**-40]
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.75, 0.999]
@@ -26,8 +26,8 @@ def in_runs(scores: Tensor, sizes: list[int]) -> Parts:
     return lambda: [(scores[begin:end], begin) for begin, end in spans]
 
 
-def kept_by_select(scores: Tensor, ratio: float, order: TieOrder) -> Tensor:
-    return select({"s": scores}, ratio=ratio, order=order, allow_empty=True)["s"]
+def kept_by_select(scores: Tensor, ratio: float, order: TieBreaker) -> Tensor:
+    return make_mask({"s": scores}, ratio=ratio, tie_break=order, allow_empty=True)["s"]
 
 
 numbers = st.one_of(st.sampled_from(FEW), st.floats(allow_nan=False, width=32))
@@ -43,7 +43,7 @@ numbers = st.one_of(st.sampled_from(FEW), st.floats(allow_nan=False, width=32))
 def test_parts_keep_what_select_keeps(
     values: list[float], kind: torch.dtype, sizes: list[int], ratio: float, seed: int
 ) -> None:
-    scores, order = torch.tensor(values, dtype=kind), TieOrder(seed)
+    scores, order = torch.tensor(values, dtype=kind), TieBreaker(seed)
     prune = pruned_count(len(values), ratio)
     kept = torch.cat(list(keep_highest_in_parts(in_runs(scores, sizes), prune, order)))
     assert torch.equal(kept, kept_by_select(scores, ratio, order))
@@ -59,7 +59,7 @@ def test_parts_keep_what_select_keeps(
 def test_entries_may_lie_in_any_part_and_order_if_they_know_their_numbers(
     values: list[float], kind: torch.dtype, shards: int, ratio: float, seed: int
 ) -> None:
-    scores, order = torch.tensor(values, dtype=kind), TieOrder(seed)
+    scores, order = torch.tensor(values, dtype=kind), TieBreaker(seed)
     generator = torch.Generator().manual_seed(seed)
     owner = torch.randint(shards, (len(values),), generator=generator)
     shuffled = torch.randperm(len(values), generator=generator)
@@ -79,7 +79,7 @@ def test_entries_may_lie_in_any_part_and_order_if_they_know_their_numbers(
 @pytest.mark.parametrize("levels", [1, 3, 1000, None])
 @pytest.mark.parametrize("ratio", [0.0001, 0.3, 0.9999])
 def test_many_scores_with_many_ties(kind: torch.dtype, levels: int | None, ratio: float) -> None:
-    generator, order = torch.Generator().manual_seed(0), TieOrder(7)
+    generator, order = torch.Generator().manual_seed(0), TieBreaker(7)
     scores = torch.randn(200_000, dtype=kind, generator=generator)
     if levels:
         scores = (scores * levels / 8).round()
@@ -87,7 +87,7 @@ def test_many_scores_with_many_ties(kind: torch.dtype, levels: int | None, ratio
     assert torch.equal(torch.cat(list(kept)), kept_by_select(scores, ratio, order))
 
 
-class ByNumber(TieOrder):
+class ByNumber(TieBreaker):
     """Ranks that differ in their last bits alone, which those of a seed hardly ever do."""
 
     def of(self, entries: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_keys_are_ordered_as_the_scores(values: list[float], kind: torch.dtype) 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_processes_that_add_up_their_histograms_find_the_same_cut(ratio: float) -> None:
-    scores, order = torch.tensor([2.0, 1.0, 1.0, 0.0, -0.0, 1.0, 3.0, 1.0]), TieOrder(3)
+    scores, order = torch.tensor([2.0, 1.0, 1.0, 0.0, -0.0, 1.0, 3.0, 1.0]), TieBreaker(3)
     halves = [scores[:2], scores[2:]]
     passes: list[Tensor] = []
     find_cut(lambda: [(scores, 0)], pruned_count(8, ratio), order, total=lambda own: passes.append(own) or own)
@@ -137,7 +137,7 @@ def test_few_passes_are_needed() -> None:
         passes += 1
         return [(torch.arange(100_000.0), 0)]
 
-    find_cut(parts, 50_000, TieOrder(0))
+    find_cut(parts, 50_000, TieBreaker(0))
     assert passes == 1 + 2  # a look at the type, and both halves of a float
 
 
@@ -148,17 +148,17 @@ def test_nan_is_refused(kind: torch.dtype, prune: int, sign: int) -> None:
     nan = torch.copysign(torch.tensor(math.nan, dtype=kind), torch.tensor(sign))
     scores = torch.stack([nan, *torch.tensor([math.inf, -math.inf, 1.0], dtype=kind)])
     with pytest.raises(ValueError, match=r"scores \(got NaN for 1 of 4 entries\), expected numbers; did the training"):
-        find_cut(in_runs(scores, [2]), prune, TieOrder(0))
+        find_cut(in_runs(scores, [2]), prune, TieBreaker(0))
 
 
 def test_other_types_and_counts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scores \(got torch.float16\), expected torch.float32 or torch.float64"):
-        find_cut(in_runs(torch.zeros(3).half(), []), 1, TieOrder(0))
+        find_cut(in_runs(torch.zeros(3).half(), []), 1, TieBreaker(0))
     for prune in (-1, 4):
         with pytest.raises(ValueError, match=rf"entries to prune \(got {prune}\), expected 0 to 3"):
-            find_cut(in_runs(torch.zeros(3), []), prune, TieOrder(0))
+            find_cut(in_runs(torch.zeros(3), []), prune, TieBreaker(0))
 
 
 def test_all_may_go_and_there_may_be_none() -> None:
-    assert not torch.cat(list(keep_highest_in_parts(in_runs(torch.ones(3), [1]), 3, TieOrder(0)))).any()
-    assert [kept.numel() for kept in keep_highest_in_parts(lambda: [(torch.ones(0), 0)], 0, TieOrder(0))] == [0]
+    assert not torch.cat(list(keep_highest_in_parts(in_runs(torch.ones(3), [1]), 3, TieBreaker(0)))).any()
+    assert [kept.numel() for kept in keep_highest_in_parts(lambda: [(torch.ones(0), 0)], 0, TieBreaker(0))] == [0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gebt.prune import magnitude, prunable_weights, select
+from gebt.prune import magnitude, make_mask, prunable_weights
 from gebt.prune.saliency import snip
 from gebt.prune.synflow import synflow, synflow_mask
 
@@ -83,7 +83,7 @@ def test_no_layer_collapses_where_magnitude_and_snip_collapse() -> None:
     assert sum(float(score.sum()) for score in synflow(model, example, mask=mask).values()) > 0
     data = [(torch.randn(40, 50, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10)]
     for scores in (magnitude(prunable_weights(model)), snip(model, data)):
-        one_shot = select(scores, ratio=ratio, allow_empty=True)
+        one_shot = make_mask(scores, ratio=ratio, allow_empty=True)
         with pytest.raises(ValueError, match=r"synaptic flow \(got 0\).* a layer has collapsed"):
             synflow(model, example, mask=one_shot)
 

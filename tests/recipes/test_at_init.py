@@ -34,12 +34,12 @@ def test_counts_are_exact_and_follow_the_seed(score: Score, digits: Images) -> N
     assert (masks[0] == masks[2]) == (score in ("magnitude", "synflow"))
 
 
-@pytest.mark.parametrize("allotment", ["even", "erk"])
-def test_random_masks_have_the_asked_share_of_each_layer(allotment: str, digits: Images) -> None:
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+def test_random_masks_have_the_asked_share_of_each_layer(distribution: str, digits: Images) -> None:
     model = MLP(64, 10, (20,), seed=0)
-    mask = mask_at_init(model, digits, score=allotment, ratio=0.5)  # type: ignore[arg-type]
+    mask = mask_at_init(model, digits, score=distribution, ratio=0.5)  # type: ignore[arg-type]
     shapes = {name: weight.shape for name, weight in prunable_weights(model).items()}
-    assert {name: int(kept.sum()) for name, kept in mask.items()} == kept_counts(shapes, 0.5, allotment)  # type: ignore[arg-type]
+    assert {name: int(kept.sum()) for name, kept in mask.items()} == kept_counts(shapes, 0.5, distribution)  # type: ignore[arg-type]
 
 
 def test_mining_tells_its_epochs_and_leaves_weights_of_one_size(digits: Images) -> None:

@@ -36,11 +36,11 @@ def test_a_random_ticket_removes_as_many_as_a_search_would(digits: Graph, make_m
     assert ticket.weight_mask.kept == found.ticket.weight_mask.kept
     assert (ticket.epoch_drawn, ticket.fired) == (0, False)
     for name, kept in ticket.weight_mask.items():
-        assert torch.equal(ticket.drawn[name], before[name] * kept)
+        assert torch.equal(ticket.state_at_draw[name], before[name] * kept)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     rewound = make_model(seed=8)
     ticket.start(rewound, "rewind")
-    assert all(torch.equal(ticket.drawn[name], tensor) for name, tensor in rewound.state_dict().items())
+    assert all(torch.equal(ticket.state_at_draw[name], tensor) for name, tensor in rewound.state_dict().items())
 
 
 def test_random_tickets_are_seeded_and_know_nothing_of_the_weights(
@@ -63,8 +63,8 @@ def test_random_edges_keep_the_tickets_weights_and_count(digits: Graph, found: A
     assert ticket.edge_mask == baselines.random_edges(found.ticket, digits, seed=1).edge_mask
     assert ticket.edge_mask != baselines.random_edges(found.ticket, digits, seed=2).edge_mask
     assert ticket.weight_mask == found.ticket.weight_mask
-    assert ticket.drawn is found.ticket.drawn
-    assert ticket.provenance == found.ticket.provenance | {"method": "random_edges"}
+    assert ticket.state_at_draw is found.ticket.state_at_draw
+    assert ticket.provenance == found.ticket.provenance | {"method": "random_edges_control"}
     assert found.ticket.provenance["method"] == "gebt"
 
 

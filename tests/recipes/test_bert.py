@@ -15,12 +15,12 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 from gebt.data.text import load_texts  # noqa: E402
-from gebt.data.word_pieces import Pieces, in_pieces, unlabelled, word_pieces  # noqa: E402
-from gebt.models.bert import encoder_of, fresh, prunable, reinitialise, reset_head, with_head  # noqa: E402
-from gebt.prune.imp import Lottery  # noqa: E402
+from gebt.data.word_pieces import Pieces, in_pieces, unlabeled, word_pieces  # noqa: E402
+from gebt.models.bert import encoder_of, fresh, prunable, reinitialize, reset_head, with_head  # noqa: E402
+from gebt.prune.imp import ImpResult  # noqa: E402
 from gebt.prune.mask import Mask  # noqa: E402
 from gebt.recipes import bert  # noqa: E402
-from gebt.recipes.bert import Arm, BertSettings  # noqa: E402
+from gebt.recipes.bert import BertSettings, Variant  # noqa: E402
 from gebt.train.texts import Classify, FillIn, TextSettings, fit  # noqa: E402
 
 SENTENCES = ["the good cat", "a bad cat sat", "good good mat", "the bad bad mat", "a good one sat", "one bad cat"] * 8
@@ -35,7 +35,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def task(tokenizer: Any) -> Classify:
-    pieces = unlabelled(SENTENCES, tokenizer, 16)
+    pieces = unlabeled(SENTENCES, tokenizer, 16)
     labels = torch.tensor([int("good" in own) for own in SENTENCES])
     texts = Pieces(pieces.ids, pieces.kinds, pieces.lengths, labels)
     return Classify(texts, texts.take(torch.arange(6)))
@@ -72,7 +72,7 @@ class Watched:
         return self.task.score(model)
 
 
-def searched(model: nn.Module, task: Any, folder: Path | None = None, **more: Any) -> Lottery:
+def searched(model: nn.Module, task: Any, folder: Path | None = None, **more: Any) -> ImpResult:
     settings = BertSettings(**{"rounds": 3, "rate": 0.2, "training": SHORT, **more})
     return bert.search(model, task, settings=settings, seed=1, folder=folder)
 
@@ -169,31 +169,31 @@ def test_a_language_models_ticket_serves_another_task(
     assert bool(network.bert.pooler.dense.weight.all())
 
 
-@pytest.mark.parametrize("arm", ["ticket", "random mask", "random init", "shuffled layers", "one shot"])
-def test_arms_start_from_what_they_say(task: Classify, tokenizer: Any, arm: Arm) -> None:
+@pytest.mark.parametrize("variant", ["ticket", "random mask", "random init", "shuffled layers", "one shot"])
+def test_arms_start_from_what_they_say(task: Classify, tokenizer: Any, variant: Variant) -> None:
     model = fresh(config(tokenizer), seed=6)
     mask = searched(copy.deepcopy(model), task).levels[-1].mask
     before, watched = copy.deepcopy(model.state_dict()), Watched(task)
-    network, found = bert.evaluate(model, watched, mask, arm=arm, settings=SHORT, seed=3)
+    network, found = bert.evaluate(model, watched, mask, variant=variant, settings=SHORT, seed=3)
     assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
     start = watched.starts[0]
     kept = Mask({name: start[name] != 0 for name in mask})
-    assert (kept == mask) == (arm in ("ticket", "random init", "shuffled layers"))
+    assert (kept == mask) == (variant in ("ticket", "random init", "shuffled layers"))
     assert kept.kept == mask.kept
     counts = [[int(own.sum()) for own in of.values()] for of in (kept, mask)]
-    assert (counts[0] == counts[1]) == (arm in ("ticket", "random init", "shuffled layers"))
+    assert (counts[0] == counts[1]) == (variant in ("ticket", "random init", "shuffled layers"))
     expected = copy.deepcopy(model)
     reset_head(expected, 3)
-    if arm == "random init":
-        reinitialise(expected, 3)
-    if arm == "shuffled layers":
+    if variant == "random init":
+        reinitialize(expected, 3)
+    if variant == "shuffled layers":
         layers = encoder_of(expected)[1].encoder.layer
         states = [copy.deepcopy(layer.state_dict()) for layer in layers]
         for layer, own in zip(layers, reversed(states), strict=True):
             layer.load_state_dict(own)
     kept.apply_(dict(expected.named_parameters()))
     assert all(torch.equal(own, start[name]) for name, own in expected.state_dict().items())
-    if arm == "one shot":
+    if variant == "one shot":
         flat = torch.cat([before[name].abs().flatten() for name in mask])
         assert float(flat[kept.flat()].min()) >= float(flat[~kept.flat()].max())
     ends = dict(network.named_parameters())
@@ -206,7 +206,7 @@ def test_the_dense_arm_and_what_is_refused(task: Classify, tokenizer: Any) -> No
     network, _ = bert.evaluate(model, task, None, settings=SHORT)
     assert all(bool(own.all()) for own in prunable(network).values())
     with pytest.raises(ValueError, match=r"arm \(got 'luck'\), expected one of \('ticket', "):
-        bert.evaluate(model, task, None, arm="luck")  # type: ignore[arg-type]
+        bert.evaluate(model, task, None, variant="luck")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"model Linear \(got no BERT encoder\)"):
         bert.search(nn.Linear(2, 2), task)
 

@@ -12,7 +12,7 @@ from torch import nn
 from gebt.data.images import Images, load_images
 from gebt.models.cnn import PreResNet
 from gebt.prune.scores import bn_scale
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 from gebt.prune.slim.slim import masked_channels
 from gebt.recipes import early_bird_cnn as ebt
 from gebt.recipes.early_bird_cnn import ChannelTicket, CnnSettings
@@ -100,7 +100,7 @@ def test_l1_pulls_scales_by_its_sign_alone(parts: tuple[Images, Images]) -> None
 
 
 def test_constant_scales_are_drawn_by_chance_not_by_position() -> None:
-    kept = select(bn_scale(network()), ratio=0.5, allow_empty=True).flat()
+    kept = make_mask(bn_scale(network()), ratio=0.5, allow_empty=True).flat()
     assert [float(part.float().mean()) for part in kept.chunk(4)] == pytest.approx([0.5] * 4, abs=0.2)
 
 
@@ -109,7 +109,7 @@ def test_constant_scales_are_drawn_by_chance_not_by_position() -> None:
     [
         (lambda images: ebt.search(network(), images, ratios=()), r"ratios \(got none\)"),
         (lambda images: ebt.search(network(), images, ratios=(1.0,)), r"prune ratio \(got 1.0\)"),
-        (lambda images: ebt.search(nn.Linear(2, 2), images, ratios=(0.5,)), r"got no batch normalisation with scales"),
+        (lambda images: ebt.search(nn.Linear(2, 2), images, ratios=(0.5,)), r"got no batch normalization with scales"),
         (lambda images: CnnSettings(epochs=0), r"epochs, batch \(got \(0, 256\)\)"),
         (lambda images: CnnSettings(scale_l1=-1), r"learning rate, momentum, weight decay, scale L1, crop"),
     ],

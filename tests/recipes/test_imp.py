@@ -13,7 +13,7 @@ from gebt.recipes import imp
 from gebt.recipes.imp import LotterySettings
 from gebt.train import NodeTask, TrainingSettings, fit
 from gebt.train.loop import adam, copy_state
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 
 FEW = TrainingSettings(epochs=6, learning_rate=0.02)
 RATIOS = {"edge_ratio": 0.4, "weight_ratio": 0.75}
@@ -24,12 +24,14 @@ def model_of(graph: Graph) -> GCN:
 
 
 @pytest.fixture(scope="module")
-def levels(sparse: Graph) -> tuple[list[Trained], GCN]:
+def levels(sparse: Graph) -> tuple[list[MethodResult], GCN]:
     model = model_of(sparse)
     return imp.run(model, sparse, **RATIOS, settings=LotterySettings(levels=2, training=FEW), seed=3), model
 
 
-def test_counts_are_geometric_and_exact_and_masks_are_nested(levels: tuple[list[Trained], GCN], sparse: Graph) -> None:
+def test_counts_are_geometric_and_exact_and_masks_are_nested(
+    levels: tuple[list[MethodResult], GCN], sparse: Graph
+) -> None:
     found, model = levels
     pairs, weights = sparse.num_pairs, sum(conv.lin.weight.numel() for conv in model.layers)
     shares = [(0.0, 0.0), (1 - 0.6**0.5, 0.5), (0.4, 0.75)]
@@ -43,7 +45,7 @@ def test_counts_are_geometric_and_exact_and_masks_are_nested(levels: tuple[list[
     assert found[-1].test_accuracy == NodeTask(sparse, found[-1].edges).evaluate(model)[2]
 
 
-def test_level_zero_is_the_dense_network(levels: tuple[list[Trained], GCN], sparse: Graph) -> None:
+def test_level_zero_is_the_dense_network(levels: tuple[list[MethodResult], GCN], sparse: Graph) -> None:
     """Its edge values train too, so that it is dense training up to what they move; without edges it is the same."""
     alone = imp.run(
         model_of(sparse), sparse, edge_ratio=0, weight_ratio=0.5, settings=LotterySettings(1, training=FEW), seed=3

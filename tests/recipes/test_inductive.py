@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from gebt.graph import Graph
-from gebt.graph.edge_scorer import EdgeRule
+from gebt.graph.edge_scorer import EdgeScorer
 from gebt.graph.edges import EDGES
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.models import GCN
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.recipes import baselines, retrain, search
 from gebt.ticket import Ticket, TicketError
-from gebt.train.edge_scorer import TrainedRule
+from gebt.train.edge_scorer import TrainedEdgeScorer
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import TrainingSettings
 from gebt.train.search_settings import SearchSettings
 
-SETTINGS = SearchSettings(max_epochs=4, edge_score="rule", edge_learning_rate=0.05, threshold=1e-9)
+SETTINGS = SearchSettings(max_epochs=4, edge_score="learned", edge_learning_rate=0.05, threshold=1e-9)
 RATIOS = {"edge_ratio": 0.3, "weight_ratio": 0.5}
 
 
@@ -30,22 +30,22 @@ def classifier(features: int = 3) -> GraphClassifier:
     return GraphClassifier(features, 4, 2, depth=3, seed=0)
 
 
-def found_on(fold: FoldOfGraphs, settings: SearchSettings = SETTINGS) -> Ticket:
+def found_on(fold: GraphClassificationFold, settings: SearchSettings = SETTINGS) -> Ticket:
     return search.joint(classifier(), fold, **RATIOS, settings=settings, seed=7)
 
 
 @pytest.fixture(scope="module")
-def ticket(fold: FoldOfGraphs) -> Ticket:
+def ticket(fold: GraphClassificationFold) -> Ticket:
     return found_on(fold)
 
 
 def same_rule(a: Ticket, b: Ticket) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.rule.parameters(), b.rule.parameters(), strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a.edge_scorer.parameters(), b.edge_scorer.parameters(), strict=True))
 
 
-def test_counts_are_exact_and_the_rule_is_trained(fold: FoldOfGraphs, ticket: Ticket) -> None:
-    assert not torch.equal(ticket.rule.outer, EdgeRule(3, 7).outer)
-    assert torch.equal(ticket.edge_mask[EDGES], ticket.rule.mask(fold, 0.3, 7))
+def test_counts_are_exact_and_the_rule_is_trained(fold: GraphClassificationFold, ticket: Ticket) -> None:
+    assert not torch.equal(ticket.edge_scorer.outer, EdgeScorer(3, 7).outer)
+    assert torch.equal(ticket.edge_mask[EDGES], ticket.edge_scorer.mask(fold, 0.3, 7))
     assert ticket.weight_mask.kept == ticket.weight_mask.size - ticket.weight_mask.size // 2
     own, controls = ticket.edge_mask[EDGES], baselines.random_edges(ticket, fold, seed=1)
     for number in range(fold.num_graphs):
@@ -53,10 +53,10 @@ def test_counts_are_exact_and_the_rule_is_trained(fold: FoldOfGraphs, ticket: Ti
         assert int(own[here].sum()) == int(here.sum()) - int(0.3 * int(here.sum()))
         assert own[here].sum() == controls.edge_mask[EDGES][here].sum()
     assert not torch.equal(own, controls.edge_mask[EDGES])
-    assert controls.rule is None
+    assert controls.edge_scorer is None
 
 
-def test_masks_are_watched_on_the_training_graphs_alone(fold: FoldOfGraphs) -> None:
+def test_masks_are_watched_on_the_training_graphs_alone(fold: GraphClassificationFold) -> None:
     drawn: list[int] = []
     watch = {"settings": SETTINGS, "on_draw": lambda epoch, weights, edges: drawn.append(edges.size)}
     ticket = search.joint(classifier(), fold, **RATIOS, **watch)
@@ -65,8 +65,8 @@ def test_masks_are_watched_on_the_training_graphs_alone(fold: FoldOfGraphs) -> N
 
 
 @pytest.mark.parametrize("draw", ["detector", "validation"])
-def test_test_graphs_do_not_enter_the_search(fold: FoldOfGraphs, draw: str) -> None:
-    settings = replace(SETTINGS, draw=draw)
+def test_test_graphs_do_not_enter_the_search(fold: GraphClassificationFold, draw: str) -> None:
+    settings = replace(SETTINGS, draw_at=draw)
     tested = fold.test_mask[fold.graph_of]
     pairs = fold.pairs[:, ~tested[fold.pairs[0]] | (torch.arange(fold.num_pairs) % 2 == 0)]
     other = replace(fold, features=torch.where(tested[:, None], 5.0, fold.features), pairs=pairs)
@@ -76,59 +76,65 @@ def test_test_graphs_do_not_enter_the_search(fold: FoldOfGraphs, draw: str) -> N
     assert a.edge_mask[EDGES].numel() != b.edge_mask[EDGES].numel()
 
 
-def test_a_rule_is_trained_through_its_own_mask(fold: FoldOfGraphs) -> None:
+def test_a_rule_is_trained_through_its_own_mask(fold: GraphClassificationFold) -> None:
     """What a network sees is the mask itself; its gradient reaches the rule as that of the soft values would."""
     task = GraphsTask(fold)
-    trained = TrainedRule(task, 0.3, seed=7)
+    trained = TrainedEdgeScorer(task, 0.3, seed=7)
     with torch.no_grad():
-        trained.rule.outer.copy_(torch.randn(trained.rule.outer.shape, generator=torch.Generator().manual_seed(0)))
+        trained.edge_scorer.outer.copy_(
+            torch.randn(trained.edge_scorer.outer.shape, generator=torch.Generator().manual_seed(0))
+        )
     gates = trained.gates(task)
     torch.testing.assert_close(gates.detach(), trained.mask().to(gates))
     given = torch.randn(gates.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad(gates @ given, list(trained.rule.parameters()))
-    soft = trained.rule.values(task.seen.graph.features, task.seen.edges)
-    for own, expected in zip(found, torch.autograd.grad(soft @ given, list(trained.rule.parameters())), strict=True):
+    found = torch.autograd.grad(gates @ given, list(trained.edge_scorer.parameters()))
+    soft = trained.edge_scorer.values(task.seen.graph.features, task.seen.edges)
+    for own, expected in zip(
+        found, torch.autograd.grad(soft @ given, list(trained.edge_scorer.parameters())), strict=True
+    ):
         torch.testing.assert_close(own, expected)
-    everything = TrainedRule(task, 0.0, seed=7).gates(task)
+    everything = TrainedEdgeScorer(task, 0.0, seed=7).gates(task)
     torch.testing.assert_close(everything.detach(), torch.ones(fold.part(fold.train_mask).num_pairs))
 
 
-def test_a_best_epochs_rule_is_the_tickets(fold: FoldOfGraphs) -> None:
+def test_a_best_epochs_rule_is_the_tickets(fold: GraphClassificationFold) -> None:
     states: list[dict[str, torch.Tensor]] = []
-    search_ = search._Search(classifier(), fold, (0.3, 0.5, None), replace(SETTINGS, draw="validation"), 7)
+    search_ = search._Search(classifier(), fold, (0.3, 0.5, None), replace(SETTINGS, draw_at="validation"), 7)
 
     def note(*_: object) -> bool:
-        states.append({name: tensor.clone() for name, tensor in search_.rule.rule.state_dict().items()})
+        states.append({name: tensor.clone() for name, tensor in search_.edge_scorer.edge_scorer.state_dict().items()})
         return False
 
     found = search_.run(None, note)
     best = states[found.epoch_drawn - 1]
-    assert all(torch.equal(tensor, best[name]) for name, tensor in found.rule.state_dict().items())
+    assert all(torch.equal(tensor, best[name]) for name, tensor in found.edge_scorer.state_dict().items())
 
 
 def test_a_saved_ticket_prunes_graphs_never_seen(
-    ticket: Ticket, make_fold: Callable[..., FoldOfGraphs], tmp_path: Path
+    ticket: Ticket, make_fold: Callable[..., GraphClassificationFold], tmp_path: Path
 ) -> None:
     loaded, unseen = Ticket.load(ticket.save(tmp_path / "t.safetensors")), make_fold(graphs=7, seed=9)
     assert same_rule(loaded, ticket)
     loaded.check(classifier(), unseen)
-    assert torch.equal(loaded.edge_mask_for(unseen), ticket.rule.mask(unseen, 0.3, 7))
+    assert torch.equal(loaded.edge_mask_for(unseen), ticket.edge_scorer.mask(unseen, 0.3, 7))
     assert loaded.edges(unseen).num_pairs == int(loaded.edge_mask_for(unseen).sum()) < unseen.num_pairs
     assert (tmp_path / "t.safetensors").read_bytes() == loaded.save(tmp_path / "again").read_bytes()
     trained = retrain.run(loaded, classifier(), unseen, retrain.RetrainSettings(TrainingSettings(2)))
     assert trained.edges.num_pairs == loaded.edges(unseen).num_pairs
 
 
-def test_tickets_without_a_rule_are_stored_as_ever(ticket: Ticket, fold: FoldOfGraphs, tmp_path: Path) -> None:
+def test_tickets_without_a_rule_are_stored_as_ever(
+    ticket: Ticket, fold: GraphClassificationFold, tmp_path: Path
+) -> None:
     plain = baselines.random_ticket(classifier(), fold, **RATIOS)
     path = plain.save(tmp_path / "plain.safetensors")
-    assert b"rule" not in path.read_bytes()
-    assert Ticket.load(path).rule is None
+    assert b"learned" not in path.read_bytes()
+    assert Ticket.load(path).edge_scorer is None
     with pytest.raises(TicketError, match="as in the ticket"):
         plain.check(classifier(), fold.part(fold.test_mask))
 
 
-def test_other_widths_are_refused(ticket: Ticket, make_fold: Callable[..., FoldOfGraphs]) -> None:
+def test_other_widths_are_refused(ticket: Ticket, make_fold: Callable[..., GraphClassificationFold]) -> None:
     wide = make_fold(features=4)
     with pytest.raises(TicketError, match=r"graph 'fold' \(got 4 features\), expected 3 as the ticket's edge rule"):
         ticket.check(classifier(4), wide)
@@ -136,7 +142,9 @@ def test_other_widths_are_refused(ticket: Ticket, make_fold: Callable[..., FoldO
         ticket.edges(wide)
 
 
-def test_soft_labels_do_not_follow_to_other_graphs(fold: FoldOfGraphs, make_fold: Callable[..., FoldOfGraphs]) -> None:
+def test_soft_labels_do_not_follow_to_other_graphs(
+    fold: GraphClassificationFold, make_fold: Callable[..., GraphClassificationFold]
+) -> None:
     taught = found_on(fold, replace(SETTINGS, soft_labels=True))
     assert taught.soft_labels.shape == (fold.num_graphs, 2)
     assert retrain.run(taught, classifier(), fold, retrain.RetrainSettings(TrainingSettings(2))).best_epoch > 0
@@ -153,12 +161,14 @@ def test_a_rule_of_nodes_prunes_another_graph(make_graph: Callable[..., Graph]) 
     assert found.edges(there).num_pairs == there.num_pairs - int(0.3 * there.num_pairs)
 
 
-def test_settings_that_no_rule_serves_are_refused(fold: FoldOfGraphs, toy: Graph) -> None:
-    with pytest.raises(ValueError, match=r"edge score \(got 'share'\), expected 'rule' for a set of graphs"):
+def test_settings_that_no_rule_serves_are_refused(fold: GraphClassificationFold, toy: Graph) -> None:
+    with pytest.raises(ValueError, match=r"edge score \(got 'local_degree'\), expected 'learned' for a set of graphs"):
         found_on(fold, SearchSettings())
-    with pytest.raises(ValueError, match=r"edge score \(got 'rule'\), expected one that trains edge values"):
+    with pytest.raises(ValueError, match=r"edge score \(got 'learned'\), expected one that trains edge values"):
         search.graph_only(GCN(toy.num_features, 4, 3), toy, edge_ratio=0.3, settings=SETTINGS)
-    with pytest.raises(ValueError, match=r"edge values \(got 'degree'\), expected 'unit' with edge score 'rule'"):
-        replace(SETTINGS, edge_values="degree")
-    with pytest.raises(ValueError, match=r"spread \(got 0.5\), expected 0: graphs of a set have no neighbours"):
-        found_on(fold, replace(SETTINGS, spread=0.5))
+    with pytest.raises(
+        ValueError, match=r"edge weights \(got 'degree_corrected'\), expected 'one' with edge score 'learned'"
+    ):
+        replace(SETTINGS, edge_weights="degree_corrected")
+    with pytest.raises(ValueError, match=r"spread \(got 0.5\), expected 0: graphs of a set have no neighbors"):
+        found_on(fold, replace(SETTINGS, label_propagation=0.5))

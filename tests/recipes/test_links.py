@@ -47,7 +47,7 @@ def test_a_ticket_is_saved_loaded_and_trained(links: Found, tmp_path: Path) -> N
         model = predictor(seed=5)
         settings = retrain.RetrainSettings(SHORT.training, compaction=compaction)
         found = retrain.run(loaded, model, links.graph, settings)
-        assert (found.compact is not None) == compaction
+        assert (found.compacted is not None) == compaction
         assert torch.equal(found.edges.pairs, links.graph.pairs[:, links.ticket.edge_mask[EDGES]])
         results.append(found.test_accuracy)
         for name, kept in loaded.weight_mask.items():
@@ -87,13 +87,13 @@ def test_a_ticket_of_another_split_is_refused(links: Found, digits: Graph) -> No
         retrain.run(links.ticket, predictor(), digits, SHORT)
 
 
-@pytest.mark.parametrize("score", ["magnitude", "share", "agreement"])
+@pytest.mark.parametrize("score", ["magnitude", "local_degree", "similarity"])
 def test_edges_are_scored_by_values_and_by_embeddings(links: Found, score: Any) -> None:
-    settings = search.SearchSettings(max_epochs=3, edge_score=score, draw="validation")
+    settings = search.SearchSettings(max_epochs=3, edge_score=score, draw_at="validation")
     model = predictor()
     ticket = search.joint(model, links.graph, edge_ratio=0.3, weight_ratio=0.5, settings=settings)
     assert ticket.edge_sparsity == pytest.approx(0.3, abs=1e-3)
-    if score == "agreement":
+    if score == "similarity":
         # What stays is nearer in the embeddings than what goes.
         with torch.no_grad():
             h = model.eval()(links.graph.features, Edges.from_pairs(links.graph.pairs, links.graph.num_nodes))
@@ -105,16 +105,18 @@ def test_edges_are_scored_by_values_and_by_embeddings(links: Found, score: Any) 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"edge_score": "need"},
-        {"edge_score": "mixed"},
-        {"spread": 0.5},
+        {"edge_score": "reliance"},
+        {"edge_score": "reliance+magnitude"},
+        {"label_propagation": 0.5},
         {"soft_labels": True},
-        {"draw": "validation", "smoothing": 0.5},
+        {"draw_at": "validation", "prediction_ema": 0.5},
     ],
     ids=str,
 )
 def test_settings_that_need_classes_are_refused(links: Found, settings: Any) -> None:
-    with pytest.raises(ValueError, match=r"edge score, soft labels, spread, smoothing of a search for links \(got"):
+    with pytest.raises(
+        ValueError, match=r"edge score, soft labels, label propagation, prediction EMA of a search for links \(got"
+    ):
         search.joint(
             predictor(), links.graph, edge_ratio=0.1, weight_ratio=0.1, settings=search.SearchSettings(**settings)
         )
@@ -143,5 +145,5 @@ def test_ugs_and_imp_prune_and_train(links: Found) -> None:
 
 
 def test_wd_glts_term_on_classes_is_refused(links: Found) -> None:
-    with pytest.raises(ValueError, match=r"link prediction \(got 'also'\)"):
+    with pytest.raises(ValueError, match=r"link prediction \(got 'extra_loss'\)"):
         ugs.run(predictor(), links.graph, rounds=1, settings=ugs.WD_GLT)

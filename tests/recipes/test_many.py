@@ -11,7 +11,7 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
-from gebt.prune import Mask, distance
+from gebt.prune import Mask, mask_distance
 from gebt.recipes import baselines, retrain, search
 from gebt.recipes.search import SearchSettings
 from gebt.ticket import Ticket, TicketError
@@ -37,7 +37,7 @@ def splits(graph: Graph) -> list[Graph]:
 def found(graph: Graph, together: list[GCN], single: list[GCN]) -> list[tuple[Ticket, Ticket]]:
     """The tickets of a search together, each with that of its search alone."""
     graphs = splits(graph)
-    tickets = search.joint_many(together, graphs, **RATIOS, settings=SETTINGS, seeds=SEEDS)
+    tickets = search.joint_stacked(together, graphs, **RATIOS, settings=SETTINGS, seeds=SEEDS)
     pairs = []
     for number, ticket in enumerate(tickets):
         ratios = {name: values[number] for name, values in RATIOS.items()}
@@ -59,9 +59,9 @@ def test_each_ticket_found_together_is_that_found_alone(sparse64: Graph) -> None
     for number, (ticket, alone) in enumerate(pairs):
         assert ticket.weight_mask == alone.weight_mask
         assert ticket.edge_mask == alone.edge_mask
-        close(ticket.drawn, alone.drawn, 1e-9)
+        close(ticket.state_at_draw, alone.state_at_draw, 1e-9)
         close(together[number].state_dict(), single[number].state_dict(), 1e-9)
-        assert ticket.initial == alone.initial
+        assert ticket.initial_state == alone.initial_state
         assert ticket.provenance == alone.provenance
     assert len({ticket.epoch_drawn for ticket, _ in pairs}) == len(SEEDS)
     assert [ticket.fired for ticket, _ in pairs].count(False) == 1
@@ -70,10 +70,10 @@ def test_each_ticket_found_together_is_that_found_alone(sparse64: Graph) -> None
 def test_in_single_precision_the_tickets_are_the_same_but_for_rounding(sparse: Graph) -> None:
     for ticket, alone in found(sparse, models(sparse), models(sparse)):
         assert ticket.weight_mask == alone.weight_mask
-        close(ticket.drawn, alone.drawn, 1e-5)
+        close(ticket.state_at_draw, alone.state_at_draw, 1e-5)
         assert ticket.epoch_drawn == alone.epoch_drawn
         # Adam's first step follows the sign of gradients that may be nothing but rounding: edges can change places.
-        assert distance(ticket.edge_mask, alone.edge_mask) < 0.01
+        assert mask_distance(ticket.edge_mask, alone.edge_mask) < 0.01
 
 
 def test_observers_are_told_which_network_it_is(sparse64: Graph) -> None:
@@ -88,7 +88,7 @@ def test_observers_are_told_which_network_it_is(sparse64: Graph) -> None:
         return (number, epoch) == (2, 2)
 
     arguments: dict[str, Any] = {"settings": SETTINGS, "seeds": SEEDS, "on_draw": on_draw, "on_epoch": on_epoch}
-    tickets = search.joint_many(models(sparse64), sparse64, **RATIOS, **arguments)
+    tickets = search.joint_stacked(models(sparse64), sparse64, **RATIOS, **arguments)
     assert tickets[2].epoch_drawn == 2
     for number, ticket in enumerate(tickets):
         numbers = list(range(1, ticket.epoch_drawn + 1))
@@ -101,15 +101,15 @@ def test_what_cannot_be_searched_together_is_refused(sparse: Graph) -> None:
     given: dict[str, Any] = {"edge_ratio": 0.2, "weight_ratio": 0.5, "seeds": SEEDS}
     with pytest.raises(
         ValueError,
-        match=r"\(got \('unit', 'share', 'unit', 'detector', False\)\), expected 'entry', .* together",
+        match=r"\(got \('unit', 'local_degree', 'one', 'detector', False\)\), expected 'entry', .* together",
     ):
-        search.joint_many(models(sparse), sparse, **given, settings=SearchSettings(weight_structure="unit"))
+        search.joint_stacked(models(sparse), sparse, **given, settings=SearchSettings(weight_structure="unit"))
     with pytest.raises(ValueError, match=r"edge ratios \(got 2\), expected one, or 4"):
-        search.joint_many(models(sparse), sparse, **given | {"edge_ratio": (0.1, 0.2)})
+        search.joint_stacked(models(sparse), sparse, **given | {"edge_ratio": (0.1, 0.2)})
     with pytest.raises(ValueError, match=r"prune ratio \(got 1.0\)"):
-        search.joint_many(models(sparse), sparse, **given | {"edge_ratio": (0.1, 0.2, 1.0, 0.1)})
+        search.joint_stacked(models(sparse), sparse, **given | {"edge_ratio": (0.1, 0.2, 1.0, 0.1)})
     with pytest.raises(ValueError, match="zip"):
-        search.joint_many(models(sparse)[1:], sparse, **given)
+        search.joint_stacked(models(sparse)[1:], sparse, **given)
 
 
 def tickets_of(graphs: Sequence[Graph]) -> list[Ticket]:
@@ -118,14 +118,14 @@ def tickets_of(graphs: Sequence[Graph]) -> list[Ticket]:
     for model, graph, seed in zip(models(graphs[0]), graphs, SEEDS, strict=True):
         ticket = baselines.random_ticket(model, graph, edge_ratio=0.3, weight_ratio=0.8, seed=seed)
         mask = dict(ticket.weight_mask) | {"convs.1.lin.weight": torch.ones(3, 8, dtype=torch.bool)}
-        tickets.append(replace(ticket, weight_mask=Mask(mask), drawn=model.state_dict()))
+        tickets.append(replace(ticket, weight_mask=Mask(mask), state_at_draw=model.state_dict()))
     return tickets
 
 
 def retrained(graphs: Sequence[Graph], tickets: Sequence[Ticket], settings: retrain.RetrainSettings) -> None:
     """Trains tickets together and alone, and compares all that comes out."""
     together, single = models(graphs[0]), models(graphs[0])
-    results = retrain.run_many(tickets, together, graphs, settings, seeds=SEEDS)
+    results = retrain.run_stacked(tickets, together, graphs, settings, seeds=SEEDS)
     for number, result in enumerate(results):
         expected = retrain.run(tickets[number], single[number], graphs[number], settings, seed=SEEDS[number])
         assert result.history.val_accuracy == expected.history.val_accuracy
@@ -133,7 +133,7 @@ def retrained(graphs: Sequence[Graph], tickets: Sequence[Ticket], settings: retr
         assert torch.equal(result.edges.pairs, expected.edges.pairs)
         assert result.edge_sparsity == expected.edge_sparsity
         assert result.weight_sparsity == expected.weight_sparsity
-        assert (result.compact is None) == (not settings.compaction)
+        assert (result.compacted is None) == (not settings.compaction)
         close(together[number].state_dict(), single[number].state_dict(), 1e-9)
 
 
@@ -172,7 +172,7 @@ def test_tickets_of_one_search_can_be_trained_together(sparse64: Graph) -> None:
 def test_a_ticket_of_another_graph_is_refused(sparse: Graph) -> None:
     graphs = splits(sparse)
     with pytest.raises(TicketError, match="fingerprint"):
-        retrain.run_many(tickets_of(graphs), models(sparse), graphs[::-1], seeds=SEEDS)
+        retrain.run_stacked(tickets_of(graphs), models(sparse), graphs[::-1], seeds=SEEDS)
 
 
 def test_dense_networks_together_are_those_alone(sparse64: Graph) -> None:
@@ -183,7 +183,7 @@ def test_dense_networks_together_are_those_alone(sparse64: Graph) -> None:
         seen.append((number, epoch))
         return False
 
-    histories = baselines.dense_many(together, graphs, TRAINING, seeds=SEEDS, on_epoch=on_epoch)
+    histories = baselines.dense_stacked(together, graphs, TRAINING, seeds=SEEDS, on_epoch=on_epoch)
     for number, history in enumerate(histories):
         expected = baselines.dense(single[number], graphs[number], TRAINING, seed=SEEDS[number])
         assert history.test_accuracy == expected.test_accuracy

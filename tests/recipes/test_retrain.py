@@ -82,9 +82,9 @@ def test_equal_seeds_give_equal_bits(digits: Graph, make_model: MakeModel, found
 
 
 def test_the_ticket_is_the_same_after_retraining(digits: Graph, make_model: MakeModel, found: Any) -> None:
-    before = {name: tensor.clone() for name, tensor in found.ticket.drawn.items()}
+    before = {name: tensor.clone() for name, tensor in found.ticket.state_at_draw.items()}
     retrain.run(found.ticket, make_model(), digits, SHORT)
-    assert all(torch.equal(before[name], tensor) for name, tensor in found.ticket.drawn.items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in found.ticket.state_at_draw.items())
 
 
 def test_on_epoch_can_end_it(digits: Graph, make_model: MakeModel, found: Any) -> None:
@@ -120,7 +120,7 @@ def test_the_small_problem_is_trained_to_the_weights_of_the_masked_one(
     The classes have unequal numbers of labels. With equal ones, two classes that read nothing would have equal logits,
     and rounding would decide between them.
     """
-    ones = property(lambda edges: edges.normalised(torch.ones(edges.num_pairs, dtype=torch.float64)))
+    ones = property(lambda edges: edges.normalized(torch.ones(edges.num_pairs, dtype=torch.float64)))
     monkeypatch.setattr(Edges, "unit_weights", ones)
     train = torch.cat([(digits.labels == label).nonzero()[: 5 + label, 0] for label in range(digits.num_classes)])
     train_mask = torch.zeros_like(digits.train_mask).index_fill(0, train, True)
@@ -139,11 +139,11 @@ def test_the_small_problem_is_trained_to_the_weights_of_the_masked_one(
         settings = retrain.RetrainSettings(training, compaction=compaction)
         found.append((retrain.run(ticket, model, graph, settings), model))
     (small, model), (whole, masked) = found
-    assert whole.compact is None
+    assert whole.compacted is None
     assert small.history.losses == pytest.approx(whole.history.losses, abs=1e-9)
     assert small.history.val_accuracy == whole.history.val_accuracy
     assert (small.best_epoch, small.test_accuracy) == (whole.best_epoch, whole.test_accuracy)
-    ours, theirs = (sliced(m.state_dict(), model.groups(), small.compact.live) for m in (model, masked))
+    ours, theirs = (sliced(m.state_dict(), model.groups(), small.compacted.live) for m in (model, masked))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     for name, kept in ticket.weight_mask.items():
         assert not model.state_dict()[name][~kept].any()
@@ -155,8 +155,8 @@ def test_what_was_trained_small_is_written_back_into_the_model(digits: Graph, ma
     )
     model = make_model(seed=5)
     result = retrain.run(ticket, model, digits, SHORT)
-    assert result.compact.model.widths == [32, 8, digits.num_classes]
-    assert result.compact.graph.features.shape[1] == 32
+    assert result.compacted.model.widths == [32, 8, digits.num_classes]
+    assert result.compacted.graph.features.shape[1] == 32
     with torch.no_grad():
-        small = result.compact.model.eval()(result.compact.graph.features, result.edges)
+        small = result.compacted.model.eval()(result.compacted.graph.features, result.edges)
         torch.testing.assert_close(model.eval()(digits.features, result.edges), small, atol=1e-5, rtol=1e-5)

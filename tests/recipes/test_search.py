@@ -10,8 +10,8 @@ import torch
 from gebt.graph import Graph
 from gebt.graph.edges import EDGES
 from gebt.models import GCN
-from gebt.models.compact import compact
-from gebt.prune import Mask, distance, magnitude, prunable_weights
+from gebt.models.compact import compact_model
+from gebt.prune import Mask, magnitude, mask_distance, prunable_weights
 from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.prune.selection import pruned_count
 from gebt.recipes.search import SearchSettings, graph_only, joint, search_preset, weights_only
@@ -62,7 +62,7 @@ def test_the_ticket_holds_the_weights_before_and_after_with_pruned_entries_zero(
     for name, kept in found.ticket.weight_mask.items():
         for stored, model_state in (
             (rewound.state_dict(), found.before),
-            (found.ticket.drawn, found.model.state_dict()),
+            (found.ticket.state_at_draw, found.model.state_dict()),
         ):
             assert torch.equal(stored[name][kept], model_state[name][kept])
             assert not stored[name][~kept].any()
@@ -107,8 +107,8 @@ def test_draws_are_watched_and_change_nothing(digits: Graph, make_model: MakeMod
     assert same_state(model.state_dict(), other.state_dict())
     for row, before, after in zip(ticket.provenance["trajectory"], seen, seen[1:], strict=False):
         # The file holds millionths.
-        weights, edges = (distance(after[i], before[i], "swap") for i in (1, 2))
-        rounded = {"weights": round(weights, 6), "edges": round(edges, 6), "watched": round(weights + edges, 6)}
+        weights, edges = (mask_distance(after[i], before[i], "exchanged") for i in (1, 2))
+        rounded = {"weights": round(weights, 6), "edges": round(edges, 6), "criterion": round(weights + edges, 6)}
         assert row == row | rounded
 
 
@@ -148,11 +148,11 @@ def test_graph_only_leaves_the_weights_and_what_is_trainable_as_they_were(digits
     before = copy_state(model)
     ticket = graph_only(model, digits, edge_ratio=0.5, settings=SearchSettings(max_epochs=3, threshold=NEVER))
     assert same_state(model.state_dict(), before)
-    assert same_state(ticket.drawn, before)
+    assert same_state(ticket.state_at_draw, before)
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["convs.1.bias"]
     assert ticket.edge_mask.kept == digits.num_pairs - digits.num_pairs // 2
     assert ticket.weight_sparsity == 0
-    assert [row["watched"] for row in ticket.provenance["trajectory"]] == [
+    assert [row["criterion"] for row in ticket.provenance["trajectory"]] == [
         row["edges"] for row in ticket.provenance["trajectory"]
     ]
 
@@ -162,7 +162,7 @@ def test_weights_only_keeps_every_edge(digits: Graph, make_model: MakeModel) -> 
     ticket = weights_only(model, digits, weight_ratio=0.8, settings=SearchSettings(max_epochs=3, threshold=NEVER))
     assert ticket.edge_sparsity == 0
     assert ticket.weight_mask.kept == weights_of(model) - pruned_count(weights_of(model), 0.8)
-    assert [row["watched"] for row in ticket.provenance["trajectory"]] == [
+    assert [row["criterion"] for row in ticket.provenance["trajectory"]] == [
         row["weights"] for row in ticket.provenance["trajectory"]
     ]
 
@@ -189,19 +189,19 @@ def test_a_ratio_that_empties_a_layer_is_refused_by_name_and_scope_tensor_avoids
     ratios = {"edge_ratio": 0.1, "weight_ratio": 0.9}
     with pytest.raises(ValueError, match=r"prune ratio \(got 0.9\) would remove all 160 entries of 'convs.1.lin.weig"):
         joint(small_last_layer(), digits, **ratios, settings=SearchSettings(max_epochs=1))
-    ticket = joint(small_last_layer(), digits, **ratios, settings=SearchSettings(max_epochs=1, scope="tensor"))
+    ticket = joint(small_last_layer(), digits, **ratios, settings=SearchSettings(max_epochs=1, scope="layer"))
     assert int(ticket.weight_mask["convs.1.lin.weight"].sum()) == 16
 
 
 def test_presets_are_named() -> None:
-    assert search_preset("default") == SearchSettings()
-    assert (PRESETS["paper"].threshold, PRESETS["paper"].normalisation, PRESETS["paper"].criterion) == (
+    assert search_preset("early-bird") == SearchSettings()
+    assert (PRESETS["paper"].threshold, PRESETS["paper"].normalization, PRESETS["paper"].criterion) == (
         0.1,
-        "entry",
+        "hamming",
         "sum",
     )
     with pytest.raises(
-        ValueError, match=r"preset \(got 'swift'\), expected one of \['best', 'default', 'fast', 'paper'\]"
+        ValueError, match=r"preset \(got 'swift'\), expected one of \['best', 'early-bird', 'fast', 'paper'\]"
     ):
         search_preset("swift")
 
@@ -214,7 +214,7 @@ def test_presets_are_named() -> None:
         ({"max_epochs": 0}, r"epochs \(got 0\), expected at least 1"),
         ({"learning_rate": -1.0}, r"learning rate, weight decay \(got \(-1.0"),
         ({"threshold": 0.0}, r"threshold \(got 0.0\)"),
-        ({"normalisation": "x"}, r"normalisation \(got 'x'\)"),
+        ({"normalization": "x"}, r"normalization \(got 'x'\)"),
         ({"scope": "layer"}, "scope"),
         (
             {"weight_structure": "rows"},
@@ -263,7 +263,7 @@ def test_a_structured_ticket_is_a_network_of_exactly_the_asked_widths(
         assert (int(kept.any(1).sum()), int(kept.any(0).sum())) == left[name]
         assert int(kept.sum()) == left[name][0] * left[name][1]
     ticket.start(model)
-    small = compact(model, ticket.weight_mask, digits)
+    small = compact_model(model, ticket.weight_mask, digits)
     assert small.model.widths == [features, hidden, hidden, digits.num_classes]
     assert small.mask is None
     # What is watched are masks over units.
@@ -303,7 +303,7 @@ def test_units_of_a_network_without_hidden_layers_are_refused(digits: Graph) -> 
     with pytest.raises(ValueError, match=r"weight structure \(got 'unit'\), expected a model with hidden layers"):
         joint(model, digits, **RATIOS, settings=structured("unit"))
     with pytest.raises(
-        ValueError, match=r"unit score 'norm' \(got no normalisation in 'hidden.0'\), expected norm='batch'"
+        ValueError, match=r"unit score 'norm' \(got no normalization in 'hidden.0'\), expected norm='batch'"
     ):
         joint(GCN(digits.num_features, 16, 10), digits, **RATIOS, settings=structured("unit", "norm"))
 

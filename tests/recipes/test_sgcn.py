@@ -7,7 +7,7 @@ import torch
 
 from gebt.graph import Graph
 from gebt.models import GCN
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.recipes import sgcn
 from gebt.recipes.sgcn import Admm, SgcnSettings, _edge_values
 from gebt.train import NodeTask, TrainingSettings
@@ -22,7 +22,7 @@ def model_of(graph: Graph) -> GCN:
 
 
 def test_z_is_the_exact_projection_and_u_what_it_leaves() -> None:
-    admm, values = Admm(5, 0.6, 1e-3, TieOrder(0)), torch.tensor([0.1, -3.0, 2.0, 0.5, -0.2])
+    admm, values = Admm(5, 0.6, 1e-3, TieBreaker(0)), torch.tensor([0.1, -3.0, 2.0, 0.5, -0.2])
     admm.update(values)
     assert admm.z.tolist() == [0.0, -3.0, 2.0, 0.0, 0.0]
     torch.testing.assert_close(admm.u, torch.tensor([0.1, 0.0, 0.0, 0.5, -0.2]))
@@ -31,7 +31,7 @@ def test_z_is_the_exact_projection_and_u_what_it_leaves() -> None:
 
 
 def test_the_gradient_of_the_penalty_does_not_grow_with_the_updates() -> None:
-    admm, rho = Admm(4, 0.5, 0.01, TieOrder(0)), 0.01
+    admm, rho = Admm(4, 0.5, 0.01, TieBreaker(0)), 0.01
     values = torch.tensor([1.0, 0.9, 1.1, 0.5], requires_grad=True)
     for _ in range(4):
         (gradient,) = torch.autograd.grad(admm.penalty(values), values)
@@ -42,7 +42,7 @@ def test_the_gradient_of_the_penalty_does_not_grow_with_the_updates() -> None:
 def test_edge_values_train_and_weights_stay(sparse: Graph) -> None:
     model = model_of(sparse)
     before = copy_state(model)
-    values = _edge_values(model, NodeTask(sparse), Admm(sparse.num_pairs, 0.3, 1e-3, TieOrder(0)), SETTINGS, 0, None)
+    values = _edge_values(model, NodeTask(sparse), Admm(sparse.num_pairs, 0.3, 1e-3, TieBreaker(0)), SETTINGS, 0, None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
     assert not torch.equal(values, torch.ones_like(values))

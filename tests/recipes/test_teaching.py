@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import find_ticket, groups
-from gebt.graph import Agreement, Edges, Graph
+from gebt.graph import Edges, Graph, Similarity
 from gebt.graph.edges import EDGES
-from gebt.graph.label_propagation import spread
+from gebt.graph.label_propagation import propagate_labels
 from gebt.models import GCN
 from gebt.models.registry import build
-from gebt.prune import select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune import make_mask
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.recipes import baselines, retrain, search
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import SearchSettings
@@ -27,7 +27,7 @@ from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import History, SoftLabels, adam, fit
 
 RATIOS = {"edge_ratio": 0.4, "weight_ratio": 0.5}
-TAUGHT = SearchSettings(max_epochs=12, edge_score="agreement", draw="validation", soft_labels=True)
+TAUGHT = SearchSettings(max_epochs=12, edge_score="similarity", draw_at="validation", soft_labels=True)
 
 
 def model_of(graph: Graph, seed: int = 1) -> GCN:
@@ -51,9 +51,9 @@ def test_the_ticket_is_drawn_from_the_network_of_the_best_validation_epoch(spars
     history = fit(twin, NodeTask(sparse), [adam(twin, TAUGHT.training())], TAUGHT.max_epochs, seed=5)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
     assert (ticket.epoch_drawn, ticket.provenance["epochs"], ticket.fired) == (history.best_epoch, 12, False)
-    order = TieOrder.drawn(torch.Generator().manual_seed(5))
-    scores = Agreement(sparse.pairs, sparse.num_nodes, order)(logits_of(twin, sparse).softmax(1))
-    assert ticket.edge_mask == select({EDGES: scores}, ratio=0.4, order=order)
+    order = TieBreaker.drawn(torch.Generator().manual_seed(5))
+    scores = Similarity(sparse.pairs, sparse.num_nodes, order)(logits_of(twin, sparse).softmax(1))
+    assert ticket.edge_mask == make_mask({EDGES: scores}, ratio=0.4, tie_break=order)
     assert ticket.soft_labels is not None
     expected = logits_of(twin, sparse).log_softmax(1)
     torch.testing.assert_close(ticket.soft_labels.float(), expected, atol=1e-3, rtol=1e-3)
@@ -72,7 +72,7 @@ def test_trained_edge_values_are_those_of_the_drawn_epoch(sparse: Graph) -> None
 
 
 def test_the_detector_can_watch_agreement_too(sparse: Graph) -> None:
-    ticket, _ = found(sparse, draw="detector", threshold=1.9)
+    ticket, _ = found(sparse, draw_at="detector", threshold=1.9)
     assert ticket.fired
     assert ticket.epoch_drawn < TAUGHT.max_epochs
     assert ticket.edge_mask.kept == sparse.num_pairs - int(0.4 * sparse.num_pairs)
@@ -133,17 +133,17 @@ def test_what_cannot_be_taught_is_refused(sparse: Graph) -> None:
     with pytest.raises(ValueError, match=r"distill \(got -1\), expected at least 0"):
         RetrainSettings(distill=-1)
     with pytest.raises(ValueError, match=r"distill \(got 2.0\), expected 0 to train together"):
-        retrain.run_many([ticket], [model_of(sparse)], sparse, RetrainSettings(distill=2.0), seeds=[0])
-    with pytest.raises(ValueError, match=r"draw \(got 'luck'\), expected one of \('detector', 'validation'\)"):
-        SearchSettings(draw="luck")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"edge score \(got 'agreement'\), expected one that trains edge values"):
+        retrain.run_stacked([ticket], [model_of(sparse)], sparse, RetrainSettings(distill=2.0), seeds=[0])
+    with pytest.raises(ValueError, match=r"draw at \(got 'luck'\), expected one of \('detector', 'validation'\)"):
+        SearchSettings(draw_at="luck")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"edge score \(got 'similarity'\), expected one that trains edge values"):
         search.graph_only(model_of(sparse), sparse, edge_ratio=0.2, settings=TAUGHT)
 
 
 @pytest.mark.parametrize("preset", ["fast", "best"])
 def test_presets_teach(sparse: Graph, preset: Any) -> None:
     options = RunOptions(preset=preset, seeds=3).resolved()
-    assert (options.edge_score, options.draw, options.soft_labels) == ("need", "validation", True)
+    assert (options.edge_score, options.draw_at, options.soft_labels) == ("reliance", "validation", True)
     assert options.retraining().distill == options.distill > 0
     assert groups(options) == [[0], [1], [2]]
     quick = dataclasses.replace(options, max_epochs=4, hidden=8)
@@ -151,45 +151,47 @@ def test_presets_teach(sparse: Graph, preset: Any) -> None:
 
 
 def test_soft_labels_are_spread_only_where_that_serves_the_validation_nodes(sparse: Graph) -> None:
-    work = search._Search(model_of(sparse), sparse, (0.4, 0.5, None), dataclasses.replace(TAUGHT, spread=0.8), 5)
+    work = search._Search(
+        model_of(sparse), sparse, (0.4, 0.5, None), dataclasses.replace(TAUGHT, label_propagation=0.8), 5
+    )
     own = logits_of(work.model, sparse).softmax(1)
-    spread_out = spread(own, work.task.edges, 0.8)
+    spread_out = propagate_labels(own, work.task.edges, 0.8)
     said = {accuracy: iter((accuracy, 0.5)) for accuracy in (0.4, 0.5)}
     for accuracy, expected in ((0.4, own), (0.5, spread_out)):
-        work.task.val_accuracy = lambda opinions, told=said[accuracy]: next(told)  # type: ignore[method-assign]
-        torch.testing.assert_close(work.opinions(), expected)
+        work.task.val_accuracy = lambda probabilities, told=said[accuracy]: next(told)  # type: ignore[method-assign]
+        torch.testing.assert_close(work.probabilities(), expected)
     nodes = sparse.val_mask.nonzero().squeeze(1)
     hits = (own[nodes].argmax(1) == sparse.labels[nodes]).float().mean()
     assert NodeTask(sparse).val_accuracy(own) == float(hits)
-    with pytest.raises(ValueError, match=r"spread \(got 1\), expected 0 <= spread < 1"):
-        SearchSettings(spread=1)
+    with pytest.raises(ValueError, match=r"label_propagation \(got 1\), expected 0 <= label_propagation < 1"):
+        SearchSettings(label_propagation=1)
 
 
 def test_kept_edges_count_what_the_ticket_says(sparse: Graph, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"edge_score": "mixed", "edge_values": "trained"}
+    settings: dict[str, Any] = {"edge_score": "reliance+magnitude", "edge_weights": "trained"}
     ticket, model = found(sparse, **settings)
     kept = ticket.edge_mask[EDGES]
-    assert ticket.edge_values is not None
-    assert ticket.edge_values.shape == (ticket.edge_mask.kept,)
-    assert not torch.equal(ticket.edge_values, torch.ones_like(ticket.edge_values))
+    assert ticket.edge_weights is not None
+    assert ticket.edge_weights.shape == (ticket.edge_mask.kept,)
+    assert not torch.equal(ticket.edge_weights, torch.ones_like(ticket.edge_weights))
     edges = ticket.edges(sparse)
     gates = torch.zeros(sparse.num_pairs)
-    gates[kept] = ticket.edge_values
+    gates[kept] = ticket.edge_weights
     # On the kept edges alone, or as soft values of the whole graph: the same network.
     torch.testing.assert_close(NodeTask(sparse, edges).logits(model), NodeTask(sparse).logits(model, gates))
     loaded = Ticket.load(ticket.save(tmp_path / "ticket.safetensors"))
-    assert torch.equal(loaded.edge_values, ticket.edge_values)
+    assert torch.equal(loaded.edge_weights, ticket.edge_weights)
     few = RetrainSettings(TrainingSettings(epochs=3))
     trained = retrain.run(loaded, model_of(sparse), sparse, few)
     assert trained.edges.fixed is not None
-    assert baselines.random_edges(ticket, sparse).edge_values is None
-    degree, _ = found(sparse, edge_values="degree")
-    assert degree.edge_values is not None
-    assert float(degree.edge_values.min()) >= 1
+    assert baselines.random_edges(ticket, sparse).edge_weights is None
+    degree, _ = found(sparse, edge_weights="degree_corrected")
+    assert degree.edge_weights is not None
+    assert float(degree.edge_weights.min()) >= 1
     with pytest.raises(ValueError, match="edge values of a ticket"):
-        retrain.run_many([degree], [model_of(sparse)], sparse, RetrainSettings(distill=0), seeds=[0])
-    broken = dataclasses.replace(ticket, edge_values=torch.ones(3))
-    with pytest.raises(TicketError, match=r"edge values \(got shape \(3,\)"):
+        retrain.run_stacked([degree], [model_of(sparse)], sparse, RetrainSettings(distill=0), seeds=[0])
+    broken = dataclasses.replace(ticket, edge_weights=torch.ones(3))
+    with pytest.raises(TicketError, match=r"edge weights \(got shape \(3,\)"):
         Ticket.load(broken.save(tmp_path / "broken.safetensors"))
 
 
@@ -204,8 +206,8 @@ def test_fixed_edge_values_are_those_that_gates_would_be_in_every_network(name: 
 
 
 def test_opinions_are_smoothed_over_the_epochs_up_to_the_best(sparse: Graph) -> None:
-    settings = dataclasses.replace(TAUGHT, smoothing=0.5)
-    ticket, _ = found(sparse, smoothing=0.5)
+    settings = dataclasses.replace(TAUGHT, prediction_ema=0.5)
+    ticket, _ = found(sparse, prediction_ema=0.5)
     assert ticket.soft_labels is not None
     twin, said = model_of(sparse), []
 
@@ -223,9 +225,12 @@ def test_opinions_are_smoothed_over_the_epochs_up_to_the_best(sparse: Graph) -> 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"smoothing": 0.5}, r"smoothing \(got 0.5\), expected 0 unless draw is 'validation'"),
-        ({"smoothing": 1.0, "draw": "validation"}, r"smoothing \(got 1.0\), expected 0 <= smoothing < 1"),
-        ({"edge_score": "agreement", "edge_values": "trained"}, r"edge values \(got 'trained', but edge score"),
+        ({"prediction_ema": 0.5}, r"prediction_ema \(got 0.5\), expected 0 unless draw_at is 'validation'"),
+        (
+            {"prediction_ema": 1.0, "draw_at": "validation"},
+            r"prediction_ema \(got 1.0\), expected 0 <= prediction_ema < 1",
+        ),
+        ({"edge_score": "similarity", "edge_weights": "trained"}, r"edge weights \(got 'trained', but edge score"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from gebt.graph import Graph
 from gebt.graph.edges import EDGES
 from gebt.models import GCN
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.recipes import teddy
 from gebt.recipes.teddy import TeddySettings, _Projection, degree_score
 from gebt.train import NodeTask, TrainingSettings
@@ -39,7 +39,7 @@ def test_on_a_path_the_ends_are_kept_first() -> None:
 def test_every_step_leaves_exactly_the_smallest_parameters_zero(sparse: Graph, ratio: float) -> None:
     model = model_of(sparse)
     before = torch.cat([p.detach().abs().flatten() for p in model.parameters()])
-    _Projection(model, ratio, TieOrder(0))()
+    _Projection(model, ratio, TieBreaker(0))()
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     zeros, count = int((after == 0).sum()), math.ceil(ratio * before.numel())
     # Biases begin as zeros: they are among the smallest, or stay zero beside them.

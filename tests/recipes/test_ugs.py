@@ -14,7 +14,7 @@ from gebt.recipes import ugs
 from gebt.recipes.ugs import WD_GLT, UgsSettings, _Masked, _Work
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import copy_state
-from gebt.train.result import Phase, Trained
+from gebt.train.result import MethodResult, Phase
 
 FEW = TrainingSettings(epochs=5, learning_rate=0.02)
 SETTINGS = UgsSettings(masked=FEW, fixed=FEW)
@@ -25,12 +25,14 @@ def model_of(graph: Graph) -> GCN:
 
 
 @pytest.fixture(scope="module")
-def rounds(sparse: Graph) -> tuple[list[Trained], GCN]:
+def rounds(sparse: Graph) -> tuple[list[MethodResult], GCN]:
     model = model_of(sparse)
     return ugs.run(model, sparse, rounds=4, settings=SETTINGS, seed=3), model
 
 
-def test_counts_follow_the_recursion_and_masks_are_nested(rounds: tuple[list[Trained], GCN], sparse: Graph) -> None:
+def test_counts_follow_the_recursion_and_masks_are_nested(
+    rounds: tuple[list[MethodResult], GCN], sparse: Graph
+) -> None:
     found, model = rounds
     pairs, weights = sparse.num_pairs, sum(conv.lin.weight.numel() for conv in model.layers)
     before = None
@@ -51,7 +53,7 @@ def test_counts_follow_the_recursion_and_masks_are_nested(rounds: tuple[list[Tra
 
 
 def test_the_ticket_is_what_was_trained_from_the_rewound_weights(
-    rounds: tuple[list[Trained], GCN], sparse: Graph
+    rounds: tuple[list[MethodResult], GCN], sparse: Graph
 ) -> None:
     found, model = rounds
     last = found[-1]

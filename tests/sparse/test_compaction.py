@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gebt.models import GCN
-from gebt.sparse.compaction import Group, check_pruned_are_zero, live_units, sliced, spread
+from gebt.sparse.compaction import Group, check_pruned_are_zero, live_units, scattered, sliced
 
 LAYERS = {"w0": (4, 3), "w1": (3, 4), "w2": (2, 3)}
 CHAIN = [
@@ -164,7 +164,7 @@ def test_spreading_writes_the_live_units_and_nothing_else() -> None:
     live = {"features": torch.tensor([0, 2]), "first": torch.tensor([1, 3]), "second": torch.tensor([2])}
     before = {name: tensor.clone() for name, tensor in STATE.items()}
     small = {name: -tensor - 100 for name, tensor in sliced(STATE, CHAIN, live).items()}
-    full = spread(small, STATE, CHAIN, live)
+    full = scattered(small, STATE, CHAIN, live)
     again = sliced(full, CHAIN, live)
     assert all(torch.equal(again[name], tensor) for name, tensor in small.items())
     touched = {name: int((full[name] != before[name]).sum()) for name in full}

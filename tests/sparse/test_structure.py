@@ -116,9 +116,9 @@ def test_norm_is_the_size_of_the_scale_and_of_features_the_magnitude() -> None:
     torch.testing.assert_close(scores_of(stream, "norm", "unit"), {"hidden": g0 + g1})
 
 
-def test_the_norm_score_wants_a_normalisation() -> None:
+def test_the_norm_score_wants_a_normalization() -> None:
     with pytest.raises(
-        ValueError, match=r"unit score 'norm' \(got no normalisation in 'hidden.0'\), expected norm='batch'"
+        ValueError, match=r"unit score 'norm' \(got no normalization in 'hidden.0'\), expected norm='batch'"
     ):
         scores_of(model_of(), "norm")
     assert scores_of(model_of(), "norm", "feature").keys() == {"features"}

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from gebt.prune import EarlyBird, Mask
-from gebt.prune.tie_breaking import TieOrder
-from gebt.train.consistency import fingerprint, same_everywhere
-from gebt.train.edge_values import PairValues
+from gebt.prune.tie_breaking import TieBreaker
+from gebt.train.consistency import check_same_on_all_ranks, digest
+from gebt.train.edge_values import EdgeValueStore
 from gebt.train.shards import Shards
 
 COUNT, STEPS, BATCHES = 1000, 4, 6
-ORDER = TieOrder(5)
+ORDER = TieBreaker(5)
 
 
 def batch(step: int, number: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def weight(ids: Tensor) -> Tensor:
     return 1.0 + (ids % 3)
 
 
-def train(values: PairValues, rank: int, world: int, steps: range) -> list[Mask]:
+def train(values: EdgeValueStore, rank: int, world: int, steps: range) -> list[Mask]:
     """Process r takes the batches r, r + world, ...: lower ranks first is the order of one process."""
     drawn = []
     for step in steps:
@@ -54,13 +54,13 @@ def train(values: PairValues, rank: int, world: int, steps: range) -> list[Mask]
     return drawn
 
 
-def made(rank: int, world: int, folder: Path | None = None, learning_rate: float = 0.05) -> PairValues:
+def made(rank: int, world: int, folder: Path | None = None, learning_rate: float = 0.05) -> EdgeValueStore:
     shards = Shards(owners(world), rank=rank, world=world)
     rest: dict[str, Any] = {"l1": 0.01, "dtype": torch.float64, "shards": shards, "run": 64, "folder": folder}
-    return PairValues(COUNT, learning_rate=learning_rate, **rest)
+    return EdgeValueStore(COUNT, learning_rate=learning_rate, **rest)
 
 
-def resumed(values: PairValues, rank: int, world: int, folder: Path) -> PairValues:
+def resumed(values: EdgeValueStore, rank: int, world: int, folder: Path) -> EdgeValueStore:
     state = folder / f"state.{world}.{rank}.pt"
     torch.save(values.state_dict(), state)
     other = made(rank, world, folder / "files")
@@ -83,8 +83,8 @@ def refusals(rank: int, world: int) -> dict[str, str]:
     own = Shards(owners(world).flip(0) if last else owners(world), rank=rank, world=world)
     rate = 0.2 if last else 0.1
     return {
-        "options": told(lambda: same_everywhere("options", b"those" if last else b"these")),
-        "owners of pairs": told(lambda: PairValues(COUNT, learning_rate=0.1, shards=own)),
+        "options": told(lambda: check_same_on_all_ranks("options", b"those" if last else b"these")),
+        "owners of pairs": told(lambda: EdgeValueStore(COUNT, learning_rate=0.1, shards=own)),
         "settings of pair values": told(lambda: made(rank, world, learning_rate=rate)),
     }
 
@@ -93,7 +93,7 @@ def agreed(masks: list[Mask]) -> EarlyBird:
     bird = EarlyBird()
     for mask in masks:
         bird.update(Mask(dict(mask)))  # of tensors, whose distance needs no kernel, for which every process loads numba
-        same_everywhere("mask and detector", fingerprint(mask, bird.trajectory, bird.fired))
+        check_same_on_all_ranks("mask and detector", digest(mask, bird.trajectory, bird.fired))
     return bird
 
 

@@ -13,7 +13,7 @@ from gebt.cli.main import main
 from gebt.data.mapped.convert import convert
 from gebt.experiments.record import read_record
 from gebt.graph import Edges, Graph, LinkGraph, hold_out_links
-from gebt.graph.batch_schedule import BatchSettings, Plan, stream_of
+from gebt.graph.batch_schedule import BatchSchedule, BatchSettings, stream_of
 from gebt.graph.batches import Sampler
 from gebt.models import GCN, LinkPredictor
 from gebt.prune.mask import Mask
@@ -23,7 +23,7 @@ from gebt.train import LinkTask
 from gebt.train.loop import TrainingSettings, adam, seeded
 from gebt.train.minibatch import Batched, BatchedFit
 
-FOUR = BatchSettings("random", parts=4, per_step=4)
+FOUR = BatchSettings("random", num_parts=4, accumulate_batches=4)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def held(sparse64: Graph) -> LinkGraph:
 
 def batched_of(graph: LinkGraph, settings: BatchSettings = FOUR, kept: Mask | None = None) -> Batched:
     edges = Edges.from_pairs(graph.pairs, graph.num_nodes)
-    plan = Plan(Sampler(edges), torch.arange(graph.num_nodes), settings, seed=0)
+    plan = BatchSchedule(Sampler(edges), torch.arange(graph.num_nodes), settings, seed=0)
     return Batched(graph, plan, kept=kept, edges=edges)
 
 
@@ -49,7 +49,7 @@ def test_links_of_a_batch_are_targets_also_pruned_ones_and_those_kept_carry_mess
         task, ids = batched.task_of(batch)
         assert isinstance(task, LinkTask)
         targets = task.targets()
-        assert torch.equal(targets[:, : task.counted], batch.pairs)
+        assert torch.equal(targets[:, : task.num_labels], batch.pairs)
         assert bool((targets[0] != targets[1]).all())
         assert int(targets.max()) < batch.nodes.numel()
         assert torch.equal(ids, batch.pair_ids[batch.pair_ids % 2 == 0])
@@ -60,9 +60,12 @@ def test_links_of_a_batch_are_targets_also_pruned_ones_and_those_kept_carry_mess
     assert found == set(map(tuple, held.pairs[:, together].t().tolist()))
 
 
-@pytest.mark.parametrize("cut", ["random", "clusters", "walks"])
-def test_the_loss_of_an_epoch_is_the_mean_over_the_links_of_its_batches(held: LinkGraph, cut: Any) -> None:
-    batched, model = batched_of(held, BatchSettings(cut, parts=4, size=15, per_step=4)), predictor(held)
+@pytest.mark.parametrize("strategy", ["random", "cluster", "random-walk"])
+def test_the_loss_of_an_epoch_is_the_mean_over_the_links_of_its_batches(held: LinkGraph, strategy: Any) -> None:
+    batched, model = (
+        batched_of(held, BatchSettings(strategy, num_parts=4, size=15, accumulate_batches=4)),
+        predictor(held),
+    )
     told, links = 0.0, 0
     assert len(batched.plan) == 4
     for number in range(4):
@@ -82,16 +85,16 @@ def losses(graph: LinkGraph, settings: BatchSettings, seed: int = 0) -> list[flo
 
 def test_batches_without_a_link_are_passed_over(held: LinkGraph) -> None:
     alone = replace(held, pairs=held.pairs[:, :1])
-    assert losses(alone, BatchSettings("random", parts=held.num_nodes)) == [0.0, 0.0]  # one node a batch
+    assert losses(alone, BatchSettings("random", num_parts=held.num_nodes)) == [0.0, 0.0]  # one node a batch
     # At times the link is in one of the three batches of a step, and two have none.
-    found = [losses(alone, BatchSettings("random", parts=3, per_step=3), seed)[0] for seed in range(8)]
+    found = [losses(alone, BatchSettings("random", num_parts=3, accumulate_batches=3), seed)[0] for seed in range(8)]
     assert all(0 <= loss < 10 for loss in found)
     assert 0 < sum(loss > 0 for loss in found) < 8
 
 
 def test_a_search_in_one_batch_draws_the_masks_of_pairs_and_weights_asked_for(held: LinkGraph) -> None:
     settings = search.SearchSettings(max_epochs=4, threshold=1e-9)
-    whole = batched_of(held, BatchSettings("random", parts=1))
+    whole = batched_of(held, BatchSettings("random", num_parts=1))
     ticket = recipes.joint(predictor(held), whole, edge_ratio=0.4, weight_ratio=0.5, settings=settings)
     assert ticket.edge_mask.kept == held.num_pairs - int(0.4 * held.num_pairs)
     ticket.check(predictor(held), held)
@@ -103,7 +106,7 @@ def test_a_search_in_one_batch_draws_the_masks_of_pairs_and_weights_asked_for(he
 
 def test_links_in_batches_are_a_command(tmp_path: Path) -> None:
     few = ["--hidden=8", "--epochs=2", "--max-epochs=2", "--retrain-epochs=2"]
-    main(["run", "--task=links", "--batches=random", "--parts=3", *few, "--out", str(tmp_path / "run")])
+    main(["run", "--task=links", "--batching=random", "--num_parts=3", *few, "--out", str(tmp_path / "run")])
     record = read_record(tmp_path / "run")
     found: dict[str, Any] = record["per_seed"][0]
     assert record["graph"]["metric"] == "hits@50"
@@ -115,14 +118,14 @@ def test_links_in_batches_are_a_command(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (
-            ["--task=links", "--batches=neighbours"],
-            "--batches (got 'neighbours'), expected one of ('random', 'clusters', 'walks') for links",
+            ["--task=links", "--batching=neighbor"],
+            "--batching (got 'neighbor'), expected one of ('random', 'cluster', 'random-walk') for links",
         ),
         (
             ["--task=links", "--graph=MAPPED"],
             "--task (got 'links'), expected 'nodes' for a graph that is read from disk",
         ),
-        (["--dataset=mutag", "--batches=random"], "--batches (got it for a set of graphs), expected none"),
+        (["--dataset=mutag", "--batching=random"], "--batching (got it for a set of graphs), expected none"),
     ],
 )
 def test_what_has_no_batches_is_refused(

@@ -91,7 +91,7 @@ def _once_then_full() -> object:
 def test_what_cannot_be_gone_on_from_is_refused(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path)
     kept.save(1, {"epoch": 1})
-    (tmp_path / "00000001" / COMPLETE).write_text('{"number": 1, "processes": 3}')
+    (tmp_path / "00000001" / COMPLETE).write_text('{"regression": 1, "processes": 3}')
     with pytest.raises(CheckpointError, match=r"00000001 \(got one of 3 processes\), expected 1; go on with as many"):
         kept.load()
     kept.save(2, {"epoch": 2})

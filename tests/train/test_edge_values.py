@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebt.prune import EarlyBird, Mask, select
-from gebt.prune.tie_breaking import TieOrder
-from gebt.train.consistency import fingerprint, same_everywhere
-from gebt.train.edge_values import NAMES, PairValues
+from gebt.prune import EarlyBird, Mask, make_mask
+from gebt.prune.tie_breaking import TieBreaker
+from gebt.train.consistency import check_same_on_all_ranks, digest
+from gebt.train.edge_values import NAMES, EdgeValueStore
 from gebt.train.shards import Shards
 
 KINDS = [torch.float32, torch.float64]
@@ -27,7 +27,7 @@ def batches(count: int, kind: torch.dtype, step: int) -> list[tuple[Tensor, Tens
     return [(ids, torch.randn(ids.numel(), dtype=kind, generator=generator)) for ids in drawn]
 
 
-def whole(values: PairValues) -> Tensor:
+def whole(values: EdgeValueStore) -> Tensor:
     return values.read(torch.arange(values.count))
 
 
@@ -39,7 +39,7 @@ def test_steps_are_those_of_adam_on_the_whole_tensor(
     kind: torch.dtype, l1: float, in_files: bool, run: int, tmp_path: Path
 ) -> None:
     count = 1000
-    values = PairValues(
+    values = EdgeValueStore(
         count, learning_rate=0.02, l1=l1, dtype=kind, folder=tmp_path if in_files else None, run=run, betas=(0.8, 0.99)
     )
     plain = torch.ones(count, dtype=kind, requires_grad=True)
@@ -59,7 +59,7 @@ def test_steps_are_those_of_adam_on_the_whole_tensor(
 
 
 def test_a_step_does_not_depend_on_where_a_value_lies() -> None:
-    few, many = (PairValues(count, learning_rate=0.01, dtype=torch.float64) for count in (3, 1000))
+    few, many = (EdgeValueStore(count, learning_rate=0.01, dtype=torch.float64) for count in (3, 1000))
     generator = seeded()
     for _ in range(20):
         gradient = torch.randn(3, dtype=torch.float64, generator=generator)
@@ -74,8 +74,8 @@ def test_a_step_does_not_depend_on_where_a_value_lies() -> None:
 @pytest.mark.parametrize("weight", [None, "tensor", "function"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.9])
 def test_masks_are_those_of_select(kind: torch.dtype, weight: str | None, ratio: float, tmp_path: Path) -> None:
-    count, order = 777, TieOrder(3)
-    values = PairValues(count, learning_rate=0.1, dtype=kind, folder=tmp_path, run=128)
+    count, order = 777, TieBreaker(3)
+    values = EdgeValueStore(count, learning_rate=0.1, dtype=kind, folder=tmp_path, run=128)
     ids = torch.randperm(count, generator=seeded())[:400]  # the others stay 1, and tie
     values.add_gradient(ids, torch.randn(400, dtype=kind, generator=seeded(1)))
     values.step()
@@ -84,7 +84,7 @@ def test_masks_are_those_of_select(kind: torch.dtype, weight: str | None, ratio:
     scores = whole(values).abs() * (1 if weight is None else table)
     mask = values.draw(ratio, order, given)
     assert list(mask) == ["edges"]
-    assert mask == select({"edges": scores}, ratio=ratio, order=order, allow_empty=True)
+    assert mask == make_mask({"edges": scores}, ratio=ratio, tie_break=order, allow_empty=True)
     assert mask.kept == int(mask["edges"].sum())
 
 
@@ -92,9 +92,9 @@ def test_masks_are_those_of_select(kind: torch.dtype, weight: str | None, ratio:
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_saved_state_goes_on_bit_for_bit(in_files: bool, mapped: bool, tmp_path: Path) -> None:
     folder = tmp_path / "values" if in_files else None
-    through = PairValues(300, learning_rate=0.02, l1=0.01, folder=folder, run=64)
+    through = EdgeValueStore(300, learning_rate=0.02, l1=0.01, folder=folder, run=64)
 
-    def epoch(values: PairValues, step: int, saved: io.BytesIO | Path | None = None) -> None:
+    def epoch(values: EdgeValueStore, step: int, saved: io.BytesIO | Path | None = None) -> None:
         for ids, gradient in batches(300, torch.float32, step):
             values.add_gradient(ids, gradient)
             if saved:  # in the middle of an epoch, the gradient half there
@@ -105,7 +105,7 @@ def test_a_saved_state_goes_on_bit_for_bit(in_files: bool, mapped: bool, tmp_pat
     for step in range(3):
         epoch(through, step)
     epoch(through, 3, tmp_path / "state.pt")
-    resumed = PairValues(300, learning_rate=0.02, l1=0.01, folder=folder, run=128)
+    resumed = EdgeValueStore(300, learning_rate=0.02, l1=0.01, folder=folder, run=128)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", mmap=mapped, weights_only=True))
     ids, gradient = batches(300, torch.float32, 3)[1]
     resumed.add_gradient(ids, gradient)
@@ -113,11 +113,11 @@ def test_a_saved_state_goes_on_bit_for_bit(in_files: bool, mapped: bool, tmp_pat
     for step in range(4, 6):
         epoch(through, step)
         epoch(resumed, step)
-    assert fingerprint(through.state_dict()) == fingerprint(resumed.state_dict())
+    assert digest(through.state_dict()) == digest(resumed.state_dict())
 
 
 def test_files_are_gone_with_the_values(tmp_path: Path) -> None:
-    values = PairValues(10, learning_rate=0.1, folder=tmp_path / "new")
+    values = EdgeValueStore(10, learning_rate=0.1, folder=tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
     assert torch.equal(whole(values), torch.ones(10))
 
@@ -127,15 +127,15 @@ def test_pages_in_files_do_not_stay_in_memory(tmp_path: Path) -> None:
         lines = Path("/proc/self/status").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
 
-    order, before = TieOrder(0), resident()
-    values = PairValues(8_000_000, learning_rate=0.1, folder=tmp_path)  # 128 MB
+    order, before = TieBreaker(0), resident()
+    values = EdgeValueStore(8_000_000, learning_rate=0.1, folder=tmp_path)  # 128 MB
     values.step()
     assert values.draw(0.5, order).kept == 4_000_000
     assert resident() - before < 20_000  # kB
 
 
 def test_gradients_and_values_of_pairs_that_are_not_there_are_refused() -> None:
-    values = PairValues(10, learning_rate=0.1)
+    values = EdgeValueStore(10, learning_rate=0.1)
     for ids in (torch.tensor([3, 10]), torch.tensor([-1])):
         with pytest.raises(ValueError, match=r"numbers of pairs \(got .*\), expected 0 to 9"):
             values.read(ids)
@@ -146,41 +146,41 @@ def test_gradients_and_values_of_pairs_that_are_not_there_are_refused() -> None:
 
 
 def test_a_nan_value_is_refused_when_a_mask_is_drawn() -> None:
-    values = PairValues(10, learning_rate=0.1)
+    values = EdgeValueStore(10, learning_rate=0.1)
     values.add_gradient(torch.tensor([4]), torch.tensor([float("nan")]))
     values.step()
     with pytest.raises(ValueError, match=r"scores \(got NaN for 1 of 10 entries\)"):
-        values.draw(0.5, TieOrder(0))
+        values.draw(0.5, TieBreaker(0))
 
 
 def test_other_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"type of the values \(got torch.float16\)"):
-        PairValues(10, learning_rate=0.1, dtype=torch.float16)
+        EdgeValueStore(10, learning_rate=0.1, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"run \(got 100\), expected a multiple of 64"):
-        PairValues(10, learning_rate=0.1, run=100)
+        EdgeValueStore(10, learning_rate=0.1, run=100)
     with pytest.raises(ValueError, match=r"shards \(got 9 pairs\), expected 10"):
-        PairValues(10, learning_rate=0.1, shards=Shards(torch.zeros(9), rank=0, world=1))
+        EdgeValueStore(10, learning_rate=0.1, shards=Shards(torch.zeros(9), rank=0, world=1))
 
 
 def test_the_state_of_other_pairs_is_refused() -> None:
-    state = PairValues(10, learning_rate=0.1).state_dict()
+    state = EdgeValueStore(10, learning_rate=0.1).state_dict()
     with pytest.raises(ValueError, match=r"state of .value. \(got \(10, torch.float32, \(10,\)\)\), expected \(11, "):
-        PairValues(11, learning_rate=0.1).load_state_dict(state)
+        EdgeValueStore(11, learning_rate=0.1).load_state_dict(state)
     with pytest.raises(ValueError, match=r"expected \(10, torch.float64, \(10,\)\)"):
-        PairValues(10, learning_rate=0.1, dtype=torch.float64).load_state_dict(state)
+        EdgeValueStore(10, learning_rate=0.1, dtype=torch.float64).load_state_dict(state)
     with pytest.raises(
         ValueError, match=r"process of the state \(got \(1, 3\)\), expected \(0, 1\) \(rank, processes\)"
     ):
-        PairValues(10, learning_rate=0.1).load_state_dict(state | {"process": (1, 3)})
+        EdgeValueStore(10, learning_rate=0.1).load_state_dict(state | {"process": (1, 3)})
     assert set(NAMES) < state.keys()
 
 
 def test_no_pair_at_all() -> None:
-    values = PairValues(0, learning_rate=0.1)
+    values = EdgeValueStore(0, learning_rate=0.1)
     values.add_gradient(torch.empty(0, dtype=torch.long), torch.empty(0))
     values.step()
     assert whole(values).shape == (0,)
-    assert values.draw(0.5, TieOrder(0))["edges"].shape == (0,)
+    assert values.draw(0.5, TieBreaker(0))["edges"].shape == (0,)
 
 
 def test_pairs_belong_to_the_process_of_the_part_of_their_smaller_end() -> None:
@@ -218,20 +218,20 @@ def test_fingerprints_tell_things_apart() -> None:
         torch.ones(2), torch.ones(2).double(), torch.ones(2, 1), torch.ones(2).bfloat16(), torch.tensor(1),
         Mask({"edges": kept}), Mask({"weights": kept}), Mask({"edges": ~kept}), Mask({"edges": kept.view(4, 25)}),
     ]  # fmt: skip
-    assert len({fingerprint(thing) for thing in things}) == len(things)
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert len({digest(thing) for thing in things}) == len(things)
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     with pytest.raises(ValueError, match=r"thing to compare \(got object\), expected numbers"):
-        fingerprint(object())
+        digest(object())
 
 
 def test_masks_have_one_fingerprint_as_bits_and_as_tensors() -> None:
-    drawn = PairValues(100, learning_rate=0.1).draw(0.3, TieOrder(1))
+    drawn = EdgeValueStore(100, learning_rate=0.1).draw(0.3, TieBreaker(1))
     assert drawn.words is not None
-    assert fingerprint(drawn) == fingerprint(Mask({"edges": drawn["edges"].clone()}))
+    assert digest(drawn) == digest(Mask({"edges": drawn["edges"].clone()}))
     bird = EarlyBird()
     bird.update(drawn)
-    assert fingerprint(bird.state_dict()) != fingerprint(EarlyBird().state_dict())
+    assert digest(bird.state_dict()) != digest(EarlyBird().state_dict())
 
 
 def test_one_process_agrees_with_itself() -> None:
-    same_everywhere("options", "anything")
+    check_same_on_all_ranks("options", "anything")

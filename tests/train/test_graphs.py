@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from gebt.graph import Edges, Graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.models.graph_classifier import GraphClassifier
 from gebt.train import graphs as graphs_module
 from gebt.train.graphs import GraphsTask
@@ -21,18 +21,18 @@ def model(seed: int = 0) -> GraphClassifier:
     return GraphClassifier(3, 4, 2, depth=3, dropout=0.0, seed=seed)
 
 
-def trained(fold: FoldOfGraphs, epochs: int = 4) -> tuple[GraphClassifier, list[float]]:
+def trained(fold: GraphClassificationFold, epochs: int = 4) -> tuple[GraphClassifier, list[float]]:
     own = model()
     history = fit(own, GraphsTask(fold), [adam(own, TrainingSettings(epochs))], epochs, evaluate=False)
     return own, history.losses
 
 
-def test_a_fold_of_graphs_poses_the_task_of_graphs(fold: FoldOfGraphs, toy: Graph) -> None:
+def test_a_fold_of_graphs_poses_the_task_of_graphs(fold: GraphClassificationFold, toy: Graph) -> None:
     assert type(task_for(fold)) is GraphsTask
     assert type(task_for(toy)) is NodeTask
 
 
-def test_training_sees_the_training_graphs_and_evaluation_all(fold: FoldOfGraphs) -> None:
+def test_training_sees_the_training_graphs_and_evaluation_all(fold: GraphClassificationFold) -> None:
     task, own = GraphsTask(fold), model()
     seen = fold.part(fold.train_mask)
     edges = Edges.from_pairs(seen.pairs, seen.num_nodes)
@@ -48,7 +48,7 @@ def test_training_sees_the_training_graphs_and_evaluation_all(fold: FoldOfGraphs
     torch.testing.assert_close(task.measures(own), expected_measures)
 
 
-def test_soft_labels_count_for_training_graphs_alone(fold: FoldOfGraphs) -> None:
+def test_soft_labels_count_for_training_graphs_alone(fold: GraphClassificationFold) -> None:
     said = torch.rand(fold.num_graphs, 2, generator=torch.Generator().manual_seed(0)).log_softmax(1)
     own, plain = model(), GraphsTask(fold)
     logits = plain.logits(own)
@@ -58,7 +58,7 @@ def test_soft_labels_count_for_training_graphs_alone(fold: FoldOfGraphs) -> None
     torch.testing.assert_close(taught, plain.loss(logits) + 2 * divergence)
 
 
-def test_batches_are_all_training_graphs_once(fold: FoldOfGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_all_training_graphs_once(fold: GraphClassificationFold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs_module, "BATCH", 5)
     task = GraphsTask(fold, soft=SoftLabels(torch.arange(60.0).view(30, 2), 1.0))
     steps = task.steps()
@@ -69,7 +69,7 @@ def test_batches_are_all_training_graphs_once(fold: FoldOfGraphs, monkeypatch: p
     assert sorted(said[:, 0].tolist()) == (2.0 * fold.train_mask.nonzero().flatten()).tolist()
 
 
-def test_a_tickets_edges_are_those_of_every_part(fold: FoldOfGraphs) -> None:
+def test_a_tickets_edges_are_those_of_every_part(fold: GraphClassificationFold) -> None:
     kept = torch.arange(fold.num_pairs) % 3 > 0
     values = torch.rand(int(kept.sum()), generator=torch.Generator().manual_seed(0))
     edges, own = Edges.from_pairs(fold.pairs[:, kept], fold.num_nodes, values), model().eval()
@@ -81,7 +81,7 @@ def test_a_tickets_edges_are_those_of_every_part(fold: FoldOfGraphs) -> None:
     torch.testing.assert_close(held, whole[fold.val_mask | fold.test_mask])
 
 
-def test_nothing_of_held_out_graphs_enters_training(fold: FoldOfGraphs) -> None:
+def test_nothing_of_held_out_graphs_enters_training(fold: GraphClassificationFold) -> None:
     weights, losses = trained(fold)
     held = ~fold.train_mask[fold.graph_of]
     other = replace(

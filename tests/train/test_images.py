@@ -12,10 +12,10 @@ from torch import nn
 from gebt.data.images import Images, load_images
 from gebt.models.mlp import MLP
 from gebt.models.vision_registry import IMAGE_NETWORKS, image_network
-from gebt.prune.enforce import hold
-from gebt.prune.imp import lottery
+from gebt.prune.enforce import enforce_mask
+from gebt.prune.imp import iterative_magnitude_pruning
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import select
+from gebt.prune.selection import make_mask
 from gebt.train.images import ImageSettings, accuracy, fit
 
 FEW: dict[str, Any] = {"milestones": (), "batch": 32, "crop": 0, "flip": False}
@@ -62,12 +62,12 @@ def test_it_learns_and_the_last_accuracy_is_that_of_the_network(digits: tuple[Im
 def test_it_is_a_training_that_lottery_and_hold_can_use(digits: tuple[Images, Images]) -> None:
     settings = ImageSettings(epochs=2, optimizer="adam", learning_rate=1e-3, **FEW)
     model = MLP(64, 10, (16,), seed=0)
-    found = lottery(
+    found = iterative_magnitude_pruning(
         model, lambda model, **given: fit(model, *digits, settings, **given).losses, ratio=0.75, levels=2, rewind=1
     )
     assert [len(level.result) for level in found.levels] == [1, 1, 1]
-    mask = select(magnitude(prunable_weights(model)), ratio=0.5)
-    fit(model, *digits, settings, holding=lambda optimizer: hold(model, mask, optimizer))
+    mask = make_mask(magnitude(prunable_weights(model)), ratio=0.5)
+    fit(model, *digits, settings, enforce=lambda optimizer: enforce_mask(model, mask, optimizer))
     assert all(not bool(model.get_parameter(name)[~kept].any()) for name, kept in mask.items())
 
 

@@ -16,7 +16,7 @@ from gebt.data.mapped.mapped_graph import open_mapped
 from gebt.data.mapped.streams import stream_graph
 from gebt.graph import Edges, Graph
 from gebt.graph.adjacency import adjacency_of
-from gebt.graph.batch_schedule import BatchSettings, Plan
+from gebt.graph.batch_schedule import BatchSchedule, BatchSettings
 from gebt.graph.batches import Sampler
 from gebt.models import GCN
 from gebt.models.gnn import GAT, GIN, GraphSAGE
@@ -79,7 +79,7 @@ def test_runs_are_cut_by_what_their_nodes_bring_along(sparse64: Graph, monkeypat
     assert len(layers._runs(torch.arange(60), 4)) == 1
 
 
-@pytest.mark.parametrize("target", ["class", "multilabel", "number"])
+@pytest.mark.parametrize("target", ["class", "multilabel", "regression"])
 def test_a_graph_on_disk_is_evaluated_as_in_memory(target: Any, sparse: Graph, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     changed: dict[str, Any] = {
@@ -89,7 +89,7 @@ def test_a_graph_on_disk_is_evaluated_as_in_memory(target: Any, sparse: Graph, t
             "num_classes": 3,
             "metric": "micro_f1",
         },
-        "number": {"labels": torch.randn(60, generator=generator).float(), "num_classes": 1, "metric": "r2"},
+        "regression": {"labels": torch.randn(60, generator=generator).float(), "num_classes": 1, "metric": "r2"},
     }[target]
     graph = replace(sparse, target=target, **changed)
     mapped = open_mapped(convert_stream(stream_graph(graph), tmp_path / "mapped"), verify=True)
@@ -97,7 +97,9 @@ def test_a_graph_on_disk_is_evaluated_as_in_memory(target: Any, sparse: Graph, t
     assert (mapped.target, mapped.metric, mapped.num_classes) == (graph.target, graph.metric, graph.num_classes)
     assert torch.equal(mapped.labels, graph.labels)
     model, edges = GCN(graph.num_features, 8, graph.num_classes), edges_of(graph)
-    plan = Plan(Sampler(mapped), mapped.train_mask.nonzero().squeeze(1), BatchSettings("random", parts=3), seed=0)
+    plan = BatchSchedule(
+        Sampler(mapped), mapped.train_mask.nonzero().squeeze(1), BatchSettings("random", num_parts=3), seed=0
+    )
     for kept in (None, half(graph)):
         seen = edges if kept is None else edges.subset(kept.flat())
         expected = NodeTask(mapped.to_graph(), seen).evaluate(model)

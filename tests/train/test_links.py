@@ -103,9 +103,9 @@ def test_held_out_and_pruned_edges_carry_no_message_and_pruned_ones_stay_targets
     with torch.no_grad():
         # The embeddings are those of a graph that never had the others.
         alone = replace(held, pairs=held.pairs[:, kept])
-        torch.testing.assert_close(pruned.opinions(model), task_for(alone).opinions(model))
+        torch.testing.assert_close(pruned.predict_proba(model), task_for(alone).predict_proba(model))
         moved = replace(held, val_edges=held.val_edges.flip(1)[:, :3])
-        torch.testing.assert_close(task_for(moved).opinions(model), task.opinions(model), rtol=0, atol=0)
+        torch.testing.assert_close(task_for(moved).predict_proba(model), task.predict_proba(model), rtol=0, atol=0)
 
 
 def test_other_numbers_for_the_nodes_change_no_measure(held: LinkGraph) -> None:
@@ -120,9 +120,9 @@ def test_other_numbers_for_the_nodes_change_no_measure(held: LinkGraph) -> None:
     torch.testing.assert_close(task_for(renamed).measures(model), task_for(dense).measures(model))
 
 
-@pytest.mark.parametrize("option", ["soft", "also"])
+@pytest.mark.parametrize("option", ["soft", "extra_loss"])
 def test_losses_on_classes_are_refused(held: LinkGraph, option: str) -> None:
-    given: dict[str, Any] = {"soft": SoftLabels(torch.zeros(1, 1), 1.0), "also": torch.sum}
+    given: dict[str, Any] = {"soft": SoftLabels(torch.zeros(1, 1), 1.0), "extra_loss": torch.sum}
     with pytest.raises(ValueError, match=rf"link prediction \(got '{option}'\), expected no loss on opinions"):
         task_for(held, **{option: given[option]})
 
@@ -132,4 +132,4 @@ def test_a_graph_of_nodes_poses_the_task_of_nodes(sparse: Graph) -> None:
     assert type(task) is NodeTask
     assert task.classifies
     model: Callable[..., Tensor] = GCN(sparse.num_features, 8, sparse.num_classes).eval()
-    torch.testing.assert_close(task.opinions(model), model(sparse.features, task.edges).softmax(1))  # type: ignore[arg-type]
+    torch.testing.assert_close(task.predict_proba(model), model(sparse.features, task.edges).softmax(1))  # type: ignore[arg-type]

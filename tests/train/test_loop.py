@@ -203,7 +203,7 @@ def test_edge_values_that_are_not_finite_show_in_the_first_layer(toy: Graph, eva
     assert got == "training loss (got nan; first in the output of layer 'convs.0.lin')"
 
 
-def test_a_normalisation_that_is_not_finite_is_named(toy: Graph) -> None:
+def test_a_normalization_that_is_not_finite_is_named(toy: Graph) -> None:
     model = GCN(toy.num_features, 8, toy.num_classes, dropout=0.0, norm="batch")
     model.norms[0].module.running_var.fill_(float("nan"))
     assert refusal(model, NodeTask(toy), [], 1).startswith(
@@ -335,7 +335,7 @@ def test_starting_from_aggregated_features_changes_neither_logits_nor_gradients(
         model = GCN(toy.num_features, 8, toy.num_classes, depth, dropout=0.0, **options)
         logits = NodeTask(toy, keep_aggregated=keep).logits(model)
         found.append((logits, torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
-    # Some gradients are zero but for rounding: a bias before a normalisation.
+    # Some gradients are zero but for rounding: a bias before a normalization.
     torch.testing.assert_close(*found, atol=2e-6, rtol=1e-5)
 
 
@@ -371,7 +371,7 @@ def test_measures_are_the_evaluation_in_one_tensor(toy: Graph) -> None:
     assert tuple(measures.tolist()) == task.evaluate(model)
 
 
-def test_statistics_of_normalisation_are_those_of_the_last_pass_and_its_rate_is_as_before(toy: Graph) -> None:
+def test_statistics_of_normalization_are_those_of_the_last_pass_and_its_rate_is_as_before(toy: Graph) -> None:
     model = GCN(toy.num_features, 8, toy.num_classes, dropout=0.0, norm="batch")
     norm = model.norms[0].module
     task, seen = NodeTask(toy), list[Tensor]()

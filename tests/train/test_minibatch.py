@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gebt.graph import Edges, Graph
-from gebt.graph.batch_schedule import BatchSettings, Plan
+from gebt.graph.batch_schedule import BatchSchedule, BatchSettings
 from gebt.graph.batches import Sampler
 from gebt.models import GCN
 from gebt.models.resgcn import ResGCN
@@ -18,17 +18,17 @@ from gebt.prune.mask import Mask
 from gebt.recipes import minibatch as recipes
 from gebt.recipes import search
 from gebt.train.checkpoints import load_state, save_state
-from gebt.train.edge_values import PairValues
+from gebt.train.edge_values import EdgeValueStore
 from gebt.train.loop import NodeTask, TrainingSettings, adam, copy_state, fit, following
 from gebt.train.minibatch import Batched, BatchedFit
 
 SETTINGS = search.SearchSettings(max_epochs=8, threshold=1e-9)
-WHOLE = BatchSettings("random", parts=1)
+WHOLE = BatchSettings("random", num_parts=1)
 
 
 def batched_of(graph: Graph, settings: BatchSettings = WHOLE, *, in_memory: bool = True, seed: int = 0) -> Batched:
     edges = Edges.from_pairs(graph.pairs, graph.num_nodes)
-    plan = Plan(Sampler(edges), graph.train_mask.nonzero().squeeze(1), settings, seed)
+    plan = BatchSchedule(Sampler(edges), graph.train_mask.nonzero().squeeze(1), settings, seed)
     return Batched(graph, plan, edges=edges if in_memory else None)
 
 
@@ -49,7 +49,7 @@ def test_one_batch_of_everything_is_the_full_graph(sparse64: Graph) -> None:
         torch.testing.assert_close(own.state_dict()[name], tensor, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("score", ["magnitude", "share"])
+@pytest.mark.parametrize("score", ["magnitude", "local_degree"])
 def test_a_search_in_one_batch_finds_the_ticket_of_the_full_search(sparse64: Graph, score: Any) -> None:
     settings = replace(SETTINGS, edge_score=score, edge_l1=1e-3)
     ratios = {"edge_ratio": 0.4, "weight_ratio": 0.7}
@@ -63,13 +63,13 @@ def test_a_search_in_one_batch_finds_the_ticket_of_the_full_search(sparse64: Gra
 
 def test_losses_and_gradients_of_batches_add_up_to_those_of_their_union(sparse64: Graph) -> None:
     """Four batches a step are the whole graph without the pairs between them."""
-    batched = batched_of(sparse64, BatchSettings("clusters", parts=4, per_step=4))
+    batched = batched_of(sparse64, BatchSettings("cluster", num_parts=4, accumulate_batches=4))
     low, high = batched.plan.clusters[sparse64.pairs]
     inside = low == high
     cut = replace(sparse64, pairs=sparse64.pairs[:, inside])
     whole, own = model_of(sparse64), model_of(sparse64)
     settings = TrainingSettings(epochs=3)
-    values = PairValues(sparse64.num_pairs, learning_rate=0.1, dtype=torch.float64)
+    values = EdgeValueStore(sparse64.num_pairs, learning_rate=0.1, dtype=torch.float64)
     gates = torch.ones(cut.num_pairs, requires_grad=True)
     optimizers = [adam(whole, settings), torch.optim.Adam([gates], lr=0.1)]
     expected = fit(whole, NodeTask(cut), optimizers, 3, gates=gates, evaluate=False)
@@ -80,9 +80,9 @@ def test_losses_and_gradients_of_batches_add_up_to_those_of_their_union(sparse64
     assert torch.equal(values.read(ids[~inside]), torch.ones(int((~inside).sum())))
 
 
-def test_normalisation_moves_once_a_step_by_the_mean_of_its_batches(sparse: Graph) -> None:
+def test_normalization_moves_once_a_step_by_the_mean_of_its_batches(sparse: Graph) -> None:
     model = ResGCN(sparse.num_features, 4, sparse.num_classes, 2, 0.0)
-    batched = batched_of(sparse, BatchSettings("random", parts=3, per_step=3))
+    batched = batched_of(sparse, BatchSettings("random", num_parts=3, accumulate_batches=3))
     start = copy_state(model)
     moved = []
     for number in range(3):
@@ -98,7 +98,7 @@ def test_normalisation_moves_once_a_step_by_the_mean_of_its_batches(sparse: Grap
 
 def test_pruned_pairs_are_in_no_batch(sparse: Graph) -> None:
     kept = torch.rand(sparse.num_pairs, generator=torch.Generator().manual_seed(0)) < 0.5
-    batched = replace(batched_of(sparse, BatchSettings("random", parts=2)), kept=Mask({"edges": kept}))
+    batched = replace(batched_of(sparse, BatchSettings("random", num_parts=2)), kept=Mask({"edges": kept}))
     for number in range(2):
         batch = batched.plan.batch(1, number)
         thin = batched.thinned(batch)
@@ -107,7 +107,7 @@ def test_pruned_pairs_are_in_no_batch(sparse: Graph) -> None:
 
 
 def test_a_resumed_fit_is_the_straight_one(sparse: Graph, tmp_path: Path) -> None:
-    batched = batched_of(sparse, BatchSettings("random", parts=4, together=2))
+    batched = batched_of(sparse, BatchSettings("random", num_parts=4, clusters_per_batch=2))
 
     def fresh() -> BatchedFit:
         model = model_of(sparse, dropout=0.5)
@@ -141,7 +141,7 @@ def test_epochs_between_evaluations_stand_as_the_last_that_was_judged(sparse: Gr
 
 @pytest.mark.parametrize("preset", ["best", "fast"])
 def test_searches_that_need_the_whole_graph_are_refused(sparse: Graph, preset: str) -> None:
-    with pytest.raises(ValueError, match=r"to search in batches; take preset 'default' or 'paper'"):
+    with pytest.raises(ValueError, match=r"to search in batches; take preset 'early-bird' or 'paper'"):
         recipes.joint(
             model_of(sparse), batched_of(sparse), edge_ratio=0.1, weight_ratio=0.1,
             settings=search.search_preset(preset),
@@ -160,7 +160,7 @@ def test_scores_far_below_zero_have_a_best_epoch_too(sparse: Graph) -> None:
         sparse,
         labels=torch.arange(60).float() - 500,
         num_classes=1,
-        target="number",
+        target="regression",
         metric="negative_mean_absolute_error",
     )
     model = model_of(numbers)
@@ -171,7 +171,7 @@ def test_scores_far_below_zero_have_a_best_epoch_too(sparse: Graph) -> None:
 
 def test_batches_weigh_by_the_labels_of_tasks_that_are_known(sparse64: Graph) -> None:
     """One batch has no known label at all, and yet four batches a step are the graph without the pairs between them."""
-    batched = batched_of(sparse64, BatchSettings("clusters", parts=4, per_step=4))
+    batched = batched_of(sparse64, BatchSettings("cluster", num_parts=4, accumulate_batches=4))
     drawn = torch.randint(-1, 2, (60, 3), generator=torch.Generator().manual_seed(0))
     drawn[batched.plan.clusters == 2] = -1
     tasks = replace(sparse64, labels=drawn, num_classes=3, target="multilabel", metric="micro_f1")

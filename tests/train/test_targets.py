@@ -18,13 +18,13 @@ from gebt.sparse import SparseMatrix
 from gebt.train import NodeTask, TrainingSettings
 from gebt.train.loop import SoftLabels, copy_state
 from gebt.train.search_settings import SearchSettings
-from gebt.train.stacked import ManySettings, Member, fit_many, pays
+from gebt.train.stacked import Member, StackedSettings, fit_stacked, worth_stacking
 
 NODES = 60
 
 
 def ring(target: Target) -> Graph:
-    """A ring with chords whose labels follow from the features of a node and its neighbours."""
+    """A ring with chords whose labels follow from the features of a node and its neighbors."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(NODES, 6, generator=generator)
     here = torch.arange(NODES)
@@ -33,21 +33,21 @@ def ring(target: Target) -> Graph:
     numbers = around[:, 0] - 2 * around[:, 1]
     tasks = (around[:, :3] > 0).long()
     tasks[::4, 1] = -1
-    labels = {"class": around[:, :3].argmax(1), "multilabel": tasks, "number": numbers}[target]
+    labels = {"class": around[:, :3].argmax(1), "multilabel": tasks, "regression": numbers}[target]
     masks = tuple(here % 3 == part for part in range(3))
-    return canonical_graph("ring", edges, features, labels, masks, symmetrise=True, target=target)  # type: ignore[arg-type]
+    return canonical_graph("ring", edges, features, labels, masks, to_undirected=True, target=target)  # type: ignore[arg-type]
 
 
 def model_of(graph: Graph, seed: int = 0) -> GCN:
     return GCN(graph.num_features, 8, graph.num_classes, seed=seed)
 
 
-@pytest.mark.parametrize(("target", "outputs"), [("class", 3), ("multilabel", 3), ("number", 1)])
+@pytest.mark.parametrize(("target", "outputs"), [("class", 3), ("multilabel", 3), ("regression", 1)])
 def test_the_outputs_the_metric_and_the_kind_come_with_the_labels(target: Target, outputs: int) -> None:
     graph = ring(target)
     assert (graph.num_nodes, graph.num_classes, graph.target) == (NODES, outputs, target)
     assert graph.metric == METRICS[target][0]
-    assert graph.labels.dtype == (torch.float32 if target == "number" else torch.int64)
+    assert graph.labels.dtype == (torch.float32 if target == "regression" else torch.int64)
     assert graph.to("cpu").fingerprint == graph.fingerprint
 
 
@@ -55,7 +55,7 @@ def test_fingerprints_tell_labels_apart() -> None:
     graph = ring("multilabel")
     other = graph.labels.clone()
     other[0, 0] = -1
-    prints = {graph.fingerprint, replace(graph, labels=other).fingerprint, ring("number").fingerprint}
+    prints = {graph.fingerprint, replace(graph, labels=other).fingerprint, ring("regression").fingerprint}
     assert len({*prints, ring("class").fingerprint}) == 4
 
 
@@ -72,7 +72,7 @@ def test_the_loss_of_tasks_counts_known_entries_alone() -> None:
 
 def test_the_losses_of_numbers_and_classes() -> None:
     logits = torch.tensor([[1.0], [3.0]])
-    assert float(label_loss("number", logits, torch.tensor([2.0, 1.0]))) == pytest.approx((1 + 4) / 2)
+    assert float(label_loss("regression", logits, torch.tensor([2.0, 1.0]))) == pytest.approx((1 + 4) / 2)
     two = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
     assert label_loss("class", two, torch.tensor([0, 1])) == F.cross_entropy(two, torch.tensor([0, 1]))
 
@@ -94,7 +94,7 @@ def test_metrics_are_scikit_learns() -> None:
     assert 0 <= float(measure("mean_roc_auc", tasks, labels)) <= 1
 
 
-@pytest.mark.parametrize("target", ["class", "multilabel", "number"])
+@pytest.mark.parametrize("target", ["class", "multilabel", "regression"])
 def test_search_retraining_and_dense_training_take_every_kind(target: Target) -> None:
     graph, model = ring(target), model_of(ring(target))
     chosen = replace(SearchSettings(), max_epochs=6)
@@ -106,12 +106,12 @@ def test_search_retraining_and_dense_training_take_every_kind(target: Target) ->
     dense = baselines.dense(model_of(graph, 1), graph, training)
     assert dense.losses[-1] < 0.7 * dense.losses[0]
     assert dense.val_accuracy[dense.best_epoch - 1] == max(dense.val_accuracy)
-    assert dense.test_accuracy[dense.best_epoch - 1] > {"class": 0.4, "multilabel": 0.6, "number": 0.3}[target]
+    assert dense.test_accuracy[dense.best_epoch - 1] > {"class": 0.4, "multilabel": 0.6, "regression": 0.3}[target]
 
 
 @pytest.mark.parametrize("metric", ["mean_roc_auc", "negative_mean_absolute_error"])
 def test_the_other_metrics_choose_the_epoch(metric: str) -> None:
-    graph = replace(ring("multilabel" if metric == "mean_roc_auc" else "number"), metric=metric)  # type: ignore[arg-type]
+    graph = replace(ring("multilabel" if metric == "mean_roc_auc" else "regression"), metric=metric)  # type: ignore[arg-type]
     model = model_of(graph)
     history = baselines.dense(model, graph, TrainingSettings(epochs=20))
     task = NodeTask(graph)
@@ -124,16 +124,18 @@ def test_the_other_metrics_choose_the_epoch(metric: str) -> None:
     assert loss > 0
 
 
-@pytest.mark.parametrize("target", ["multilabel", "number"])
+@pytest.mark.parametrize("target", ["multilabel", "regression"])
 def test_what_needs_classes_refuses_before_any_training(target: Target) -> None:
     graph, model = ring(target), model_of(ring(target))
     before = copy_state(model)
-    message = rf"\(got graph 'ring' with labels of the kind '{target}'\), expected one class a node; the preset 'def"
+    message = (
+        rf"\(got graph 'ring' with labels of the kind '{target}'\), expected one class a node; the preset 'early-bird"
+    )
     for preset in ("best", "fast"):
-        with pytest.raises(GraphError, match=f"edge score 'need', soft labels True {message}"):
+        with pytest.raises(GraphError, match=f"edge score 'reliance', soft labels True {message}"):
             search.joint(model, graph, edge_ratio=0.2, weight_ratio=0.3, settings=preset)
-    chosen = SearchSettings(edge_score="agreement")
-    with pytest.raises(GraphError, match=f"edge score 'agreement', soft labels False {message}"):
+    chosen = SearchSettings(edge_score="similarity")
+    with pytest.raises(GraphError, match=f"edge score 'similarity', soft labels False {message}"):
         search.joint(model, graph, edge_ratio=0.2, weight_ratio=0.3, settings=chosen)
     with pytest.raises(GraphError, match=f"TEDDY's distillation {message}"):
         teddy.run(model, graph, edge_ratio=0.2, weight_ratio=0.3)
@@ -142,9 +144,9 @@ def test_what_needs_classes_refuses_before_any_training(target: Target) -> None:
     with pytest.raises(GraphError, match=f"soft labels {message}"):
         NodeTask(graph, soft=SoftLabels(torch.zeros(NODES, graph.num_classes), 1.0))
     sparse = replace(graph, features=SparseMatrix.from_dense(torch.eye(NODES)))
-    assert not pays(sparse, model, 3)
+    assert not worth_stacking(sparse, model, 3)
     with pytest.raises(GraphError, match=f"networks trained together {message}"):
-        fit_many([Member(GCN(NODES, 8, 3), sparse, seed) for seed in range(2)], ManySettings(TrainingSettings()))
+        fit_stacked([Member(GCN(NODES, 8, 3), sparse, seed) for seed in range(2)], StackedSettings(TrainingSettings()))
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
@@ -161,9 +163,9 @@ def test_what_needs_classes_refuses_before_any_training(target: Target) -> None:
         ("multilabel", torch.full((NODES, 2), -2), r"\(got -2\), expected 0 or 1"),
         ("multilabel", torch.zeros(NODES, 0, dtype=torch.long), r"\(got 0 tasks\), expected at least 1"),
         ("multilabel", torch.full((NODES, 2), -1), r"train labels of 'g' \(got unknown ones only\)"),
-        ("number", torch.zeros(NODES, dtype=torch.long), r"\(got \(60,\) torch.int64\), expected one float a node"),
-        ("number", torch.full((NODES,), math.nan), r"\(got 60 NaN or infinite values\)"),
-        ("number", torch.full((NODES,), 1e300, dtype=torch.float64), r"\(got 60 NaN or infinite values\)"),
+        ("regression", torch.zeros(NODES, dtype=torch.long), r"\(got \(60,\) torch.int64\), expected one float a node"),
+        ("regression", torch.full((NODES,), math.nan), r"\(got 60 NaN or infinite values\)"),
+        ("regression", torch.full((NODES,), 1e300, dtype=torch.float64), r"\(got 60 NaN or infinite values\)"),
     ],
 )
 def test_labels_of_another_kind_are_refused(target: Target, labels: torch.Tensor, message: str) -> None:

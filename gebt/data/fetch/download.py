@@ -54,7 +54,7 @@ def fetch(url: str, part: Path, most: int, ssl_context: ssl.SSLContext | None = 
     """Brings the bytes at `url`, at most `most`, into the file `part`, from where an earlier call was cut short.
 
     Beside it a file with the size and the ETag (or the date) remembers what it is part of; where the server's file is
-    another by now, or the server does not honour ranges, it is begun anew. Raises `GraphError` when the answer ends
+    another by now, or the server does not honor ranges, it is begun anew. Raises `GraphError` when the answer ends
     early, which keeps the part, or is too long; `OSError` and `HTTPException` of the network, which keep it too.
     """
     context = ssl_context or ssl.create_default_context()

@@ -219,14 +219,14 @@ class _Conversion:
         return buckets
 
     def _merged(self, lower: Values, first: int, stop: int, upper: Values, crow: Values) -> tuple[Values, Values]:
-        """Neighbours and pair numbers of the rows `first` to `stop`."""
+        """Neighbors and pair numbers of the rows `first` to `stop`."""
         begin = int(crow[first])
         lower = lower[np.argsort(lower["row"], kind="stable")]
         ids = np.arange(upper[first], upper[stop])
         row = rows_between(upper, int(upper[first]), int(upper[stop]))
         below = self.below[first:stop]
         col, pair = (np.empty(int(crow[stop]) - begin, np.int64) for _ in "ab")
-        # A row is its smaller neighbours, then its larger ones; each run is in order already.
+        # A row is its smaller neighbors, then its larger ones; each run is in order already.
         place = (crow[first:stop] - begin - (below.cumsum() - below))[lower["row"] - first] + np.arange(len(lower))
         col[place], pair[place] = lower["col"], lower["pair"]
         place = crow[row] - begin + self.below[row] + ids - upper[row]

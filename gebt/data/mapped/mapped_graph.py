@@ -1,6 +1,6 @@
 """A graph on disk that is never read whole: plain .npy files, mapped, of which a batch touches its own rows.
 
-    crow.npy [N + 1], col.npy [2P], pair.npy [2P]    all neighbours as CSR, and the number of each entry's pair
+    crow.npy [N + 1], col.npy [2P], pair.npy [2P]    all neighbors as CSR, and the number of each entry's pair
     upper_crow.npy [N + 1], upper_col.npy [P]        the pairs in lexicographic order: a pair's number is its place here
     features.npy [N, F], labels.npy                  float32; the labels as `Graph` keeps them
     train.npy, val.npy, test.npy [N]                 the split, bool
@@ -69,7 +69,7 @@ class MappedHeader:
             "upper_crow": (rows, (self.nodes + 1,)),
             "upper_col": (node, (self.pairs,)),
             "features": (np.dtype(np.float32), (self.nodes, self.features)),
-            "labels": (np.dtype(np.float32 if self.target == "number" else np.int64), (self.nodes, *tasks)),
+            "labels": (np.dtype(np.float32 if self.target == "regression" else np.int64), (self.nodes, *tasks)),
             **{part: (np.dtype(np.bool_), (self.nodes,)) for part in PARTS},
         }
 
@@ -143,7 +143,7 @@ class MappedGraph:
         return self.header.fingerprint
 
     def rows(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The neighbours of `nodes` [T]: place in `nodes`, neighbour and number of the pair, each [K] int64."""
+        """The neighbors of `nodes` [T]: place in `nodes`, neighbor and number of the pair, each [K] int64."""
         wanted = nodes.numpy()
         starts = self._crow[wanted]
         counts = self._crow[wanted + 1] - starts
@@ -153,12 +153,12 @@ class MappedGraph:
         return torch.from_numpy(row), torch.from_numpy(col), torch.from_numpy(pair)
 
     def degrees(self, nodes: Tensor) -> Tensor:
-        """How many neighbours each of `nodes` [T] has."""
+        """How many neighbors each of `nodes` [T] has."""
         wanted = nodes.numpy()
         return torch.from_numpy(self._crow[wanted + 1] - self._crow[wanted])
 
-    def neighbour(self, nodes: Tensor, which: Tensor) -> Tensor:
-        """Neighbour number `which` [T] of each of `nodes` [T]; a node that has none stays."""
+    def neighbor(self, nodes: Tensor, which: Tensor) -> Tensor:
+        """Neighbor number `which` [T] of each of `nodes` [T]; a node that has none stays."""
         linked = self.degrees(nodes) > 0
         reached = nodes.clone()
         entries = self._crow[nodes[linked].numpy()] + which[linked].numpy()
@@ -268,7 +268,7 @@ def open_mapped(folder: str | Path, *, verify: bool = False) -> MappedGraph:
     graph = MappedGraph(folder, header)
     for name, last in (("crow", 2 * header.pairs), ("upper_crow", header.pairs)):
         _check_ends(folder / f"{name}.npy", graph._arrays[name][[0, -1]].tolist(), [0, last])
-    if header.target != "number":
+    if header.target != "regression":
         # What is not a class would be found in the middle of a training.
         least, most = (-1, 1) if header.target == "multilabel" else (0, header.classes - 1)
         _check_ends(folder / "labels.npy", [int(graph.labels.clamp(least, most).ne(graph.labels).sum())], [0])

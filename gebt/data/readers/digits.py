@@ -1,4 +1,4 @@
-"""The default data set: handwritten digits as a nearest-neighbour graph, ready without any download."""
+"""The default data set: handwritten digits as a nearest-neighbor graph, ready without any download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gebt.data.readers.reading import RawGraph
 from gebt.graph.graph import GraphError
 
-NEIGHBOURS = 8
+NEIGHBORS = 8
 BRIGHTEST = 16
 
 
@@ -38,5 +38,5 @@ def _nearest(points: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     squares = (points**2).sum(1)
     distances = squares[:, None] + squares - 2 * points @ points.T
     np.fill_diagonal(distances, np.iinfo(np.int64).max)
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
-    return np.repeat(np.arange(len(points)), NEIGHBOURS), nearest.ravel()
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBORS]
+    return np.repeat(np.arange(len(points)), NEIGHBORS), nearest.ravel()

@@ -95,7 +95,7 @@ def stream_folder(folder: Path) -> GraphStream:
 
 # By what kind of numbers the labels are, and in how many dimensions.
 _KINDS: dict[tuple[str, int], Target] = {
-    ("i", 1): "class", ("u", 1): "class", ("i", 2): "multilabel", ("u", 2): "multilabel", ("f", 1): "number",
+    ("i", 1): "class", ("u", 1): "class", ("i", 2): "multilabel", ("u", 2): "multilabel", ("f", 1): "regression",
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _labels_and_masks(folder: Path) -> tuple[Tensor, tuple[Tensor, Tensor, Tenso
             "-1, or a decimal number"
         )
     masks = _masks(folder, nodes)
-    labels = torch.from_numpy(single(found) if target == "number" else found.astype(np.int64))
+    labels = torch.from_numpy(single(found) if target == "regression" else found.astype(np.int64))
     if target == "multilabel":
         return labels, masks, target
     with reading(path, "a label for each node of the split"):

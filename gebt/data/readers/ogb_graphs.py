@@ -25,7 +25,14 @@ def ogb_graph(found: OgbGraph) -> Graph:
     raw, info = raw_graph(found), found.info
     outputs = info.classes if raw.target == "class" else info.tasks
     graph = canonical_graph(
-        info.name, raw.edge_index, raw.features, raw.labels, found.masks(), outputs, symmetrise=True, target=raw.target
+        info.name,
+        raw.edge_index,
+        raw.features,
+        raw.labels,
+        found.masks(),
+        outputs,
+        to_undirected=True,
+        target=raw.target,
     )
     return replace(graph, metric=_METRICS[info.metric, raw.target])
 
@@ -42,7 +49,7 @@ def ogb_links(found: OgbGraph) -> LinkGraph:
         lacking = "no features" if found.features is None else "no edges and negatives of valid and test"
         raise GraphError(f"set {info.name!r} (got {lacking}), expected both to predict links")
     none, labels = torch.zeros(nodes, dtype=torch.bool), torch.zeros(nodes, dtype=torch.long)
-    pairs, notes = undirected_pairs(info.name, found.links["train"]["edge"].t(), nodes, symmetrise=True)
+    pairs, notes = undirected_pairs(info.name, found.links["train"]["edge"].t(), nodes, to_undirected=True)
     features = checked_features(info.name, found.features, nodes)
     val, val_negatives, test, test_negatives = (part.t().long().contiguous() for part in held if part is not None)
     return LinkGraph(

@@ -44,8 +44,8 @@ def as_ogb(graph: Graph, name: str = "ogbn-mine") -> OgbGraph:
 
     Raises `GraphError` for labels that are numbers, for which OGB has no place.
     """
-    if graph.target == "number":
-        raise GraphError(f"graph {graph.name!r} (got labels of the kind 'number'), expected classes or tasks")
+    if graph.target == "regression":
+        raise GraphError(f"graph {graph.name!r} (got labels of the kind 'regression'), expected classes or tasks")
     features = graph.features if isinstance(graph.features, Tensor) else graph.features.to_dense()
     masks = zip(PARTS, (graph.train_mask, graph.val_mask, graph.test_mask), strict=True)
     split = {part: mask.nonzero()[:, 0] for part, mask in masks}

@@ -43,7 +43,7 @@ def _edges(lists: dict[Any, Any]) -> tuple[Tensor, int]:
         raise ValueError(f"a graph of {nodes} nodes not numbered 0 to {nodes - 1}")
     # Lists of their own have no more entries than the file has bytes; one shared by all nodes could fill the memory.
     if not all(isinstance(near, list) for near in lists.values()) or len({id(near) for near in lists.values()}) < nodes:
-        raise ValueError("a graph without one list of neighbours for each node")
+        raise ValueError("a graph without one list of neighbors for each node")
     degrees = [len(near) for near in lists.values()]
     source = np.repeat(np.fromiter(lists, np.int64, nodes), degrees)
     target = np.fromiter(chain.from_iterable(lists.values()), np.int64, sum(degrees))

@@ -18,14 +18,14 @@ MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 def from_pyg(
-    data: Data, name: str = "pyg", *, split: int = 0, num_classes: int | None = None, symmetrise: bool = False
+    data: Data, name: str = "pyg", *, split: int = 0, num_classes: int | None = None, to_undirected: bool = False
 ) -> Graph:
     """The canonical graph of a PyG `Data` with `x`, `edge_index`, `y` and the three masks.
 
     `x` [N, F] may be dense or a torch sparse tensor; `y` is an integer class [N] or [N, 1], a number where it is
     floating, or [N, T] with 0 or 1 in each of T tasks, NaN or -1 where that is unknown. A mask is [N] bool, or [N, S]
     bool of which column `split` is taken. Features are kept as they are. Raises `GraphError` for a missing
-    attribute and for all that `canonical_graph` refuses; directed edges are refused unless `symmetrise`.
+    attribute and for all that `canonical_graph` refuses; directed edges are refused unless `to_undirected`.
     """
     masks = [_attribute(data, part, name) for part in MASKS]
     if split and all(mask.dim() == 1 for mask in masks):
@@ -34,13 +34,13 @@ def from_pyg(
     labels, target = _labels(_attribute(data, "y", name), name)
     edge_index = _attribute(data, "edge_index", name).as_subclass(Tensor)
     features = _features(_attribute(data, "x", name))
-    return canonical_graph(name, edge_index, features, labels, (train, val, test), num_classes, symmetrise, target)
+    return canonical_graph(name, edge_index, features, labels, (train, val, test), num_classes, to_undirected, target)
 
 
 def _labels(y: Tensor, name: str) -> tuple[Tensor, Target]:
     y = y[:, 0] if y.dim() == 2 and y.shape[1] == 1 else y
     if y.dim() != 2:
-        return y, "number" if y.is_floating_point() else "class"
+        return y, "regression" if y.is_floating_point() else "class"
     known = y.nan_to_num(-1)
     whole = known.long()
     if not torch.equal(whole.to(known), known):
@@ -72,3 +72,25 @@ def _features(x: Tensor) -> Tensor | SparseMatrix:
     row, col = entries.indices()
     pattern, order = Pattern.from_entries(row, col, (x.shape[0], x.shape[1]))
     return SparseMatrix(pattern, entries.values()[order])
+
+
+def to_pyg(graph: Graph) -> Data:
+    """The graph as a PyG `Data`, both directions of every edge; `from_pyg` gives the graph back.
+
+    Args:
+        graph: a graph with labels of its nodes.
+
+    Returns:
+        `x` [N, F] dense, `edge_index` [2, 2P], `y` [N] or [N, T], and the three masks [N].
+
+    Example:
+        >>> import gebt
+        >>> to_pyg(gebt.load_graph("digits"))
+        Data(x=[1797, 64], edge_index=[2, 19856], y=[1797], train_mask=[1797], val_mask=[1797], test_mask=[1797])
+    """
+    from torch_geometric.data import Data
+
+    x = graph.features.to_dense() if isinstance(graph.features, SparseMatrix) else graph.features
+    pairs = graph.pairs.long()
+    masks = {name: getattr(graph, name) for name in MASKS}
+    return Data(x=x, edge_index=torch.cat((pairs, pairs.flip(0)), 1), y=graph.labels, **masks)

@@ -22,7 +22,7 @@ LARGEST_ARCHIVE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class GraphSet:
+class GraphDataset:
     """Graphs of one set as one graph of N nodes in which they are parts without a link between them.
 
     `pairs` [2, P] int64 as in `Graph`. `graph_of` [N] int64: the graph of each node, rising. `features` [N, F] one-hot.
@@ -48,12 +48,12 @@ class GraphSet:
         return self.graph_of.numel()
 
 
-def read_graph_set(folder: str | Path, features: Literal["tags", "degrees"] | None = None) -> GraphSet:
+def read_graph_dataset(folder: str | Path, features: Literal["tags", "degrees"] | None = None) -> GraphDataset:
     """The set in `folder`: NAME.txt and 10fold_idx.tar.gz, where NAME is the name of the folder.
 
-    NAME.txt: the number of graphs; for each a line "n label" and n lines "tag degree neighbour ...". `features`: a
+    NAME.txt: the number of graphs; for each a line "n label" and n lines "tag degree neighbor ...". `features`: a
     column for each tag, or degree, that a node of the set has; None takes degrees where all tags are the same, as GIN.
-    Labels become 0..C-1 in their order. Raises `GraphError` naming file and line, also for a neighbour that is not
+    Labels become 0..C-1 in their order. Raises `GraphError` naming file and line, also for a neighbor that is not
     mutual, given twice, or the node itself.
     """
     folder = Path(folder)
@@ -67,7 +67,7 @@ def read_graph_set(folder: str | Path, features: Literal["tags", "degrees"] | No
         one_hot = checked_features(folder.name, _one_hot(tags if by_tag else degrees), len(tags))
     graph_of = torch.arange(len(found.sizes)).repeat_interleave(torch.tensor(found.sizes))
     folds = _folds(folder / "10fold_idx.tar.gz", len(labels))
-    return GraphSet(folder.name, pairs, graph_of, one_hot, labels, len(classes), folds)
+    return GraphDataset(folder.name, pairs, graph_of, one_hot, labels, len(classes), folds)
 
 
 class _Lines:
@@ -110,14 +110,14 @@ class _Lines:
         alone = (~torch.isin(keys, mirrored)).nonzero()
         if len(alone):
             self.at = self.line_of[int(source[alone[0]])]
-            raise self._wrong("neighbours that list this node in turn")
+            raise self._wrong("neighbors that list this node in turn")
         key = keys[source < target].sort().values
         return torch.stack((key // nodes, key % nodes))
 
     def _node(self, node: int, nodes: int, first: int) -> None:
-        tag, degree, *near = self._numbers("tag, degree and neighbours", None)
+        tag, degree, *near = self._numbers("tag, degree and neighbors", None)
         if len(near) != degree or len(set(near)) != degree:
-            raise self._wrong(f"{degree} different neighbours after tag and degree")
+            raise self._wrong(f"{degree} different neighbors after tag and degree")
         if not all(0 <= other < nodes and other != node for other in near):
             raise self._wrong(f"other nodes from 0 to {nodes - 1} than node {node} itself")
         self.tags.append(tag)

@@ -2,5 +2,5 @@
 
 from gebt.experiments.bench.measure import NOT_MEASURED as NOT_MEASURED
 from gebt.experiments.bench.measure import bench as bench
-from gebt.experiments.bench.variants import ARMS as ARMS
 from gebt.experiments.bench.variants import PARTS as PARTS
+from gebt.experiments.bench.variants import VARIANTS as VARIANTS

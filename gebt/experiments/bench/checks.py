@@ -21,19 +21,19 @@ def check_equal(networks: Mapping[str, Mapping[str, Network]]) -> dict[str, floa
     Raises `ValueError` naming the network when one is beyond what rounding explains.
     """
     found: dict[str, float] = {}
-    for arm, (other, most) in EQUAL.items():
-        if arm not in networks:
+    for variant, (other, most) in EQUAL.items():
+        if variant not in networks:
             continue
         expected = networks[other]["inference"].infer()
         scale = float(expected.abs().max()) or 1.0
-        for network in networks[arm].values():
+        for network in networks[variant].values():
             share = float((network.infer() - expected).abs().max()) / scale
             if not share <= most:  # nor is NaN
                 raise ValueError(
-                    f"logits of {arm!r} (got {share:.3g} of the largest logit away from {other!r}), expected at most "
+                    f"logits of {variant!r} (got {share:.3g} of the largest logit away from {other!r}), expected at most "
                     f"{most:g}; they compute different things, so nothing was timed"
                 )
-            found[f"{arm} - {other}"] = max(share, found.get(f"{arm} - {other}", 0.0))
+            found[f"{variant} - {other}"] = max(share, found.get(f"{variant} - {other}", 0.0))
     return found
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from gebt.experiments.bench.checks import check_equal, check_search
-from gebt.experiments.bench.variants import ARMS, PARTS, PHASES, Network, Ours, Workbench
+from gebt.experiments.bench.variants import PARTS, PHASES, VARIANTS, Network, Ours, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for
 from gebt.graph.graph import Graph
-from gebt.graph.graph_sets import FoldOfGraphs
+from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.graph.links import LinkGraph
 from gebt.measure.cost import Seconds, flops_executed, in_fresh_process, measure_in_turn, stored_bytes
 from gebt.measure.energy import energy_meter
@@ -53,7 +53,7 @@ def bench(
         raise ValueError(f"--repeats (got {repeats}), expected at least 1")
     ticket = Ticket.load(path)
     graph = graph_for(options, int(ticket.provenance["seed"]))
-    if isinstance(graph, LinkGraph | FoldOfGraphs):
+    if isinstance(graph, LinkGraph | GraphClassificationFold):
         got = f"{options.dataset!r}, {'links to predict' if isinstance(graph, LinkGraph) else 'a set of graphs'}"
         raise ValueError(f"data set to bench (got {got}), expected nodes of one graph; 'gebt run' measures others")
     bench = Workbench(options, ticket, graph)
@@ -87,7 +87,7 @@ class _Measurement:
 
     def __init__(self, bench: Workbench, path: Path, progress: Progress) -> None:
         self.bench, self.path, self.progress = bench, path, progress
-        self.arms: dict[str, dict[str, Any]] = {arm: {part: {} for part in PARTS} for arm in ARMS}
+        self.variants: dict[str, dict[str, Any]] = {variant: {part: {} for part in PARTS} for variant in VARIANTS}
         self.notes: dict[str, str] = {}
         self.device = bench.options.device
         with energy_meter(self.device) as probe:
@@ -103,17 +103,17 @@ class _Measurement:
         self._count(networks)
         present = list(networks)
         del networks
-        for arm in present:
-            self.progress(f"peak memory, {arm}")
-            self._peaks(arm)
+        for variant in present:
+            self.progress(f"peak memory, {variant}")
+            self._peaks(variant)
         search = self._runs(present, repeats)
-        for arm in ARMS:
-            self.arms[arm].setdefault("accuracy", NOT_MEASURED)
+        for variant in VARIANTS:
+            self.variants[variant].setdefault("accuracy", NOT_MEASURED)
             for part in PARTS:
                 for measure in ("flops_executed", "seconds", "peak_bytes", "own_bytes", "joules"):
-                    self.arms[arm][part].setdefault(measure, NOT_MEASURED)
+                    self.variants[variant][part].setdefault(measure, NOT_MEASURED)
         epochs = {"dense": self.bench.options.epochs, "retrain": self.bench.options.retrain_epochs}
-        return {"arms": self.arms, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
+        return {"arms": self.variants, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
 
     def _networks(self) -> dict[str, dict[str, Network]]:
         """For every arm the network that infers and the one that trains: one and the same but for the compacted."""
@@ -128,19 +128,19 @@ class _Measurement:
             found["pyg"] = pyg, pyg
         except OutOfRoomError as error:
             self.notes["PyG"] = str(error)
-        return {arm: {"inference": infers, "epoch": trains} for arm, (infers, trains) in found.items()}
+        return {variant: {"inference": infers, "epoch": trains} for variant, (infers, trains) in found.items()}
 
     def _time(self, networks: dict[str, dict[str, Network]]) -> None:
         warmup = 5 if self.device == "cuda" else 2  # a replayed step is recorded in its fourth call
         for part in ("inference", "epoch"):
             self.progress(f"timing {part}")
             works: dict[str, Callable[[], object]] = {}
-            for arm, parts in networks.items():
-                works[arm] = parts[part].infer if part == "inference" else _as_trained(parts[part])
-            for arm, seconds in measure_in_turn(works, repeats=REPEATS, warmup=warmup, budget_s=BUDGET_S).items():
-                self.arms[arm][part]["seconds"] = dataclasses.asdict(seconds)
+            for variant, parts in networks.items():
+                works[variant] = parts[part].infer if part == "inference" else _as_trained(parts[part])
+            for variant, seconds in measure_in_turn(works, repeats=REPEATS, warmup=warmup, budget_s=BUDGET_S).items():
+                self.variants[variant][part]["seconds"] = dataclasses.asdict(seconds)
                 if self.metered:
-                    self.arms[arm][part]["joules"] = self._joules(works[arm], seconds.median)
+                    self.variants[variant][part]["joules"] = self._joules(works[variant], seconds.median)
 
     def _joules(self, work: Callable[[], object], seconds: float) -> float | str:
         calls = max(1, math.ceil(METERED_S / seconds))
@@ -160,32 +160,32 @@ class _Measurement:
         pretrained = epochs if options.algorithm == "graph" and bench.searched else 0
         whole, kept = bench.macs(None), bench.macs(bench.ticket)
         ticket_file, plain = self.path.stat().st_size, stored_bytes(bench.model(), bench.graph.num_pairs)
-        for arm in ARMS:
-            alone = arm in ("dense", "pyg")
+        for variant in VARIANTS:
+            alone = variant in ("dense", "pyg")
             one = whole if alone else kept
             run = epochs * one if alone else retrained * one + (trained + pretrained) * whole
             for part, macs in zip(PARTS, (one, 3 * one, 3 * run), strict=True):
-                self.arms[arm][part]["macs_paper"] = macs
-            self.arms[arm]["file_bytes"] = plain if alone else ticket_file
+                self.variants[variant][part]["macs_paper"] = macs
+            self.variants[variant]["file_bytes"] = plain if alone else ticket_file
         step_flops = bench.search_step_flops() if trained else 0
         searched = trained * step_flops + pretrained * _flops(networks["dense"]["epoch"], "epoch")
-        for arm, parts in networks.items():
+        for variant, parts in networks.items():
             infer, step = (_flops(parts[part], part) for part in ("inference", "epoch"))
-            run = epochs * step if arm in ("dense", "pyg") else retrained * step + searched
+            run = epochs * step if variant in ("dense", "pyg") else retrained * step + searched
             for part, flops in zip(PARTS, (infer, step, run), strict=True):
-                self.arms[arm][part]["flops_executed"] = flops
+                self.variants[variant][part]["flops_executed"] = flops
 
-    def _peaks(self, arm: str) -> None:
+    def _peaks(self, variant: str) -> None:
         options, threads = json.loads(self.bench.options.to_json()), torch.get_num_threads()
-        what = {"options": options, "ticket": str(self.path.resolve()), "arm": arm, "threads": threads}
+        what = {"options": options, "ticket": str(self.path.resolve()), "variant": variant, "threads": threads}
         try:
             found = in_fresh_process("gebt.experiments.bench.peak_memory:peaks", **what)
         except RuntimeError as error:
-            self.notes[f"peak memory, {arm}"] = f"not measured: {error}"
+            self.notes[f"peak memory, {variant}"] = f"not measured: {error}"
             return
         for part in PARTS:
             peak = found[part]
-            self.arms[arm][part] |= {"peak_bytes": peak["bytes"], "own_bytes": peak["bytes"] - peak["before"]}
+            self.variants[variant][part] |= {"peak_bytes": peak["bytes"], "own_bytes": peak["bytes"] - peak["before"]}
             self.notes["peak memory"] = f"{peak['what']}, each arm in a process of its own"
 
     def _runs(self, present: list[str], repeats: int) -> dict[str, Any]:
@@ -199,10 +199,10 @@ class _Measurement:
                 if name == "search" and not search:
                     search = check_search(self.bench.ticket, found)
                 if name in ("dense", "masked", "compacted"):
-                    self.arms[name]["accuracy"] = found
-        for arm in present:
-            taken = {name: phases[name] for name in PHASES[arm] if name in phases}
-            cell = self.arms[arm]["run"]
+                    self.variants[name]["accuracy"] = found
+        for variant in present:
+            taken = {name: phases[name] for name in PHASES[variant] if name in phases}
+            cell = self.variants[variant]["run"]
             rounds = list(map(sum, zip(*(samples.seconds for samples in taken.values()), strict=True)))
             cell["seconds"] = dataclasses.asdict(Seconds.of(rounds))
             cell["phases"] = {name: statistics.median(samples.seconds) for name, samples in taken.items()}
@@ -217,10 +217,10 @@ class _Measurement:
         phases = {name: _Samples(partial(bench.phase, name)) for name in names}
         if "pyg" in present:
             pyg: Any = bench.network("pyg")
-            pyg.epoch()  # its normalised adjacency is made once, and not once in three epochs
+            pyg.epoch()  # its normalized adjacency is made once, and not once in three epochs
             measured = min(PYG_EPOCHS, epochs)
             phases["pyg"] = _Samples(lambda: [pyg.epoch() for _ in range(measured)], epochs / measured)
-            self.arms["pyg"]["run"]["scaled_from_epochs"] = measured
+            self.variants["pyg"]["run"]["scaled_from_epochs"] = measured
             self.notes["PyG, whole run"] = f"{measured} epochs measured, scaled to {epochs}"
         return phases
 

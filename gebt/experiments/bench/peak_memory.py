@@ -25,7 +25,7 @@ EPOCHS = 3
 TINY = SurrogateSpec(nodes=64, pairs=128, features=8, classes=2)
 
 
-def peaks(options: dict[str, Any], ticket: str, arm: str, threads: int) -> dict[str, dict[str, Any]]:
+def peaks(options: dict[str, Any], ticket: str, variant: str, threads: int) -> dict[str, dict[str, Any]]:
     """`PeakMemory` of an arm, as plain JSON: "inference", "epoch" (steps), "search", "training", "run" (both of them).
 
     `before` is what the process holds without any data: interpreter, libraries, and all that is compiled on first use.
@@ -34,18 +34,18 @@ def peaks(options: dict[str, Any], ticket: str, arm: str, threads: int) -> dict[
     torch.set_num_threads(threads)
     resolved = RunOptions(**options)
     backends.use(resolved.backend)
-    before = _libraries(resolved, arm)
+    before = _libraries(resolved, variant)
     bench = _loaded(resolved, ticket)
-    network: Any = bench.network(arm)
-    if arm == "compacted":
+    network: Any = bench.network(variant)
+    if variant == "compacted":
         del bench
     found = {"inference": _peak(network.infer, resolved.device), "epoch": _peak(network.step, resolved.device)}
-    if arm == "pyg":
+    if variant == "pyg":
         found["training"] = _peak(network.epoch, resolved.device)
     else:
         del network
-        whole = _loaded(resolved, ticket) if arm == "compacted" else bench
-        for name in PHASES[arm]:
+        whole = _loaded(resolved, ticket) if variant == "compacted" else bench
+        for name in PHASES[variant]:
             if name != "search" or whole.searched:
                 part = "search" if name == "search" else "training"
                 found[part] = _peak(partial(whole.phase, name, EPOCHS), resolved.device, times=1)
@@ -55,7 +55,7 @@ def peaks(options: dict[str, Any], ticket: str, arm: str, threads: int) -> dict[
     return {part: {**peak, "before": before} for part, peak in found.items()}
 
 
-def _libraries(options: RunOptions, arm: str) -> int:
+def _libraries(options: RunOptions, variant: str) -> int:
     """Bytes in use once a tiny ticket has been found and trained (for PyG: a tiny network trained)."""
     graph = generate(TINY)
     options = dataclasses.replace(
@@ -69,7 +69,7 @@ def _libraries(options: RunOptions, arm: str) -> int:
         epochs=2,
     )
     model = cast(Network, model_for(options, graph, 0))
-    if arm == "pyg":
+    if variant == "pyg":
         from gebt.experiments.bench.pyg import PygTraining
 
         PygTraining(graph, model, options.training()).epoch()

@@ -154,7 +154,7 @@ class PygTraining:
         return val, test
 
     def propagation_flops(self) -> int:
-        """Flops of the sums over neighbours in one inference, 2 a stored entry and column; torch's counter sees none.
+        """Flops of the sums over neighbors in one inference, 2 a stored entry and column; torch's counter sees none.
 
         Their backward passes go through the same entries and columns once more.
         """

@@ -14,16 +14,16 @@ from gebt.experiments.setup import find_ticket, macs_for, model_for
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed
-from gebt.models.compact import compact
+from gebt.models.compact import compact_model
 from gebt.models.registry import Network as Model
-from gebt.prune.enforce import hold
+from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.recipes import baselines, retrain
 from gebt.ticket import Ticket
 from gebt.train.loop import TrainingSettings, adam
 from gebt.train.tasks import task_for
 
-ARMS = ("dense", "masked", "compacted", "pyg")
+VARIANTS = ("dense", "masked", "compacted", "pyg")
 PARTS = ("inference", "epoch", "run")
 # What a whole run consists of.
 PHASES = {"dense": ("dense",), "masked": ("search", "masked"), "compacted": ("search", "compacted"), "pyg": ("pyg",)}
@@ -50,7 +50,7 @@ class Ours:
         self._bare = task_for(graph, edges, keep_aggregated=False)
         self._optimizer = adam(model, settings)
         if mask is not None:
-            hold(model, mask, self._optimizer)
+            enforce_mask(model, mask, self._optimizer)
 
     def infer(self) -> Tensor:
         """Logits [N, C] in evaluation mode."""
@@ -93,24 +93,24 @@ class Workbench:
         """The ticket's edges."""
         return self.ticket.edges(self.graph)
 
-    def network(self, arm: str, *, training: bool = True, model: Model | None = None) -> Network:
+    def network(self, variant: str, *, training: bool = True, model: Model | None = None) -> Network:
         """The network of an arm; `training`: compacted for steps, else for inference. `model`: with these weights.
 
         Tickets have their own weights. Raises `OutOfRoomError` when PyG's would not fit into memory.
         """
         model = model or self.model()
-        if arm == "pyg":
+        if variant == "pyg":
             # Not at the top: its libraries would count in the memory of every other arm.
             from gebt.experiments.bench.pyg import PygTraining
 
             return PygTraining(self.graph, model, self.options.training())
-        if arm == "dense":
+        if variant == "dense":
             return Ours(model, self.graph, self.edges, self.options.training())
         self.ticket.start(model)
         settings, mask = self.options.retraining().training, self.ticket.weight_mask
-        if arm == "masked":
+        if variant == "masked":
             return Ours(model, self.graph, self.kept, settings, mask)
-        small = compact(model, mask, self.graph, training=training)
+        small = compact_model(model, mask, self.graph, training=training)
         return Ours(small.model, small.graph, self.kept, settings, small.mask)
 
     @property

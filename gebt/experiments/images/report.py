@@ -10,24 +10,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from gebt.experiments.record import DENSITY_PICTURE, PICTURES
-from gebt.experiments.report import COLOURS, aligned
+from gebt.experiments.report import COLORS, aligned
 
 DISTANCES = PICTURES[1]
 _MARKS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">")
 
 
-def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarized(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for every arm and ratio: mean and unbiased standard deviation over the seeds."""
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if "accuracy" in row:
-            groups.setdefault((row["arm"], round(row["ratio"], 9)), []).append(row)
-    return [_group(arm, own) for (arm, _), own in groups.items()]
+            groups.setdefault((row["variant"], round(row["ratio"], 9)), []).append(row)
+    return [_group(variant, own) for (variant, _), own in groups.items()]
 
 
-def _group(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _group(variant: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     accuracies = [row["accuracy"] for row in rows]
-    found: dict[str, Any] = {"arm": arm, "ratio": rows[0]["ratio"], "density": rows[0]["density"], "seeds": len(rows)}
+    found: dict[str, Any] = {
+        "variant": variant,
+        "ratio": rows[0]["ratio"],
+        "density": rows[0]["density"],
+        "seeds": len(rows),
+    }
     found["accuracy"] = statistics.fmean(accuracies)
     found["std"] = statistics.stdev(accuracies) if len(rows) > 1 else None
     for key in ("seconds", "search_seconds", "parameters", "epoch_drawn", "emptied"):
@@ -49,7 +54,7 @@ def table(record: dict[str, Any]) -> str:
     lines = [["", "pruned, %", "kept, %", "test accuracy, %", *(titles[key] for key in there)]]
     for row in summary:
         spread = f" ± {100 * row['std']:.2f}" if row["std"] is not None else ""
-        cells = [row["arm"], f"{100 * row['ratio']:.4g}", f"{100 * row['density']:.4g}"]
+        cells = [row["variant"], f"{100 * row['ratio']:.4g}", f"{100 * row['density']:.4g}"]
         cells.append(f"{100 * row['accuracy']:.2f}{spread}")
         lines.append([*cells, *(_cell(key, row) for key in there)])
     return aligned(lines)
@@ -83,26 +88,26 @@ def _saved(figure: Figure, path: Path) -> Path:
 def _density(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
-    arms: dict[str, list[dict[str, Any]]] = {}
+    variants: dict[str, list[dict[str, Any]]] = {}
     for row in record["summary"]:
-        arms.setdefault(row["arm"], []).append(row)
-    for (arm, rows), mark in zip(arms.items(), _MARKS * len(arms), strict=False):
-        if arm == "dense":
+        variants.setdefault(row["variant"], []).append(row)
+    for (variant, rows), mark in zip(variants.items(), _MARKS * len(variants), strict=False):
+        if variant == "dense":
             level = 100 * rows[0]["accuracy"]
-            axes.axhline(level, color=COLOURS["dense"], ls="--", lw=1, label=f"dense {level:.1f}")
+            axes.axhline(level, color=COLORS["dense"], ls="--", lw=1, label=f"dense {level:.1f}")
             continue
         own = sorted(rows, key=lambda row: -row["density"])
-        first = arm in ("ticket", "early bird", record["command"])
-        colour = COLOURS["ticket"] if first else COLOURS["random"] if arm == "random" else None
+        first = variant in ("ticket", "early bird", record["command"])
+        color = COLORS["ticket"] if first else COLORS["random"] if variant == "random" else None
         spread = [100 * (row["std"] or 0) for row in own]
         places, heights = [100 * row["density"] for row in own], [100 * row["accuracy"] for row in own]
-        axes.errorbar(places, heights, spread, marker=mark, color=colour, capsize=3, label=arm)
+        axes.errorbar(places, heights, spread, marker=mark, color=color, capsize=3, label=variant)
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(
-        sorted({float(f"{100 * row['density']:.2g}") for row in record["summary"] if row["arm"] != "dense"})
+        sorted({float(f"{100 * row['density']:.2g}") for row in record["summary"] if row["variant"] != "dense"})
     )
     kept = "channels" if record["command"] == "early-bird" else "weights"
     axes.set(xlabel=f"{kept} kept, %", ylabel="test accuracy, %", title=_title(record))

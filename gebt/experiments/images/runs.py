@@ -15,14 +15,14 @@ from torch import nn
 from gebt._files import write_atomically
 from gebt.data.images import Images
 from gebt.experiments.images.options import ImageOptions
-from gebt.prune.detector import Rule, pairwise_distances
-from gebt.prune.enforce import hold
-from gebt.prune.imp import Control, Lottery, lottery
+from gebt.prune.detector import Compare, pairwise_distances
+from gebt.prune.enforce import enforce_mask
+from gebt.prune.imp import Baseline, ImpResult, iterative_magnitude_pruning
 from gebt.prune.mask import Mask
 from gebt.prune.schedule import geometric
 from gebt.prune.scores import bn_scale, random
-from gebt.prune.selection import pruned_count, select
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.selection import make_mask, pruned_count
+from gebt.prune.tie_breaking import TieBreaker
 from gebt.recipes import early_bird_cnn
 from gebt.recipes.at_init import Score, mask_at_init
 from gebt.recipes.early_bird_cnn import CnnSettings
@@ -59,9 +59,9 @@ class Watch:
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7)
     threshold: float = 0.1
     window: int = 4
-    rule: Rule = "newest"
+    compare: Compare = "window"
     scale_l1: float = 1e-4
-    least: float = 0.1
+    min_keep: float = 0.1
     start: early_bird_cnn.Start = "inherit"
     low_precision: Literal["no", "LF", "LL"] = "no"
 
@@ -74,7 +74,7 @@ class Watch:
     def settings(self, options: ImageOptions) -> CnnSettings:
         """Those of the recipe."""
         bits, after = (None if self.low_precision == "no" else 8), (8 if self.low_precision == "LL" else None)
-        own = {name: getattr(self, name) for name in ("threshold", "window", "rule", "scale_l1", "least")}
+        own = {name: getattr(self, name) for name in ("threshold", "window", "compare", "scale_l1", "min_keep")}
         return CnnSettings(**options.training(), **own, bits=bits, bits_after=after)
 
 
@@ -85,14 +85,14 @@ def early_bird(options: ImageOptions, watch: Watch, seed: int, folder: Path, tic
     `folder`: the mask over batch-norm scales and the trained smaller network.
     """
     settings, (train, test) = watch.settings(options), options.parts(seed)
-    arm = _Arm(options, train, test, seed, tick)
-    yield arm.trained("dense", 0.0, arm.network())
-    model, order, draws = arm.network(), TieOrder(seed), list[torch.Tensor]()
+    variant = _Variant(options, train, test, seed, tick)
+    yield variant.trained("dense", 0.0, variant.network())
+    model, tie_break, draws = variant.network(), TieBreaker(seed), list[torch.Tensor]()
     middle = sorted(watch.ratios)[len(watch.ratios) // 2]
 
     def watched(epoch: int, history: Any) -> None:
         tick(f"seed {seed} search")
-        draws.append(early_bird_cnn.channel_mask(model, middle, settings, order).flat())
+        draws.append(early_bird_cnn.channel_mask(model, middle, settings, tie_break).flat())
 
     start = time.perf_counter()
     found, _ = early_bird_cnn.search(model, train, ratios=watch.ratios, settings=settings, seed=seed, on_epoch=watched)
@@ -102,21 +102,21 @@ def early_bird(options: ImageOptions, watch: Watch, seed: int, folder: Path, tic
     chance = torch.Generator().manual_seed(seed)
     for ratio in watch.ratios:
         ticket = found[ratio]
-        by_chance = select(random(bn_scale(model), chance), ratio=ratio, allow_empty=True)
+        by_chance = make_mask(random(bn_scale(model), chance), ratio=ratio, allow_empty=True)
         for name, mask in (("early bird", ticket.mask), ("random", by_chance)):
             own, start = dataclasses.replace(ticket, mask=mask), time.perf_counter()
             told: dict[str, Any] = {"settings": settings, "start": watch.start, "seed": seed}
             told["on_epoch"] = lambda *_, name=name: tick(f"seed {seed} {name}")
-            small, _ = early_bird_cnn.retrain(own, arm.network(), train, **told)
+            small, _ = early_bird_cnn.retrain(own, variant.network(), train, **told)
             seconds = time.perf_counter() - start + ticket.epoch * an_epoch
-            row = arm.row(name, ratio, small, seconds, mask.density)
+            row = variant.row(name, ratio, small, seconds, mask.density)
             if name == "early bird":
                 stem = folder / f"seed-{seed}-p{100 * ratio:g}"
                 _write(Path(f"{stem}.mask.safetensors"), dict(mask))
                 _write(Path(f"{stem}.network.safetensors"), small.state_dict())
             yield {**row, "epoch_drawn": ticket.epoch, "fired": ticket.fired}
     pairwise = pairwise_distances(torch.stack(draws)).tolist() if draws else []
-    yield {"arm": "search", "seed": seed, "ratio": middle, "pairwise": pairwise, "seconds": searched}
+    yield {"variant": "search", "seed": seed, "ratio": middle, "pairwise": pairwise, "seconds": searched}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Levels:
     layerwise
         Rank each layer alone.
     controls
-        Tickets without their luck, trained at every level: reinit, shuffled, "shuffled in all"; or none.
+        Tickets without their luck, trained at every level: reinit, shuffled, "shuffled_global"; or none.
     allow_empty
         Go on when a layer would lose all of its weights.
     """
@@ -143,7 +143,7 @@ class Levels:
     levels: int = 6
     rewind: int = 0
     layerwise: bool = False
-    controls: tuple[Control, ...] = ("reinit", "shuffled")
+    controls: tuple[Baseline, ...] = ("reinit", "shuffled")
     allow_empty: bool = False
 
     def check(self, options: ImageOptions, model: nn.Module) -> None:
@@ -158,35 +158,42 @@ class Levels:
 def lottery_levels(options: ImageOptions, levels: Levels, seed: int, folder: Path, tick: Tick) -> Iterator[Row]:
     """All levels of the lottery, then every control of every level; levels are kept in `folder` and gone on with."""
     train, test = options.parts(seed)
-    arm = _Arm(options, train, test, seed, tick)
-    model = arm.network()
+    variant = _Variant(options, train, test, seed, tick)
+    model = variant.network()
 
-    def training(model: nn.Module, *, start: int, stop: int | None, holding: Any) -> Row:
+    def training(model: nn.Module, *, start: int, stop: int | None, enforce: Any) -> Row:
         begun = time.perf_counter()
         fit(
-            model, train, None, options.settings(), seed=seed, start=start, stop=stop, holding=holding,
+            model, train, None, options.settings(), seed=seed, start=start, stop=stop, enforce=enforce,
             on_epoch=lambda *_: tick(f"seed {seed}"),
         )  # fmt: skip
-        return {"accuracy": arm.accuracy(model), "seconds": time.perf_counter() - begun}
+        return {"accuracy": variant.accuracy(model), "seconds": time.perf_counter() - begun}
 
     own: dict[str, Any] = {name: value for name, value in vars(levels).items() if name != "controls"}
-    found = lottery(model, training, **own, seed=seed, folder=folder / f"seed-{seed}")
+    found = iterative_magnitude_pruning(model, training, **own, seed=seed, folder=folder / f"seed-{seed}")
     for level in found.levels:
         yield _level_row(found, level.number, "ticket" if level.number else "dense", level.result, seed)
     for level in found.levels[1:]:
         for how in levels.controls:
-            result = found.control(model, training, level.number, how, start=levels.rewind, seed=1000 + seed)
+            result = found.baseline(model, training, level.number, how, start=levels.rewind, seed=1000 + seed)
             yield _level_row(found, level.number, how, result, seed)
 
 
-def _level_row(found: Lottery, number: int, arm: str, result: Row, seed: int) -> Row:
+def _level_row(found: ImpResult, number: int, variant: str, result: Row, seed: int) -> Row:
     mask = found.levels[number].mask
-    return {"arm": arm, "seed": seed, "level": number, "ratio": mask.sparsity, "density": mask.density, **result}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "level": number,
+        "ratio": mask.sparsity,
+        "density": mask.density,
+        **result,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class AtInit:
-    """Options of pruning at initialisation.
+    """Options of pruning at initialization.
 
     Parameters
     ----------
@@ -208,7 +215,7 @@ class AtInit:
             raise ValueError(f"--epochs (got {options.epochs}), expected at least 2 for gem-miner")
         _check_ratios(self.ratios)
 
-    def arms(self) -> list[Score]:
+    def variants(self) -> list[Score]:
         """The scores, and the random control, each once."""
         return list(dict.fromkeys([*self.score, "random"]))
 
@@ -216,21 +223,21 @@ class AtInit:
 def init_prune(options: ImageOptions, at_init: AtInit, seed: int, folder: Path, tick: Tick) -> Iterator[Row]:
     """Dense training; then for every score and ratio a mask on the untrained network, written, and its training."""
     train, test = options.parts(seed)
-    arm = _Arm(options, train, test, seed, tick)
-    yield arm.trained("dense", 0.0, arm.network())
-    for score in at_init.arms():
+    variant = _Variant(options, train, test, seed, tick)
+    yield variant.trained("dense", 0.0, variant.network())
+    for score in at_init.variants():
         for ratio in at_init.ratios:
-            model, start = arm.network(), time.perf_counter()
+            model, start = variant.network(), time.perf_counter()
             told = {"settings": options.settings(), "on_epoch": lambda *_, own=score: tick(f"seed {seed} mining")}
             mask = mask_at_init(model, train, score=score, ratio=ratio, seed=seed, **told)  # type: ignore[arg-type]
             searched = time.perf_counter() - start
             _write(folder / f"seed-{seed}-{score}-p{100 * ratio:g}.mask.safetensors", dict(mask))
             kept = {name: int(own.sum()) for name, own in mask.items()}
-            row = arm.trained(score, ratio, model, mask)
+            row = variant.trained(score, ratio, model, mask)
             yield {**row, "search_seconds": searched, "kept": kept, "emptied": sum(not left for left in kept.values())}
 
 
-class _Arm:
+class _Variant:
     """What the rows of one seed share."""
 
     def __init__(self, options: ImageOptions, train: Images, test: Images, seed: int, tick: Tick) -> None:
@@ -251,7 +258,7 @@ class _Arm:
         start = time.perf_counter()
         fit(
             model, self.train, None, self.options.settings(), seed=self.seed,
-            holding=None if mask is None else lambda optimizer: hold(model, mask, optimizer),
+            enforce=None if mask is None else lambda optimizer: enforce_mask(model, mask, optimizer),
             on_epoch=lambda *_: self.tick(f"seed {self.seed} {name}"),
         )  # fmt: skip
         return self.row(name, ratio, model, time.perf_counter() - start, 1.0 if mask is None else mask.density)
@@ -260,7 +267,7 @@ class _Arm:
         """What a trained network comes to."""
         size = sum(parameter.numel() for parameter in model.parameters()) / self.whole
         told = {"accuracy": self.accuracy(model), "seconds": seconds, "parameters": size}
-        return {"arm": name, "seed": self.seed, "ratio": ratio, "density": density, **told}
+        return {"variant": name, "seed": self.seed, "ratio": ratio, "density": density, **told}
 
 
 def _check_ratios(ratios: tuple[float, ...]) -> None:

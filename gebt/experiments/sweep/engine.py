@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from gebt.experiments.sweep.jobs import Cell
+from gebt.experiments.sweep.jobs import Job
 
 
 @dataclass(frozen=True)
-class End:
-    """How the work on a cell ended: `fault` "" is well; `died`: not by a fault of the cell's options or data."""
+class JobResult:
+    """How the work on a job ended: `fault` "" is well; `died`: not by a fault of the job's options or data."""
 
-    cell: Cell
+    job: Job
     fault: str = ""
     died: bool = False
 
 
 class Engine(Protocol):
-    """Runs `workers` cells at a time; as a context it ends all of its processes with it."""
+    """Runs `workers` jobs at a time; as a context it ends all of its processes with it."""
 
     workers: int
 
@@ -28,22 +28,22 @@ class Engine(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def submit(self, cell: Cell) -> None:
-        """Starts the work on a cell; called while fewer than `workers` are at work."""
+    def submit(self, job: Job) -> None:
+        """Starts the work on a job; called while fewer than `workers` are at work."""
         ...
 
-    def wait(self) -> End:
-        """Returns as soon as the work on a cell has ended."""
+    def wait(self) -> JobResult:
+        """Returns as soon as the work on a job has ended."""
         ...
 
 
-def run_cells(cells: Sequence[Cell], engine: Engine, told: Callable[[End, bool], object]) -> dict[str, str]:
-    """Runs all cells; returns why each one that is missing afterwards is, by name.
+def run_jobs(jobs: Sequence[Job], engine: Engine, told: Callable[[JobResult, bool], object]) -> dict[str, str]:
+    """Runs all jobs; returns why each one that is missing afterwards is, by name.
 
-    A cell whose worker died is tried once more, after all others. `told(end, again)` hears of every end, and whether
-    the cell will be tried again.
+    A job whose worker died is tried once more, after all others. `told(end, again)` hears of every end, and whether
+    the job will be tried again.
     """
-    waiting, running = deque(cells), 0
+    waiting, running = deque(jobs), 0
     retried, missing = set[str](), dict[str, str]()
     while waiting or running:
         while waiting and running < engine.workers:
@@ -51,15 +51,15 @@ def run_cells(cells: Sequence[Cell], engine: Engine, told: Callable[[End, bool],
             running += 1
         end = engine.wait()
         running -= 1
-        if end.cell.finished:  # whatever became of its worker then
-            end = End(end.cell)
+        if end.job.finished:  # whatever became of its worker then
+            end = JobResult(end.job)
         elif not end.fault:
-            end = End(end.cell, f"its worker wrote no record into {end.cell.folder}")
-        again = end.died and end.cell.name not in retried
+            end = JobResult(end.job, f"its worker wrote no record into {end.job.folder}")
+        again = end.died and end.job.name not in retried
         if again:
-            retried.add(end.cell.name)
-            waiting.append(end.cell)
+            retried.add(end.job.name)
+            waiting.append(end.job)
         elif end.fault:
-            missing[end.cell.name] = end.fault
+            missing[end.job.name] = end.fault
         told(end, again)
     return missing

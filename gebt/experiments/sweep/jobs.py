@@ -1,4 +1,4 @@
-"""What a sweep does, cut into cells: one run of its own for every data set, network, pair of ratios and few seeds."""
+"""What a sweep does, cut into jobs: one run of its own for every data set, network, pair of ratios and few seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from gebt.data.manifest import dataset_info
 from gebt.experiments.compare import run
 from gebt.experiments.options import RunOptions
-from gebt.experiments.record import CELLS, RECORD, RunFolder, read_record
+from gebt.experiments.record import JOBS, RECORD, RunFolder, read_record
 from gebt.experiments.setup import graph_for, groups, model_for
 from gebt.models.registry import ModelName
 from gebt.sparse import backends
@@ -57,8 +57,8 @@ class SweepOptions(RunOptions):
         for name in ("datasets", "models", "ratios"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} (got none), expected at least one")
-        if self.batches is not None:
-            raise ValueError(f"--batches (got {self.batches!r} in a sweep), expected none: cells are trained whole")
+        if self.batching is not None:
+            raise ValueError(f"--batching (got {self.batching!r} in a sweep), expected none: jobs are trained whole")
         shared = RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
         pairs = [_pair(text) for text in self.ratios]
         return [
@@ -76,7 +76,7 @@ SweepOptions.__init__.__annotations__.update(
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """One piece of work: a run of `options`, resolved, in a folder of its own."""
 
     options: RunOptions
@@ -93,12 +93,12 @@ class Cell:
         return (self.folder / RECORD).is_file() and bool(read_record(self.folder)["complete"])
 
 
-def plan(runs: list[RunOptions], threads: int, folder: Path) -> list[Cell]:
-    """The cells of a sweep into `folder`: of each run, the groups of seeds that are trained together.
+def plan_jobs(runs: list[RunOptions], threads: int, folder: Path) -> list[Job]:
+    """The jobs of a sweep into `folder`: of each run, the groups of seeds that are trained together.
 
     Raises `ValueError` for data and networks that cannot be had, and for a run that is there twice.
     """
-    cells: list[Cell] = []
+    jobs: list[Job] = []
     grouped: dict[tuple[str, str | None], list[list[int]]] = {}
     for options in runs:
         key = (options.dataset, options.model)
@@ -107,21 +107,21 @@ def plan(runs: list[RunOptions], threads: int, folder: Path) -> list[Cell]:
             grouped[key] = groups(options)
         for seeds in grouped[key]:
             own = replace(options, first_seed=seeds[0], seeds=len(seeds), threads=threads)
-            cells.append(Cell(own, folder / CELLS / _named(own)))
-    names = [cell.name for cell in cells]
+            jobs.append(Job(own, folder / JOBS / _named(own)))
+    names = [job.name for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"--datasets, --models, --ratios (got {twice} twice), expected every comparison once")
-    return cells
+    return jobs
 
 
-def attempt(cell: Cell) -> str:
-    """Runs a cell, in a worker; returns "" or what is wrong with its options or data."""
+def attempt(job: Job) -> str:
+    """Runs a job, in a worker; returns "" or what is wrong with its options or data."""
     use_huge_pages()
-    torch.set_num_threads(cell.options.threads or 1)
+    torch.set_num_threads(job.options.threads or 1)
     try:
-        backends.use(cell.options.backend)
+        backends.use(job.options.backend)
         # What a try that died has left is no part of this one.
-        run(cell.options, RunFolder(cell.folder, force=True))
+        run(job.options, RunFolder(job.folder, force=True))
     except ValueError as error:
         return str(error)
     return ""

@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Self, cast
 
-from gebt.experiments.sweep.engine import End
-from gebt.experiments.sweep.jobs import Cell, attempt
+from gebt.experiments.sweep.engine import JobResult
+from gebt.experiments.sweep.jobs import Job, attempt
 
 # Seconds that a worker has to end when it is asked to.
 PATIENCE = 5.0
@@ -24,16 +24,16 @@ class _Worker:
 
 
 class Pool:
-    """Processes of this machine, each started afresh and used for one cell after the other.
+    """Processes of this machine, each started afresh and used for one job after the other.
 
     Each has a pipe of its own, which ends when it dies: `concurrent.futures` gives up all workers when one is killed,
-    and cannot say which cell it had.
+    and cannot say which job it had.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._idle: list[_Worker] = []
-        self._busy: dict[Connection, tuple[_Worker, Cell]] = {}
+        self._busy: dict[Connection, tuple[_Worker, Job]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -46,24 +46,24 @@ class Pool:
             worker.process.join(PATIENCE)
             worker.process.kill()
 
-    def submit(self, cell: Cell) -> None:
-        """Starts the work on a cell, in a worker that is idle or in a new one."""
+    def submit(self, job: Job) -> None:
+        """Starts the work on a job, in a worker that is idle or in a new one."""
         worker = self._idle.pop() if self._idle else _started()
-        self._busy[worker.connection] = worker, cell
+        self._busy[worker.connection] = worker, job
         with suppress(ConnectionError):  # that it is dead is found at the other end of the pipe
-            worker.connection.send(cell)
+            worker.connection.send(job)
 
-    def wait(self) -> End:
-        """The next cell that ended, or whose worker did."""
+    def wait(self) -> JobResult:
+        """The next job that ended, or whose worker did."""
         ready = cast(Connection, wait(list(self._busy))[0])
-        worker, cell = self._busy.pop(ready)
+        worker, job = self._busy.pop(ready)
         try:
             fault = worker.connection.recv()
         except (EOFError, ConnectionError):
             worker.process.join()
-            return End(cell, _ended(worker.process.exitcode or 0), died=True)
+            return JobResult(job, _ended(worker.process.exitcode or 0), died=True)
         self._idle.append(worker)
-        return End(cell, fault)
+        return JobResult(job, fault)
 
 
 def _started() -> _Worker:
@@ -83,10 +83,10 @@ def _started() -> _Worker:
 def _serve(connection: Connection) -> None:
     while True:
         try:
-            cell = connection.recv()
+            job = connection.recv()
         except EOFError:  # the sweep is gone
             return
-        connection.send(attempt(cell))
+        connection.send(attempt(job))
 
 
 def _ended(code: int) -> str:

@@ -6,8 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import Any, Self
 
-from gebt.experiments.sweep.engine import End
-from gebt.experiments.sweep.jobs import Cell, attempt
+from gebt.experiments.sweep.engine import JobResult
+from gebt.experiments.sweep.jobs import Job, attempt
 
 
 class Ray:
@@ -17,7 +17,7 @@ class Ray:
         if find_spec("ray") is None:
             raise ValueError("--engine (got ray, which is not installed), expected pool here; pip install 'gebt[ray]'")
         self.workers, self.threads = workers, threads
-        self._busy: dict[Any, Cell] = {}
+        self._busy: dict[Any, Job] = {}
 
     def __enter__(self) -> Self:
         # Read when Ray is imported: it reports to its makers unless told not to, and listens to the whole network where
@@ -36,16 +36,16 @@ class Ray:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def submit(self, cell: Cell) -> None:
-        """Starts the work on a cell."""
-        gpus = 1 if cell.options.device == "cuda" else 0
-        self._busy[self._attempt.options(num_cpus=self.threads, num_gpus=gpus, max_retries=0).remote(cell)] = cell
+    def submit(self, job: Job) -> None:
+        """Starts the work on a job."""
+        gpus = 1 if job.options.device == "cuda" else 0
+        self._busy[self._attempt.options(num_cpus=self.threads, num_gpus=gpus, max_retries=0).remote(job)] = job
 
-    def wait(self) -> End:
-        """The next cell that ended, or whose worker did."""
+    def wait(self) -> JobResult:
+        """The next job that ended, or whose worker did."""
         done = self._ray.wait(list(self._busy), num_returns=1)[0][0]
-        cell = self._busy.pop(done)
+        job = self._busy.pop(done)
         try:
-            return End(cell, self._ray.get(done))
+            return JobResult(job, self._ray.get(done))
         except self._ray.exceptions.RayError as error:
-            return End(cell, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", died=True)
+            return JobResult(job, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", died=True)

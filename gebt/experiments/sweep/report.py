@@ -1,4 +1,4 @@
-"""The table and the picture of a sweep, made from the records of its cells."""
+"""The table and the picture of a sweep, made from the records of its jobs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
 from gebt.experiments.record import SWEEP_PICTURE, read_record
-from gebt.experiments.report import ARM_NAMES, COLOURS, RIVAL_COLOUR, aligned
-from gebt.experiments.summary import summarise
-from gebt.experiments.sweep.jobs import Cell
+from gebt.experiments.report import COLORS, METHOD_COLOR, VARIANT_NAMES, aligned
+from gebt.experiments.summary import summarize
+from gebt.experiments.sweep.jobs import Job
 
 _MARKS = ("o", "s", "^", "v", "D", "P", "X")
 
 
-def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """One row for every data set, network and pair of ratios: the summary over the seeds that are finished.
 
     "difference": of each arm's accuracies minus dense's, seed by seed, the mean and half the 95 % interval.
     """
-    grouped: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        chosen = cell.options
-        grouped.setdefault((chosen.dataset, chosen.model, chosen.edge_ratio, chosen.weight_ratio), []).append(cell)
+    grouped: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs:
+        chosen = job.options
+        grouped.setdefault((chosen.dataset, chosen.model, chosen.edge_ratio, chosen.weight_ratio), []).append(job)
     return [row for key, own in grouped.items() if (row := _row(key, own))]
 
 
-def _row(key: tuple[Any, ...], cells: list[Cell]) -> dict[str, Any] | None:
-    per_seed = [row for cell in cells if cell.finished for row in read_record(cell.folder)["per_seed"]]
+def _row(key: tuple[Any, ...], jobs: list[Job]) -> dict[str, Any] | None:
+    per_seed = [row for job in jobs if job.finished for row in read_record(job.folder)["per_seed"]]
     if not per_seed:
         return None
-    summary = summarise(per_seed)
+    summary = summarize(per_seed)
     dense = summary["dense"]["accuracy"]["values"]
     return {
         **dict(zip(("dataset", "model", "edge_ratio", "weight_ratio"), key, strict=True)),
         "seeds": [row["seed"] for row in per_seed],
-        "asked": sum(cell.options.seeds for cell in cells),
+        "asked": sum(job.options.seeds for job in jobs),
         "summary": summary,
         "difference": {
-            arm: _paired(summary[arm]["accuracy"]["values"], dense) for arm in summary if arm != "dense"
+            variant: _paired(summary[variant]["accuracy"]["values"], dense) for variant in summary if variant != "dense"
         },
     }  # fmt: skip
 
@@ -59,19 +59,25 @@ def _paired(values: list[float], others: list[float]) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as aligned text: accuracies in %, differences in points, seconds of the whole training of a seed."""
-    arms = list(rows[0]["summary"]) if rows else []
-    titles = ["data set", "network", "pruned edges, weights, %", "seeds", *(ARM_NAMES.get(arm, arm) for arm in arms)]
+    variants = list(rows[0]["summary"]) if rows else []
+    titles = [
+        "data set",
+        "network",
+        "pruned edges, weights, %",
+        "seeds",
+        *(VARIANT_NAMES.get(variant, variant) for variant in variants),
+    ]
     lines = [[*titles, "ticket - dense", "macs, % of dense", "seconds, dense", "seconds, ticket"]]
     for row in rows:
         summary, asked, done = row["summary"], row["asked"], len(row["seeds"])
         lines.append([
             row["dataset"], row["model"], f"{100 * row['edge_ratio']:.4g}, {100 * row['weight_ratio']:.4g}",
             f"{done}" if done == asked else f"{done} of {asked}",
-            *(_spread(summary[arm]["accuracy"]["mean"], summary[arm]["accuracy"]["std"]) for arm in arms),
-            _spread(row["difference"]["ticket"]["mean"], row["difference"]["ticket"]["half"], sign="+"),
+            *(_with_std(summary[variant]["accuracy"]["mean"], summary[variant]["accuracy"]["std"]) for variant in variants),
+            _with_std(row["difference"]["ticket"]["mean"], row["difference"]["ticket"]["half"], sign="+"),
             f"{100 * _macs(row, 'ticket'):.1f}",
-            *(f"{summary[arm]['seconds']['search'] + summary[arm]['seconds']['retrain']:.3f}"
-              for arm in ("dense", "ticket")),
+            *(f"{summary[variant]['seconds']['search'] + summary[variant]['seconds']['retrain']:.3f}"
+              for variant in ("dense", "ticket")),
         ])  # fmt: skip
     return aligned(lines)
 
@@ -83,17 +89,17 @@ def picture(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     figure = Figure(figsize=(max(5.5, 4.5 * len(datasets)), 4.2))
     panels = figure.subplots(1, len(datasets), squeeze=False)[0]
     for axes, dataset in zip(panels, datasets, strict=True):
-        axes.axhline(0, color=COLOURS["dense"], ls="--", lw=1, label="dense")
+        axes.axhline(0, color=COLORS["dense"], ls="--", lw=1, label="dense")
         for number, model in enumerate(models):
             own = [row for row in rows if (row["dataset"], row["model"]) == (dataset, model)]
             own.sort(key=lambda row: _macs(row, "ticket"))
-            for arm in own[0]["difference"] if own else ():
-                told = [row["difference"][arm] for row in own]
+            for variant in own[0]["difference"] if own else ():
+                told = [row["difference"][variant] for row in own]
                 axes.errorbar(
-                    [100 * _macs(row, arm) for row in own], [100 * each["mean"] for each in told],
+                    [100 * _macs(row, variant) for row in own], [100 * each["mean"] for each in told],
                     [100 * (each["half"] or 0) for each in told], fmt=f"{_MARKS[number % len(_MARKS)]}-",
-                    color=COLOURS.get(arm, RIVAL_COLOUR), lw=1, ms=5, capsize=3,
-                    label=ARM_NAMES.get(arm, arm) + (f", {model}" if len(models) > 1 else ""),
+                    color=COLORS.get(variant, METHOD_COLOR), lw=1, ms=5, capsize=3,
+                    label=VARIANT_NAMES.get(variant, variant) + (f", {model}" if len(models) > 1 else ""),
                 )  # fmt: skip
         axes.set(title=dataset, xlabel="macs_paper, % of dense")
         axes.grid(alpha=0.3)
@@ -105,10 +111,12 @@ def picture(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     return folder / SWEEP_PICTURE
 
 
-def _macs(row: dict[str, Any], arm: str) -> float:
+def _macs(row: dict[str, Any], variant: str) -> float:
     """`macs_paper` of one inference, as a share of dense."""
-    return float(row["summary"][arm]["macs_paper"]["inference"] / row["summary"]["dense"]["macs_paper"]["inference"])
+    return float(
+        row["summary"][variant]["macs_paper"]["inference"] / row["summary"]["dense"]["macs_paper"]["inference"]
+    )
 
 
-def _spread(mean: float, spread: float | None, sign: str = "") -> str:
+def _with_std(mean: float, spread: float | None, sign: str = "") -> str:
     return f"{100 * mean:{sign}.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")

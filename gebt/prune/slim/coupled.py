@@ -13,17 +13,17 @@ from gebt.prune.mask import Mask
 from gebt.prune.selection import keep_within
 from gebt.prune.slim.channels import Channels, Site
 from gebt.prune.slim.tracing import channels_of
-from gebt.prune.tie_breaking import Order, TieOrder, ranks
+from gebt.prune.tie_breaking import TieBreak, TieBreaker, ranks
 
 
 def coupled_mask(
-    model: nn.Module, *, ratio: float, example: Any, ignored: Iterable[str] = (), order: Order | None = None
+    model: nn.Module, *, ratio: float, example: Any, ignored: Iterable[str] = (), tie_break: TieBreak | None = None
 ) -> Mask:
     """The mask that prunes floor(ratio n) of the n channels, heads or units of every set of layers, wherever they are.
 
-    A channel has slices in all layers that it goes through (those that make it, normalise it, add to it, read it); its
+    A channel has slices in all layers that it goes through (those that make it, normalize it, add to it, read it); its
     score is the root of the sum of their squares, and channels with slices in the same layers are ranked against one
-    another, equal scores settled by `order` (default: `TieOrder(0)`), never by position. What `slim` could not take out
+    another, equal scores settled by `tie_break` (default: `TieBreaker(0)`), never by position. What `slim` could not take out
     is not pruned. Fang et al. 2023. Raises `ValueError` for a ratio outside [0, 1) and for a network without such
     channels, `TraceError` for one that cannot be followed.
     """
@@ -37,7 +37,7 @@ def coupled_mask(
     sites = [site for site in channels.sites if site.tensor in parameters]
     if not _ranked(channels, sites):
         raise ValueError(f"model {type(model).__name__} (got no channel that could go), expected at least one")
-    gone = _smallest(channels, sites, parameters, ratio, TieOrder(0) if order is None else order)
+    gone = _smallest(channels, sites, parameters, ratio, TieBreaker(0) if tie_break is None else tie_break)
     return _mask(model, channels, sites, gone)
 
 
@@ -55,7 +55,7 @@ def _ranked(channels: Channels, sites: list[Site]) -> dict[frozenset[tuple[str, 
 
 
 def _smallest(
-    channels: Channels, sites: list[Site], parameters: dict[str, nn.Parameter], ratio: float, order: Order
+    channels: Channels, sites: list[Site], parameters: dict[str, nn.Parameter], ratio: float, tie_break: TieBreak
 ) -> Tensor:
     """Which units, by number, are of smallest score in their sets."""
     scores = torch.zeros(len(channels.parents), dtype=torch.float64)
@@ -67,7 +67,7 @@ def _smallest(
     roots = torch.tensor([root for members in sets for root in members])
     which = torch.tensor([number for number, members in enumerate(sets) for _ in members])
     gone = torch.zeros(len(scores), dtype=torch.bool)
-    gone[roots] = ~keep_within(scores[roots], which, ratio, ranks(order, roots))
+    gone[roots] = ~keep_within(scores[roots], which, ratio, ranks(tie_break, roots))
     return gone
 
 

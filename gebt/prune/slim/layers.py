@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class ChosenBatchNorm(nn.Module):
+class IndexedBatchNorm(nn.Module):
     """A batch norm of some of the channels that come in: those of a residual stream that the layer behind it reads.
 
     Scales, shifts and statistics have the names they had; `index` says which channels.
@@ -40,7 +40,7 @@ class CountedNorm(nn.Module):
     """A layer norm or RMS norm of a stream whose other channels were zero and are gone: it counts them all the same.
 
     mean = sum(x) / C and var = (sum((x - mean)^2) + (C - c) mean^2) / C of the c channels that come in, C = `width`.
-    Of what it has normalised it gives out `index`.
+    Of what it has normalized it gives out `index`.
     """
 
     index: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gebt.prune.mask import Mask
 from gebt.prune.slim.channels import Channels, Site, SlimmingError, empty_slices, out_dim
-from gebt.prune.slim.layers import ChosenBatchNorm, CountedNorm, SlimAttention
+from gebt.prune.slim.layers import CountedNorm, IndexedBatchNorm, SlimAttention
 from gebt.prune.slim.tracing import channels_of
 
 # Attributes of a layer that name the size of its weight's dimensions, by dimension.
@@ -85,7 +85,7 @@ def slim(
 
     `mask`: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned. A channel
     goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it; otherwise a norm
-    that prunes it there chooses among the channels (`ChosenBatchNorm`, `CountedNorm`, which counts channels that are
+    that prunes it there chooses among the channels (`IndexedBatchNorm`, `CountedNorm`, which counts channels that are
     gone). A head of attention goes when all rows of its values or all columns of its output are pruned. `example`: an
     input of the network. `round_to`: widths are multiples of it, fewer channels going. `ignored`: layers that keep
     their channels. `emptied`: what to do for a layer that would lose all of them. `shifts`: "fold" keeps the biases and
@@ -179,7 +179,7 @@ class _Cut:
             _resize(layer)
         for name, _, index in self._choices():
             norm: Any = self.pruned.get_submodule(name)
-            self._put(name, CountedNorm(norm, index) if _of_layers(norm) else ChosenBatchNorm(norm, index))
+            self._put(name, CountedNorm(norm, index) if _of_layers(norm) else IndexedBatchNorm(norm, index))
         self._put_heads()
         self._recount()
         return self.pruned

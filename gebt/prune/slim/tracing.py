@@ -1,4 +1,4 @@
-"""Follows the channels of a network: traced by `torch.fx`, every tensor on the way labelled with its units."""
+"""Follows the channels of a network: traced by `torch.fx`, every tensor on the way labeled with its units."""
 
 from __future__ import annotations
 

@@ -33,14 +33,14 @@ OGB = OgbSet("ogbn-mine", 5, 6)
 
 
 def drawn(edges: int = 20_000, loops: int = 50) -> tuple[torch.Tensor, Graph]:
-    """Edges [2, E] as found, with repeats, loops and a node of many neighbours, and their graph."""
+    """Edges [2, E] as found, with repeats, loops and a node of many neighbors, and their graph."""
     source = torch.Generator().manual_seed(0)
     index = torch.randint(NODES, (2, edges), generator=source)
     index[1, :loops] = index[0, :loops]
     index[0, -1000:] = 7
     part = torch.arange(NODES) % 3
     features, labels = torch.randn(NODES, 6, generator=source), torch.randint(5, (NODES,), generator=source)
-    graph = canonical_graph("mine", index, features, labels, (part == 0, part == 1, part == 2), 5, symmetrise=True)
+    graph = canonical_graph("mine", index, features, labels, (part == 0, part == 1, part == 2), 5, to_undirected=True)
     return index, graph
 
 

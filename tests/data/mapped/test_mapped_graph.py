@@ -35,7 +35,7 @@ def drawn(edges: int = 150, zeros: float = 0.0) -> Graph:
     masks = part == 0, part == 1, part == 2
     labels = torch.randint(4, (NODES,), generator=source)
     index = torch.randint(NODES - 1, (2, edges), generator=source)
-    return canonical_graph("drawn", index, features, labels, masks, 4, symmetrise=True)
+    return canonical_graph("drawn", index, features, labels, masks, 4, to_undirected=True)
 
 
 def opened(graph: Graph, folder: Path) -> MappedGraph:
@@ -84,7 +84,7 @@ def test_rows_ends_degrees_and_features_are_those_of_the_graph(graph: Graph, map
     assert torch.equal(mapped.ends(torch.arange(graph.num_pairs)), graph.pairs)
     assert isinstance(graph.features, torch.Tensor)
     assert torch.equal(mapped.features_of(nodes), graph.features[nodes])
-    assert mapped.neighbour(torch.tensor([59]), torch.tensor([0])).tolist() == [59]
+    assert mapped.neighbor(torch.tensor([59]), torch.tensor([0])).tolist() == [59]
 
 
 def batches_of(sampler: Sampler) -> dict[str, list[Batch]]:
@@ -92,7 +92,7 @@ def batches_of(sampler: Sampler) -> dict[str, list[Batch]]:
     return {
         "induced": [sampler.induced(torch.arange(0, NODES, 2), torch.tensor([12, 4]))],
         "partition": list(sampler.partition(random_parts(NODES, 7, generator()), together=2, generator=generator())),
-        "neighbours": [sampler.neighbours(targets, [3, 2], generator(seed)) for seed in range(5)],
+        "neighbors": [sampler.neighbors(targets, [3, 2], generator(seed)) for seed in range(5)],
         "walks": [sampler.walks(targets, 4, generator(seed)) for seed in range(5)],
     }
 

@@ -253,13 +253,13 @@ NUMBERS = np.array([0.5, -2, 3.25, 0, np.nan])
 
 
 @pytest.mark.parametrize("form", ["npy", "csv"])
-@pytest.mark.parametrize(("values", "target", "outputs"), [(TASKS, "multilabel", 3), (NUMBERS, "number", 1)])
+@pytest.mark.parametrize(("values", "target", "outputs"), [(TASKS, "multilabel", 3), (NUMBERS, "regression", 1)])
 def test_labels_may_be_tasks_or_numbers(mine: Path, values: np.ndarray, target: str, outputs: int, form: str) -> None:
     (mine / "labels.npy").unlink()
     if form == "npy":
         np.save(mine / "labels.npy", values)
     else:  # a text holds finite numbers only
-        np.savetxt(mine / "labels.csv", np.nan_to_num(values), "%g" if target == "number" else "%d", ",")
+        np.savetxt(mine / "labels.csv", np.nan_to_num(values), "%g" if target == "regression" else "%d", ",")
     graph = load_graph(str(mine))
     assert (graph.target, graph.num_classes, graph.metric) == (target, outputs, METRICS[graph.target][0])
     assert np.array_equal(graph.labels.numpy(), np.nan_to_num(values))

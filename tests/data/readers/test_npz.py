@@ -21,7 +21,7 @@ def test_arrays_give_the_graph_they_describe(tmp_path, npz_arrays):
     assert raw.edge_index.tolist() == [[0, 1, 1, 2, 3], [1, 1, 2, 3, 2]]
     assert raw.features.to_dense().tolist() == [[1, 0], [0, 1], [1, 1], [0, 0]]
     assert raw.labels.tolist() == [0, 1, 1, 0]
-    graph = canonical_graph("g", raw.edge_index, raw.features, raw.labels, masks(4), symmetrise=True)
+    graph = canonical_graph("g", raw.edge_index, raw.features, raw.labels, masks(4), to_undirected=True)
     assert graph.pairs.tolist() == [[0, 1, 2], [1, 2, 3]]
     assert graph.notes == ("1 self-loops removed", "2 one-way edges made undirected")
 
@@ -31,7 +31,7 @@ def test_other_members_are_never_opened(tmp_path, npz_arrays):
     assert read_npz(tmp_path / "g.npz").labels.tolist() == [0, 1, 1, 0]
 
 
-def test_one_way_edges_are_refused_without_symmetrise(tmp_path, npz_arrays):
+def test_one_way_edges_are_refused_without_symmetrize(tmp_path, npz_arrays):
     np.savez(tmp_path / "g.npz", **npz_arrays)
     raw = read_npz(tmp_path / "g.npz")
     with pytest.raises(GraphError, match="2 edges in one direction only"):
@@ -118,7 +118,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path, npz_arrays, value, c
     np.savez(tmp_path / "g.npz", **npz_arrays | {"attr_data": data})
     raw = read_npz(tmp_path / "g.npz")
     with pytest.raises(GraphError, match=f"got {count} NaN or infinite"):
-        canonical_graph("g", raw.edge_index, raw.features, raw.labels, masks(4), symmetrise=True)
+        canonical_graph("g", raw.edge_index, raw.features, raw.labels, masks(4), to_undirected=True)
 
 
 @pytest.mark.parametrize(("name", "pyg_name"), [("amazon-computers", "Computers")])

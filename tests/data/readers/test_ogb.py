@@ -188,8 +188,8 @@ def test_tasks_come_back_as_they_went(tmp_path: Path) -> None:
     graph = as_ogb(tasks)
     write_ogb(tmp_path / "tasks", graph)
     assert ogb_graph(read_ogb(tmp_path / "tasks", graph.info)).fingerprint == tasks.fingerprint
-    with pytest.raises(GraphError, match=r"got labels of the kind 'number'\), expected classes or tasks"):
-        as_ogb(replace(tasks, target="number"))
+    with pytest.raises(GraphError, match=r"got labels of the kind 'regression'\), expected classes or tasks"):
+        as_ogb(replace(tasks, target="regression"))
 
 
 def test_missing_files_are_named_with_their_origin(arxiv: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_list_shared_by_all_nodes_is_refused_before_it_fills_the_memory(planet
     entries = old_pickle.number(0) + b"]q\x01" + b"".join(old_pickle.number(n) + b"h\x01" for n in range(1, 522))
     graph = old_pickle.lists({}).removesuffix(b"(u") + b"(" + entries + b"u"
     write(planetoid_folder, "graph", old_pickle.document(graph))
-    with pytest.raises(GraphError, match="without one list of neighbours for each node"):
+    with pytest.raises(GraphError, match="without one list of neighbors for each node"):
         read_planetoid(planetoid_folder, "tiny")
 
 

@@ -84,7 +84,7 @@ def canonical(name: str, raw: Path) -> Graph:
     found = read_pyg_set(name, raw)
     assert found.masks is not None
     return canonical_graph(
-        name, found.edge_index, found.features, found.labels, found.masks, symmetrise=True, target=found.target
+        name, found.edge_index, found.features, found.labels, found.masks, to_undirected=True, target=found.target
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gebt.data.readers import tu
-from gebt.data.readers.tu import read_graph_set
+from gebt.data.readers.tu import read_graph_dataset
 from gebt.graph.graph import GraphError
 from gebt.sparse.pattern import SparseMatrix
 
@@ -52,7 +52,7 @@ def dense(features: torch.Tensor | SparseMatrix) -> torch.Tensor:
 
 
 def test_a_tiny_set_by_hand(tmp_path: Path) -> None:
-    found = read_graph_set(written(tmp_path))
+    found = read_graph_dataset(written(tmp_path))
     assert (found.name, found.num_graphs, found.num_nodes, found.num_classes) == ("TINY", 3, 6, 2)
     assert found.pairs.tolist() == [[0, 0, 4], [1, 2, 5]]
     assert found.graph_of.tolist() == [0, 0, 0, 1, 2, 2]
@@ -64,17 +64,17 @@ def test_a_tiny_set_by_hand(tmp_path: Path) -> None:
 
 
 def test_degrees_stand_in_for_tags_that_are_all_the_same(tmp_path: Path) -> None:
-    found = read_graph_set(written(tmp_path), features="degrees")
+    found = read_graph_dataset(written(tmp_path), features="degrees")
     assert dense(found.features).argmax(1).tolist() == [2, 1, 1, 0, 1, 1]
     same = "2\n2 0\n3 1 1\n3 1 0\n1 1\n3 0\n"
     folds = {name: "1" if name.startswith("test") else "0" for name in FOLDS}
-    assert dense(read_graph_set(written(tmp_path, same, folds)).features).argmax(1).tolist() == [1, 1, 0]
-    assert dense(read_graph_set(written(tmp_path, same, folds), features="tags").features).shape == (3, 1)
+    assert dense(read_graph_dataset(written(tmp_path, same, folds)).features).argmax(1).tolist() == [1, 1, 0]
+    assert dense(read_graph_dataset(written(tmp_path, same, folds), features="tags").features).shape == (3, 1)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_real_sets_have_their_published_counts(real_root: Path, name: str) -> None:
-    found = read_graph_set(real_root / "graph_classification" / name)
+    found = read_graph_dataset(real_root / "graph_classification" / name)
     graphs, nodes, pairs, classes, features, tested = PUBLISHED[name]
     assert (found.num_graphs, found.num_classes, found.features.shape[1]) == (graphs, classes, features)
     assert round(found.num_nodes / graphs, 2) == nodes
@@ -94,24 +94,24 @@ def test_real_sets_have_their_published_counts(real_root: Path, name: str) -> No
         ("3\n3 7", "2\n3 7", r"line 8 of .* \(got '2 7'\), expected no more than the 2 graphs"),
         ("3 7", "3", r"line 2 of .* \(got '3'\)"),
         ("3 7", "0 7", r"line 2 of .* \(got '0 7'\), expected at least one node"),
-        ("5 2 1 2", "5 3 1 2", r"line 3 of .* expected 3 different neighbours"),
-        ("5 2 1 2", "5 2 1 1", r"line 3 of .* expected 2 different neighbours"),
+        ("5 2 1 2", "5 3 1 2", r"line 3 of .* expected 3 different neighbors"),
+        ("5 2 1 2", "5 2 1 1", r"line 3 of .* expected 2 different neighbors"),
         ("5 2 1 2", "5 2 1 3", r"line 3 of .* expected other nodes from 0 to 2 than node 0 itself"),
         ("5 2 1 2", "5 2 1 0", r"line 3 of .* expected other nodes from 0 to 2 than node 0 itself"),
         ("5 2 1 2", "5 2 1 -1", r"line 3 of .* expected other nodes"),
-        ("5 2 1 2", "5 1 1", r"line 5 of .* \(got '5 1 0'\), expected neighbours that list this node in turn"),
-        ("5 2 1 2", "5.5 2 1 2", r"line 3 of .* expected tag, degree and neighbours"),
+        ("5 2 1 2", "5 1 1", r"line 5 of .* \(got '5 1 0'\), expected neighbors that list this node in turn"),
+        ("5 2 1 2", "5.5 2 1 2", r"line 3 of .* expected tag, degree and neighbors"),
         ("9 1 1", "99999999999999999999 1 1", r"TINY\.txt \(got: "),
     ],
 )
 def test_unsound_lines_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(GraphError, match=message):
-        read_graph_set(written(tmp_path, TEXT.replace(old, new, 1)))
+        read_graph_dataset(written(tmp_path, TEXT.replace(old, new, 1)))
 
 
 def test_a_file_that_promises_more_than_it_holds_costs_nothing(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"line 3 of .* \(got the end of the file\)"):
-        read_graph_set(written(tmp_path, "1\n999999999999 0\n"))
+        read_graph_dataset(written(tmp_path, "1\n999999999999 0\n"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_file_that_promises_more_than_it_holds_costs_nothing(tmp_path: Path) -
 )
 def test_unsound_folds_are_refused(tmp_path: Path, changed: dict[str, str], message: str) -> None:
     with pytest.raises(GraphError, match=message):
-        read_graph_set(written(tmp_path, folds=FOLDS | changed))
+        read_graph_dataset(written(tmp_path, folds=FOLDS | changed))
 
 
 def test_an_archive_is_no_bomb_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,11 +135,11 @@ def test_an_archive_is_no_bomb_and_whole(tmp_path: Path, monkeypatch: pytest.Mon
     for content in (whole[: len(whole) // 2], b"", gzip.compress(b"no archive")):
         at.write_bytes(content)
         with pytest.raises(GraphError, match=r"10fold_idx\.tar\.gz"):
-            read_graph_set(at.parent)
+            read_graph_dataset(at.parent)
     monkeypatch.setattr(tu, "LARGEST_ARCHIVE", 1000)
     at.write_bytes(gzip.compress(b"\0" * 10**6))
     with pytest.raises(GraphError, match="more than 1000 bytes once unpacked"):
-        read_graph_set(at.parent)
+        read_graph_dataset(at.parent)
     at.unlink()
     with pytest.raises(GraphError, match="No such file"):
-        read_graph_set(at.parent)
+        read_graph_dataset(at.parent)

@@ -11,35 +11,35 @@ import pytest
 from gebt.cli.main import main
 from gebt.data.readers.folder import save_graph_folder
 from gebt.experiments.options import RunOptions
-from gebt.experiments.setup import TOGETHER
-from gebt.experiments.sweep.jobs import Cell, SweepOptions, plan
+from gebt.experiments.setup import MOST_STACKED
+from gebt.experiments.sweep.jobs import Job, SweepOptions, plan_jobs
 from gebt.graph import Graph
 
 
-def planned(folder: Path, **options: Any) -> list[Cell]:
-    return plan(SweepOptions(**options).runs(), 2, folder)
+def planned(folder: Path, **options: Any) -> list[Job]:
+    return plan_jobs(SweepOptions(**options).runs(), 2, folder)
 
 
 def test_every_combination_is_a_cell_with_a_folder_of_its_own(tmp_path: Path) -> None:
-    cells = planned(tmp_path, models=("gcn", "gin"), ratios=("0.2,0.5", "0.07,0.9"), seeds=2, first_seed=3, hidden=8)
-    assert [cell.name for cell in cells] == [
+    jobs = planned(tmp_path, models=("gcn", "gin"), ratios=("0.2,0.5", "0.07,0.9"), seeds=2, first_seed=3, hidden=8)
+    assert [job.name for job in jobs] == [
         f"digits-{model}-{ratios}-s{seed}" for model in ("gcn", "gin") for ratios in ("g20-w50", "g7-w90")
         for seed in (3, 4)
     ]  # fmt: skip
-    assert {cell.folder.parent for cell in cells} == {tmp_path / "cells"}
+    assert {job.folder.parent for job in jobs} == {tmp_path / "jobs"}
     expected = RunOptions(model="gin", edge_ratio=0.07, weight_ratio=0.9, first_seed=4, hidden=8, threads=2)
-    assert cells[-1].options == expected.resolved()
-    assert not any(cell.finished for cell in cells)
+    assert jobs[-1].options == expected.resolved()
+    assert not any(job.finished for job in jobs)
 
 
 def test_seeds_that_pay_together_stay_together(sparse: Graph, tmp_path: Path) -> None:
     folder = save_graph_folder(tmp_path / "mine", sparse)
-    cells = planned(tmp_path, datasets=(str(folder), "digits"), seeds=TOGETHER + 2, hidden=8)
-    names = [cell.name for cell in cells]
+    jobs = planned(tmp_path, datasets=(str(folder), "digits"), seeds=MOST_STACKED + 2, hidden=8)
+    names = [job.name for job in jobs]
     assert names[:2] == ["mine-gcn-g20-w50-s0-9", "mine-gcn-g20-w50-s10-11"]
-    assert names[2:] == [f"digits-gcn-g20-w50-s{seed}" for seed in range(TOGETHER + 2)]
-    apart = planned(tmp_path, datasets=(str(folder),), seeds=2, hidden=8, together=False)
-    assert [cell.name for cell in apart] == ["mine-gcn-g20-w50-s0", "mine-gcn-g20-w50-s1"]
+    assert names[2:] == [f"digits-gcn-g20-w50-s{seed}" for seed in range(MOST_STACKED + 2)]
+    apart = planned(tmp_path, datasets=(str(folder),), seeds=2, hidden=8, stack_seeds=False)
+    assert [job.name for job in apart] == ["mine-gcn-g20-w50-s0", "mine-gcn-g20-w50-s1"]
 
 
 def test_the_given_options_are_a_configuration_of_the_same_sweep(tmp_path: Path) -> None:

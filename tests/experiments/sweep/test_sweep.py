@@ -23,7 +23,7 @@ from scipy import stats
 from gebt.cli.main import main
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import read_record
-from gebt.experiments.sweep.jobs import Cell
+from gebt.experiments.sweep.jobs import Job
 from gebt.experiments.sweep.report import rows_of, table
 from gebt.ticket import Ticket
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 FEW = ["--epochs", "3", "--retrain-epochs", "2", "--max-epochs", "4", "--hidden", "8", "--threads", "1"]
 TWO = ["--ratios", "0.2,0.5", "0.4,0.9", *FEW]
 NAMES = ["digits-gcn-g20-w50-s0", "digits-gcn-g20-w50-s1", "digits-gcn-g40-w90-s0", "digits-gcn-g40-w90-s1"]
-ARMS = ("dense", "random", "random_edges", "ticket")
+VARIANTS = ("dense", "random", "random_edges_control", "ticket")
 COMMAND = [sys.executable, "-m", "gebt", "sweep"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -78,7 +78,7 @@ def outcome(folder: Path) -> list[Any]:
     for row in read_record(folder)["rows"]:
         chosen = {key: row[key] for key in ("dataset", "model", "edge_ratio", "weight_ratio", "seeds", "difference")}
         measured = ("accuracy", "macs_paper", "edge_sparsity", "weight_sparsity")
-        found.append([chosen, [[row["summary"][arm][key] for key in measured] for arm in ARMS]])
+        found.append([chosen, [[row["summary"][variant][key] for key in measured] for variant in VARIANTS]])
     return found
 
 
@@ -93,13 +93,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_a_sweep_folder_holds_a_whole_run_for_every_cell(finished: tuple[Path, dict[str, Any], str]) -> None:
     folder, answer, said = finished
-    assert {path.name for path in folder.iterdir()} == {"config.json", "record.json", "sweep.png", "cells"}
-    assert sorted(path.name for path in (folder / "cells").iterdir()) == NAMES
+    assert {path.name for path in folder.iterdir()} == {"config.json", "record.json", "sweep.png", "jobs"}
+    assert sorted(path.name for path in (folder / "jobs").iterdir()) == NAMES
     for name in NAMES:
-        cell = read_record(folder / "cells" / name)
-        assert cell["complete"]
-        assert [row["seed"] for row in cell["per_seed"]] == [int(name[-1])]
-        ticket = Ticket.load(folder / "cells" / name / "ticket.safetensors")
+        job = read_record(folder / "jobs" / name)
+        assert job["complete"]
+        assert [row["seed"] for row in job["per_seed"]] == [int(name[-1])]
+        ticket = Ticket.load(folder / "jobs" / name / "ticket.safetensors")
         assert ticket.provenance["seed"] == int(name[-1])
     record = read_record(folder)
     assert record["complete"]
@@ -114,11 +114,11 @@ def test_a_sweep_folder_holds_a_whole_run_for_every_cell(finished: tuple[Path, d
 def test_rows_hold_what_the_cells_do(finished: tuple[Path, dict[str, Any], str]) -> None:
     folder, answer, _ = finished
     for row, names in zip(answer["rows"], (NAMES[:2], NAMES[2:]), strict=True):
-        own = [read_record(folder / "cells" / name)["per_seed"][0] for name in names]
-        for arm in ARMS:
-            values = [each[arm]["accuracy"] for each in own]
-            assert row["summary"][arm]["accuracy"]["values"] == values
-            assert row["summary"][arm]["accuracy"]["std"] == pytest.approx(np.std(values, ddof=1))
+        own = [read_record(folder / "jobs" / name)["per_seed"][0] for name in names]
+        for variant in VARIANTS:
+            values = [each[variant]["accuracy"] for each in own]
+            assert row["summary"][variant]["accuracy"]["values"] == values
+            assert row["summary"][variant]["accuracy"]["std"] == pytest.approx(np.std(values, ddof=1))
         assert row["seeds"] == [0, 1]
         assert row["summary"]["ticket"]["weight_sparsity"] == pytest.approx(row["weight_ratio"], abs=0.01)
 
@@ -126,18 +126,18 @@ def test_rows_hold_what_the_cells_do(finished: tuple[Path, dict[str, Any], str])
 def test_the_difference_is_paired_with_the_interval_of_student(
     finished: tuple[Path, dict[str, Any], str], tmp_path: Path
 ) -> None:
-    record = read_record(finished[0] / "cells" / NAMES[0])
+    record = read_record(finished[0] / "jobs" / NAMES[0])
     options = RunOptions(edge_ratio=0.2, weight_ratio=0.5).resolved()
-    cells, dense, ticket = [], (0.5, 0.7, 0.6), (0.52, 0.71, 0.66)
+    jobs, dense, ticket = [], (0.5, 0.7, 0.6), (0.52, 0.71, 0.66)
     for seed, values in enumerate(zip(dense, ticket, strict=True)):
-        cells.append(Cell(options, tmp_path / str(seed)))
-        cells[-1].folder.mkdir()
+        jobs.append(Job(options, tmp_path / str(seed)))
+        jobs[-1].folder.mkdir()
         record["per_seed"][0] |= {"seed": seed}
-        for arm, value in zip(("dense", "ticket"), values, strict=True):
-            record["per_seed"][0][arm]["accuracy"] = value
-        (cells[-1].folder / "record.json").write_text(json.dumps(record))
-    missing = Cell(options, tmp_path / "missing")
-    (row,) = rows_of([*cells, missing])
+        for variant, value in zip(("dense", "ticket"), values, strict=True):
+            record["per_seed"][0][variant]["accuracy"] = value
+        (jobs[-1].folder / "record.json").write_text(json.dumps(record))
+    missing = Job(options, tmp_path / "missing")
+    (row,) = rows_of([*jobs, missing])
     differences = np.subtract(ticket, dense)
     low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
     found = row["difference"]["ticket"]
@@ -147,7 +147,7 @@ def test_the_difference_is_paired_with_the_interval_of_student(
     assert f"+3.00 ± {100 * (high - low) / 2:.2f}" in shown
     assert "3 of 4" in shown
     assert rows_of([missing]) == []
-    assert rows_of(cells[:1])[0]["difference"]["ticket"]["half"] is None
+    assert rows_of(jobs[:1])[0]["difference"]["ticket"]["half"] is None
 
 
 def test_resuming_runs_what_is_missing_and_nothing_else(
@@ -155,7 +155,7 @@ def test_resuming_runs_what_is_missing_and_nothing_else(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
-    records = {name: folder / "cells" / name / "record.json" for name in NAMES}
+    records = {name: folder / "jobs" / name / "record.json" for name in NAMES}
     records[NAMES[0]].unlink()
     half = read_record(records[NAMES[3]].parent)
     records[NAMES[3]].write_text(json.dumps({**half, "complete": False}))
@@ -167,7 +167,7 @@ def test_resuming_runs_what_is_missing_and_nothing_else(
     assert outcome(folder) == outcome(finished[0])
     before = {name: written(path) for name, path in records.items()}
     main(["--config", str(folder / "config.json"), "sweep", "--resume", "--out", str(folder)])
-    assert "cell" not in capsys.readouterr().err  # no bar
+    assert "job" not in capsys.readouterr().err  # no bar
     assert {name: written(path) for name, path in records.items()} == before
 
 
@@ -176,11 +176,11 @@ def test_a_folder_in_use_is_replaced_by_force_alone(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
-    (folder / "cells" / NAMES[1] / "notes.txt").write_text("mine")
+    (folder / "jobs" / NAMES[1] / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", *FEW, "--out", str(folder)])
     assert "--force replaces a run" in capsys.readouterr().err
-    # Refused in the worker, which is no death: said once, with the cell's name, and the sweep ends.
+    # Refused in the worker, which is no death: said once, with the job's name, and the sweep ends.
     with pytest.raises(SystemExit, match="1"):
         main(["sweep", "--ratios", "0.2,0.9999", *FEW, "--force", "--json", "--out", str(folder)])
     said = capsys.readouterr()
@@ -189,38 +189,36 @@ def test_a_folder_in_use_is_replaced_by_force_alone(
     answer = json.loads(said.out)
     assert (answer["complete"], answer["rows"]) == (False, [])
     assert "would remove all" in answer["missing"]["digits-gcn-g20-w99.99-s0"]
-    left = {str(path.relative_to(folder)) for path in (folder / "cells").rglob("*") if path.suffix != ".json"}
-    assert left == {f"cells/{name}" for name in (NAMES[1], "digits-gcn-g20-w99.99-s0")} | {
-        f"cells/{NAMES[1]}/notes.txt"
-    }
+    left = {str(path.relative_to(folder)) for path in (folder / "jobs").rglob("*") if path.suffix != ".json"}
+    assert left == {f"jobs/{name}" for name in (NAMES[1], "digits-gcn-g20-w99.99-s0")} | {f"jobs/{NAMES[1]}/notes.txt"}
 
 
 def test_a_killed_worker_is_named_and_its_cell_tried_once_more_while_others_go_on(tmp_path: Path) -> None:
-    folder, cells = tmp_path / "out", [f"digits-gcn-g20-w50-s{seed}" for seed in range(3)]
+    folder, jobs = tmp_path / "out", [f"digits-gcn-g20-w50-s{seed}" for seed in range(3)]
 
-    def kill(process: subprocess.Popen[str], cell: str, last: int = 0) -> int:
-        """Kills the worker that begins the cell, after the try that began at `last`."""
-        config = folder / "cells" / cell / "config.json"
+    def kill(process: subprocess.Popen[str], job: str, last: int = 0) -> int:
+        """Kills the worker that begins the job, after the try that began at `last`."""
+        config = folder / "jobs" / job / "config.json"
         until(lambda: written(config) not in (0, last), process)
         (worker,) = workers_of(process)
         os.kill(worker, signal.SIGKILL)
         return written(config)
 
     with started(*FEW, "--seeds", "3", "--out", folder) as process:
-        first = kill(process, cells[0])
-        kill(process, cells[1])
-        kill(process, cells[0], first)
+        first = kill(process, jobs[0])
+        kill(process, jobs[1])
+        kill(process, jobs[0], first)
         out, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in said
-    for cell in cells[:2]:
-        assert f"{cell}: its worker was killed by SIGKILL (out of memory?); tried again" in said
+    for job in jobs[:2]:
+        assert f"{job}: its worker was killed by SIGKILL (out of memory?); tried again" in said
     assert [line for line in said.splitlines() if line.startswith("missing: ")] == [
-        f"missing: {cells[0]}: its worker was killed by SIGKILL (out of memory?)"
+        f"missing: {jobs[0]}: its worker was killed by SIGKILL (out of memory?)"
     ]
-    assert "1 of 3 cells are missing; --resume runs them" in said
+    assert "1 of 3 jobs are missing; --resume runs them" in said
     record = read_record(folder)
-    assert list(record["missing"]) == [cells[0]]
+    assert list(record["missing"]) == [jobs[0]]
     assert not record["complete"]
     assert [row["seeds"] for row in record["rows"]] == [[1, 2]]
     assert " 2 of 3 " in out
@@ -229,7 +227,7 @@ def test_a_killed_worker_is_named_and_its_cell_tried_once_more_while_others_go_o
 def test_an_interrupt_ends_the_workers_and_keeps_the_finished_cells(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with started(*FEW, "--seeds", "40", "--workers", "2", "--out", folder) as process:
-        until(lambda: any((folder / "cells").glob("*/record.json")), process)
+        until(lambda: any((folder / "jobs").glob("*/record.json")), process)
         workers = workers_of(process)
         # A Ctrl-C is for all processes of the terminal.
         os.killpg(process.pid, signal.SIGINT)
@@ -239,7 +237,7 @@ def test_an_interrupt_ends_the_workers_and_keeps_the_finished_cells(tmp_path: Pa
     assert "Traceback" not in said
     assert len(workers) == 2
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    records = list((folder / "cells").glob("*/record.json"))
+    records = list((folder / "jobs").glob("*/record.json"))
     assert 1 <= len(records) < 40
     assert all(read_record(path.parent)["complete"] for path in records)
     assert not list(folder.rglob("*.pkl")) + list(folder.rglob("*.pt"))
@@ -252,7 +250,7 @@ def test_ray_finds_the_same_and_outlives_a_killed_worker(
     import psutil
 
     folder = tmp_path / "ray"
-    config = folder / "cells" / NAMES[0] / "config.json"
+    config = folder / "jobs" / NAMES[0] / "config.json"
     with started(*TWO, "--seeds", "2", "--workers", "2", "--engine", "ray", "--out", folder) as process:
         until(config.exists, process)
         family = psutil.Process(process.pid).children(recursive=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gebt.models.cnn import PreResNet, ResNet
 from gebt.prune.slim.coupled import coupled_mask
 from gebt.prune.slim.slim import masked_channels, slim
-from gebt.prune.tie_breaking import TieOrder
+from gebt.prune.tie_breaking import TieBreaker
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -54,7 +54,7 @@ def test_every_stream_loses_its_share(make: Any, ratio: float) -> None:
     before = {n: m.out_channels for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     after = {n: m.out_channels for n, m in small.named_modules() if isinstance(m, nn.Conv2d)}
     assert after == {name: count - int(ratio * count) for name, count in before.items()}
-    assert not [m for m in small.modules() if type(m).__name__ == "ChosenBatchNorm"]
+    assert not [m for m in small.modules() if type(m).__name__ == "IndexedBatchNorm"]
 
 
 def test_ignored_layers_keep_their_channels() -> None:
@@ -72,9 +72,9 @@ def test_equal_channels_are_pruned_in_the_seeded_order_and_not_by_position() -> 
             parameter.fill_(1.0)
     kept = set()
     for seed in range(20):
-        order = TieOrder(seed)
-        mask = coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), order=order)
-        again = coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), order=order)
+        order = TieBreaker(seed)
+        mask = coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), tie_break=order)
+        again = coupled_mask(model, ratio=0.5, example=torch.randn(2, 3), tie_break=order)
         assert all(torch.equal(mask[name], again[name]) for name in mask)
         kept.add(tuple(mask["one.weight"].all(1).tolist()))
     assert {sum(channels) for channels in kept} == {2}

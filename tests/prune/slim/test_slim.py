@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gebt.models.cnn import VGG, PreResNet, ResNet
-from gebt.prune import Mask, select
+from gebt.prune import Mask, make_mask
 from gebt.prune.scores import bn_scale
 from gebt.prune.slim.channels import TraceError
-from gebt.prune.slim.slim import ChosenBatchNorm, SlimmingError, masked_channels, plan, slim
+from gebt.prune.slim.slim import IndexedBatchNorm, SlimmingError, masked_channels, plan, slim
 from gebt.prune.slim.tracing import channels_of
 
 Case = tuple[nn.Module, Any, dict[str, float]]
@@ -77,7 +77,7 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 )  # fmt: skip
 def test_a_global_mask_over_scales_is_cut_out_of_our_networks(make: Callable[[], nn.Module], ratio: float) -> None:
     model = trained(make())
-    mask = select(bn_scale(model), ratio=ratio, allow_empty=True)
+    mask = make_mask(bn_scale(model), ratio=ratio, allow_empty=True)
     slimmed = check(model, mask, IMAGE)
     slimmed.train()(IMAGE).sum().backward()
     assert all(p.grad is not None for p in slimmed.parameters())
@@ -85,11 +85,11 @@ def test_a_global_mask_over_scales_is_cut_out_of_our_networks(make: Callable[[],
 
 def test_norms_choose_among_the_channels_of_a_stream_that_goes_on() -> None:
     model = trained(PreResNet(20, 10, width=0.5))
-    mask = select(bn_scale(model), ratio=0.5, allow_empty=True)
+    mask = make_mask(bn_scale(model), ratio=0.5, allow_empty=True)
     slimmed = slim(model, mask, example=IMAGE)
-    chosen = [name for name, module in slimmed.named_modules() if isinstance(module, ChosenBatchNorm)]
+    chosen = [name for name, module in slimmed.named_modules() if isinstance(module, IndexedBatchNorm)]
     assert "layer1.1.bn1" in chosen
-    assert "ChosenBatchNorm(BatchNorm2d" in repr(slimmed)
+    assert "IndexedBatchNorm(BatchNorm2d" in repr(slimmed)
     assert set(slimmed.state_dict()) == set(model.state_dict()) | {f"{name}.index" for name in chosen}
 
 
@@ -231,7 +231,7 @@ def test_a_constant_made_of_nothing_keeps_the_channel() -> None:
 
 def test_widths_are_rounded_and_ignored_layers_keep_theirs() -> None:
     model = trained(VGG(11, 10, width=0.25))
-    mask = select(bn_scale(model), ratio=0.6, allow_empty=True)
+    mask = make_mask(bn_scale(model), ratio=0.6, allow_empty=True)
     rounded = slim(model, mask, example=IMAGE, round_to=4)
     widths = [m.out_channels for m in rounded.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 4 == 0 for width in widths)
@@ -272,11 +272,11 @@ def test_what_cannot_be_cut_is_refused_with_its_reason() -> None:
 
 def test_the_plan_prints_what_changes_and_touches_nothing() -> None:
     model = trained(PreResNet(20, 10, width=0.5))
-    mask = select(bn_scale(model), ratio=0.5, allow_empty=True)
+    mask = make_mask(bn_scale(model), ratio=0.5, allow_empty=True)
     told = plan(model, mask, example=IMAGE)
     assert told.parameters[1] < told.parameters[0]
     text = str(told)
     assert "layer1.0.conv2.weight" in text
     assert "chooses" in text
     assert text.endswith(f"{told.parameters[0]} -> {told.parameters[1]} entries")
-    assert not [module for module in model.modules() if isinstance(module, ChosenBatchNorm)]
+    assert not [module for module in model.modules() if isinstance(module, IndexedBatchNorm)]

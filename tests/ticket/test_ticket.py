@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gebt.graph import Edges, Graph
 from gebt.graph.edges import EDGES
 from gebt.models import GCN
-from gebt.prune import Mask, magnitude, prunable_weights, select
+from gebt.prune import Mask, magnitude, make_mask, prunable_weights
 from gebt.prune.mask import pack_bits
 from gebt.sparse import memory
 from gebt.ticket import Seeded, Ticket, TicketError, make_ticket
@@ -59,8 +59,8 @@ def drawn_ticket(graph: Graph, pretrained: bool = False) -> Ticket:
     initial = copy_state(model)
     generator = torch.Generator().manual_seed(1)
     moved(model)
-    edge_mask = select({EDGES: torch.rand(graph.num_pairs, generator=generator)}, ratio=0.4)
-    weight_mask = select(magnitude(prunable_weights(model)), ratio=0.7)
+    edge_mask = make_mask({EDGES: torch.rand(graph.num_pairs, generator=generator)}, ratio=0.4)
+    weight_mask = make_mask(magnitude(prunable_weights(model)), ratio=0.7)
     return make_ticket(model, graph, edge_mask, weight_mask, initial, PROVENANCE)
 
 
@@ -120,11 +120,11 @@ def test_a_loaded_ticket_is_the_saved_one_in_every_part(either: Ticket, tmp_path
     ticket, again = either, Ticket.load(either.save(tmp_path / "t"))
     assert again.edge_mask == ticket.edge_mask
     assert again.weight_mask == ticket.weight_mask
-    assert equal_states(again.drawn, ticket.drawn)
-    if isinstance(ticket.initial, Seeded):
-        assert again.initial == ticket.initial
+    assert equal_states(again.state_at_draw, ticket.state_at_draw)
+    if isinstance(ticket.initial_state, Seeded):
+        assert again.initial_state == ticket.initial_state
     else:
-        assert equal_states(again.initial, ticket.initial)
+        assert equal_states(again.initial_state, ticket.initial_state)
     assert again.provenance == ticket.provenance
     assert (again.epoch_drawn, again.fired) == (4, True)
     assert again.edge_sparsity == ticket.edge_sparsity == ticket.edge_mask.sparsity
@@ -133,18 +133,18 @@ def test_a_loaded_ticket_is_the_saved_one_in_every_part(either: Ticket, tmp_path
 
 def test_equal_tickets_are_equal_bytes(toy: Graph, either: Ticket, tmp_path: Path) -> None:
     content = either.save(tmp_path / "t").read_bytes()
-    made_again = drawn_ticket(toy, pretrained=not isinstance(either.initial, Seeded))
+    made_again = drawn_ticket(toy, pretrained=not isinstance(either.initial_state, Seeded))
     assert made_again.save(tmp_path / "again").read_bytes() == content
     assert Ticket.load(tmp_path / "t").save(tmp_path / "resaved").read_bytes() == content
 
 
 def test_a_file_holds_the_kept_weights_and_deflated_bits_only(either: Ticket, scratch: Path) -> None:
-    states = {"drawn": either.drawn} if isinstance(either.initial, Seeded) else vars(either)
+    states = {"state_at_draw": either.state_at_draw} if isinstance(either.initial_state, Seeded) else vars(either)
     with safe_open(either.save(scratch), framework="pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     masks = {f"mask.{name}": kept for name, kept in {**either.edge_mask, **either.weight_mask}.items()}
-    groups = [group for group in ("drawn", "initial") if group in states]
-    assert held.keys() == masks.keys() | {f"{group}.{name}" for group in groups for name in either.drawn}
+    groups = [group for group in ("state_at_draw", "initial_state") if group in states]
+    assert held.keys() == masks.keys() | {f"{group}.{name}" for group in groups for name in either.state_at_draw}
     for name, kept in masks.items():
         assert zlib.decompress(held[name].numpy().tobytes()) == pack_bits(kept).numpy().tobytes()
     for group in groups:
@@ -172,19 +172,19 @@ def test_odd_shapes_and_buffers_round_trip(toy: Graph, tmp_path: Path) -> None:
     ticket = make_ticket(model, toy, edges, mask, copy_state(model), PROVENANCE)
     again = Ticket.load(ticket.save(tmp_path / "t"))
     assert again.weight_mask == mask
-    assert equal_states(again.drawn, ticket.drawn)
-    assert equal_states(again.initial, ticket.initial)
-    assert again.drawn["1.num_batches_tracked"].dtype == torch.int64
+    assert equal_states(again.state_at_draw, ticket.state_at_draw)
+    assert equal_states(again.initial_state, ticket.initial_state)
+    assert again.state_at_draw["1.num_batches_tracked"].dtype == torch.int64
 
 
 def test_pruned_entries_are_zero_in_both_states_and_the_model_is_untouched(toy: Graph) -> None:
     model = model_of(toy)
     moved(model)
     before = copy_state(model)
-    mask = select(magnitude(prunable_weights(model)), ratio=0.5)
+    mask = make_mask(magnitude(prunable_weights(model)), ratio=0.5)
     made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, before, PROVENANCE)
     assert equal_states(copy_state(model), before)
-    for state in (made.drawn, made.initial):
+    for state in (made.state_at_draw, made.initial_state):
         for name, kept in mask.items():
             assert not state[name][~kept].any()
             assert torch.equal(state[name][kept], before[name][kept])
@@ -199,7 +199,7 @@ def test_a_weight_mask_of_what_the_model_lacks_is_refused(toy: Graph) -> None:
 
 def test_inherited_weights_give_the_forward_of_the_ticket(toy: Graph, ticket: Ticket, tmp_path: Path) -> None:
     source, target = model_of(toy, seed=5).eval(), model_of(toy, seed=9).eval()
-    source.load_state_dict(ticket.drawn)
+    source.load_state_dict(ticket.state_at_draw)
     loaded = Ticket.load(ticket.save(tmp_path / "t"))
     loaded.check(target, toy)
     loaded.start(target)
@@ -214,7 +214,7 @@ def test_start_weights_are_those_asked_for_on_kept_entries_and_zero_elsewhere(
     model = model_of(toy, seed=9)
     ticket.start(model, how, seed=3)
     expected = {
-        "inherit": ticket.drawn,
+        "inherit": ticket.state_at_draw,
         "rewind": model_of(toy, seed=0).state_dict(),
         "reinit": model_of(toy, seed=3).state_dict(),
     }[how]
@@ -231,10 +231,10 @@ def test_a_rewind_from_a_seed_is_the_initial_state_bit_for_bit_with_pruned_zero(
     model = model_of(toy, seed=11, norm=norm)
     initial = copy_state(model)
     moved(model)
-    mask = select(magnitude(prunable_weights(model)), ratio=0.6)
+    mask = make_mask(magnitude(prunable_weights(model)), ratio=0.6)
     made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE)
-    assert isinstance(made.initial, Seeded)
-    assert made.initial.seed == 11
+    assert isinstance(made.initial_state, Seeded)
+    assert made.initial_state.seed == 11
     target = model_of(toy, seed=3, norm=norm)
     moved(target)
     if norm:
@@ -275,7 +275,7 @@ def test_a_rewind_from_a_seed_that_draws_other_numbers_is_refused(toy: Graph, ti
         ticket.start(model, "rewind")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     ticket.start(model, "inherit")
-    assert equal_states(copy_state(model), ticket.drawn)
+    assert equal_states(copy_state(model), ticket.state_at_draw)
 
 
 class Unseeded(nn.Module):
@@ -293,12 +293,12 @@ def test_initial_weights_that_no_seed_draws_again_are_stored(toy: Graph, attribu
     model, mask = Unseeded(**attributes), Mask({"weight": torch.tensor([[True, False, True], [False, True, True]])})
     initial = {"weight": torch.full((2, 3), 4.0)}
     made = make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE)
-    assert equal_states(made.initial, {"weight": 4.0 * mask["weight"]})
+    assert equal_states(made.initial_state, {"weight": 4.0 * mask["weight"]})
 
 
 def test_initial_weights_that_are_not_those_of_the_seed_are_stored(stored: Ticket) -> None:
-    assert isinstance(stored.initial, dict)
-    assert stored.initial.keys() == stored.drawn.keys()
+    assert isinstance(stored.initial_state, dict)
+    assert stored.initial_state.keys() == stored.state_at_draw.keys()
 
 
 def test_making_a_ticket_draws_nothing_and_leaves_the_model_alone(toy: Graph) -> None:
@@ -308,7 +308,7 @@ def test_making_a_ticket_draws_nothing_and_leaves_the_model_alone(toy: Graph) ->
     before, numbers = copy_state(model), torch.random.get_rng_state()
     mask = Mask.ones(prunable_weights(model))
     assert isinstance(
-        make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE).initial, Seeded
+        make_ticket(model, toy, Mask.ones({EDGES: toy.pairs[0]}), mask, initial, PROVENANCE).initial_state, Seeded
     )
     assert equal_states(copy_state(model), before)
     assert torch.equal(torch.random.get_rng_state(), numbers)
@@ -320,7 +320,7 @@ def test_training_from_a_ticket_does_not_write_into_it(toy: Graph, ticket: Ticke
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(8.0)
-    assert not any((tensor == 8).any() for tensor in ticket.drawn.values())
+    assert not any((tensor == 8).any() for tensor in ticket.state_at_draw.values())
 
 
 def test_unknown_start_weights_are_refused(toy: Graph, ticket: Ticket) -> None:
@@ -385,27 +385,29 @@ def test_a_ticket_cut_anywhere_is_refused(content: bytes, scratch: Path) -> None
             Ticket.load(scratch)
 
 
-@pytest.mark.parametrize("number", [0, 1, 3, None, "2", [2]])
+@pytest.mark.parametrize("number", [0, 1, 4, None, "3", [3]])
 def test_another_format_is_refused(content: bytes, scratch: Path, number: object) -> None:
-    with pytest.raises(TicketError, match=r"\(got format .*\), expected format 2; update gebt or search again"):
+    with pytest.raises(TicketError, match=r"\(got format .*\), expected format 3; update gebt or search again"):
         Ticket.load(rewritten(content, scratch, lambda head: head | {"format": number}))
 
 
 def test_a_file_of_format_1_is_refused(ticket: Ticket, scratch: Path) -> None:
-    """As gebt 0.1.0 wrote it: bits that are not deflated, both states in full, no "initial" in the header."""
+    """As gebt 0.1.0 wrote it: bits that are not deflated, both states in full, no "initial_state" in the header."""
     tensors = {f"mask.{name}": pack_bits(kept) for name, kept in {**ticket.edge_mask, **ticket.weight_mask}.items()}
-    for name, tensor in ticket.drawn.items():
+    for name, tensor in ticket.state_at_draw.items():
         kept = ticket.weight_mask.get(name)
-        tensors |= {f"{group}.{name}": tensor if kept is None else tensor[kept] for group in ("drawn", "initial")}
+        tensors |= {
+            f"{group}.{name}": tensor if kept is None else tensor[kept] for group in ("state_at_draw", "initial_state")
+        }
     header = {
         "format": 1,
         "pairs": ticket.edge_mask[EDGES].numel(),
-        "shapes": {name: list(tensor.shape) for name, tensor in ticket.drawn.items()},
+        "shapes": {name: list(tensor.shape) for name, tensor in ticket.state_at_draw.items()},
         "masked": sorted(ticket.weight_mask),
         "provenance": ticket.provenance,
     }
     scratch.write_bytes(to_safetensors({k: v.clone() for k, v in tensors.items()}, {"gebt": json.dumps(header)}))
-    with pytest.raises(TicketError, match=r"\(got format 1\), expected format 2; update gebt or search again"):
+    with pytest.raises(TicketError, match=r"\(got format 1\), expected format 3; update gebt or search again"):
         Ticket.load(scratch)
 
 
@@ -427,50 +429,50 @@ def test_a_file_of_format_1_is_refused(ticket: Ticket, scratch: Path) -> None:
         {"pairs": float("inf")},
         {"shapes": []},
         {"shapes": None},
-        {"initial": None},
-        {"initial": {}},
-        {"initial": 3},
-        {"initial": {"seed": 0}},
-        {"initial": {"digest": ""}},
-        {"initial": {"seed": "zero", "digest": ""}},
-        {"initial": {"seed": 0.5, "digest": ""}},
-        {"initial": {"seed": 2**64, "digest": ""}},
-        {"initial": {"seed": 0, "digest": 5}},
+        {"initial_state": None},
+        {"initial_state": {}},
+        {"initial_state": 3},
+        {"initial_state": {"seed": 0}},
+        {"initial_state": {"digest": ""}},
+        {"initial_state": {"seed": "zero", "digest": ""}},
+        {"initial_state": {"seed": 0.5, "digest": ""}},
+        {"initial_state": {"seed": 2**64, "digest": ""}},
+        {"initial_state": {"seed": 0, "digest": 5}},
     ],
     ids=str,
 )
 def test_a_header_that_fits_not_the_tensors_is_refused(content: bytes, scratch: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(TicketError, match=r"got broken content: .*expected format 2"):
+    with pytest.raises(TicketError, match=r"got broken content: .*expected format 3"):
         Ticket.load(rewritten(content, scratch, lambda head: head | change))
 
 
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("drawn.convs.0.bias", None),
+        ("state_at_draw.convs.0.bias", None),
         ("mask.edges", None),
         ("mask.edges", torch.zeros(1, dtype=torch.uint8)),
         ("mask.convs.0.lin.weight", torch.zeros(4, dtype=torch.uint8)),
-        ("drawn.convs.0.lin.weight", torch.zeros(3)),
-        ("drawn.convs.0.bias", torch.full((6,), float("nan"))),
-        ("initial.convs.0.bias", None),
-        ("initial.convs.0.bias", torch.full((6,), float("inf"))),
+        ("state_at_draw.convs.0.lin.weight", torch.zeros(3)),
+        ("state_at_draw.convs.0.bias", torch.full((6,), float("nan"))),
+        ("initial_state.convs.0.bias", None),
+        ("initial_state.convs.0.bias", torch.full((6,), float("inf"))),
         ("extra", torch.zeros(1)),
-        ("drawn.convs.0.bias", torch.zeros(5)),
-        ("drawn.convs.0.bias", torch.zeros(6, dtype=torch.float8_e4m3fn)),
-        ("drawn.convs.0.bias", torch.zeros(6, dtype=torch.complex64)),
+        ("state_at_draw.convs.0.bias", torch.zeros(5)),
+        ("state_at_draw.convs.0.bias", torch.zeros(6, dtype=torch.float8_e4m3fn)),
+        ("state_at_draw.convs.0.bias", torch.zeros(6, dtype=torch.complex64)),
     ],
 )
 def test_tensors_that_fit_not_the_header_are_refused(
     stored_content: bytes, scratch: Path, name: str, tensor: Tensor | None
 ) -> None:
-    with pytest.raises(TicketError, match=r"got broken content: .*expected format 2"):
+    with pytest.raises(TicketError, match=r"got broken content: .*expected format 3"):
         Ticket.load(rewritten(stored_content, scratch, tensors={name: tensor}))
 
 
 def test_stored_initial_weights_beside_a_seed_are_refused(content: bytes, scratch: Path) -> None:
-    with pytest.raises(TicketError, match=r"tensors \(got \['initial.convs.0.bias'\] beyond the header's\)"):
-        Ticket.load(rewritten(content, scratch, tensors={"initial.convs.0.bias": torch.zeros(6)}))
+    with pytest.raises(TicketError, match=r"tensors \(got \['initial_state.convs.0.bias'\] beyond the header's\)"):
+        Ticket.load(rewritten(content, scratch, tensors={"initial_state.convs.0.bias": torch.zeros(6)}))
 
 
 def as_tensor(data: bytes) -> Tensor:
@@ -497,7 +499,7 @@ def test_a_mask_that_does_not_inflate_to_its_shape_is_refused(
     ticket: Ticket, content: bytes, scratch: Path, mask: str, broken: Callable[[bytes], bytes]
 ) -> None:
     bits = pack_bits({**ticket.edge_mask, **ticket.weight_mask}[mask]).numpy().tobytes()
-    with pytest.raises(TicketError, match=r"got broken content: .*expected format 2"):
+    with pytest.raises(TicketError, match=r"got broken content: .*expected format 3"):
         Ticket.load(rewritten(content, scratch, tensors={f"mask.{mask}": as_tensor(broken(bits))}))
 
 
@@ -549,7 +551,11 @@ def test_changed_bytes_give_a_sound_ticket_or_a_ticket_error(
         loaded = Ticket.load(scratch)
     except TicketError:
         return
-    states = [loaded.drawn] if isinstance(loaded.initial, Seeded) else [loaded.drawn, loaded.initial]
+    states = (
+        [loaded.state_at_draw]
+        if isinstance(loaded.initial_state, Seeded)
+        else [loaded.state_at_draw, loaded.initial_state]
+    )
     for state in states:
         for name, kept in loaded.weight_mask.items():
             assert not state[name][~kept].any()
@@ -579,7 +585,7 @@ def test_a_failed_save_leaves_the_old_ticket_whole(ticket: Ticket, content: byte
 def test_a_ticket_that_could_not_be_loaded_is_not_saved(ticket: Ticket, tmp_path: Path) -> None:
     bias = torch.full((6,), float("inf"))
     with pytest.raises(TicketError, match="finite"):
-        replace(ticket, drawn=ticket.drawn | {"convs.0.bias": bias}).save(tmp_path / "t")
+        replace(ticket, state_at_draw=ticket.state_at_draw | {"convs.0.bias": bias}).save(tmp_path / "t")
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", "x"), ("edge_ratio", None), ("method", 1), ("epoch_drawn", 1.5)])
