@@ -215,7 +215,7 @@ def test_presets_are_named() -> None:
         ({"learning_rate": -1.0}, r"learning rate, weight decay \(got \(-1.0"),
         ({"threshold": 0.0}, r"threshold \(got 0.0\)"),
         ({"normalization": "x"}, r"normalization \(got 'x'\)"),
-        ({"scope": "layer"}, "scope"),
+        ({"scope": "row"}, "scope"),
         (
             {"weight_structure": "rows"},
             r"weight structure \(got 'rows'\), expected one of \('entry', 'unit', 'feature'",
