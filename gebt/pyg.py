@@ -49,12 +49,12 @@ def find_ticket(
     """Searches for a ticket: hard masks over the graph's edges and the network's weights, with start weights.
 
     Args:
-        model: a network of `gebt.models`, or any network made of PyG's `MessagePassing` layers; left as trained.
+        model: a network of `gebt.models`, or any network made of PyG's `MessagePassing` layers; it stays as trained.
         data: a `Graph`, or a PyG `Data` with `x` [N, F], an undirected `edge_index` [2, E], `y` [N] and three masks.
         edge_ratio: share of the undirected edges to prune, in [0, 1).
         weight_ratio: share of the weights to prune, in [0, 1).
         feature_ratio: share of the input features, where whole features are pruned; default: `weight_ratio`.
-        preset: "best", "fast", "early-bird", "paper", or `SearchSettings` of your own. For a PyG network "best" and
+        preset: "best", "fast", "early-bird", "paper", or a `SearchSettings`. For a PyG network "best" and
             "fast" suit any layer; the others train soft edge values, which is refused where a layer is not exact.
         seed: of dropout and of ties.
         split: which split of a `Data` whose masks are [N, S].
@@ -160,7 +160,7 @@ class ApplyTicket(BaseTransform):  # type: ignore[misc, unused-ignore]
         self.ticket = Ticket.load(self.path)
 
     def forward(self, data: Any) -> Any:
-        """Removes the edges that the ticket prunes; the data given stays as it is.
+        """Removes the edges that the ticket prunes; `data` stays as it is.
 
         Args:
             data: a PyG `Data` of the ticket's graph.

@@ -95,7 +95,7 @@ class _Search:
         self.edge_scorer = TrainedEdgeScorer(self.task, edge_ratio, seed) if scored else None
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
-        # One order for the whole search: ties that were settled anew each epoch would look like moving masks.
+        # One order for all draws of the search: ties settled anew each epoch would look like moving masks.
         self.edge_order, self.weight_order = TieBreaker.drawn(ties), TieBreaker.drawn(ties)
         place = (graph.pairs, graph.num_nodes, self.edge_order)
         self.similarity = Similarity(*place) if by_similarity and edge_ratio else None

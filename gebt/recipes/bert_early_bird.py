@@ -128,13 +128,13 @@ def search(
         heads = make_mask(gates.scores(HEADS), ratio=settings.head_ratio, scope="layer", tie_break=tie_break)
         return {HEADS: heads, UNITS: make_mask(gates.scores(UNITS), ratio=settings.unit_ratio, tie_break=tie_break)}
 
-    def watch(made: int) -> bool:
-        if made % settings.every:
+    def update_detectors(steps_made: int) -> bool:
+        if steps_made % settings.every:
             return False
         masks = draw()
         fired = [detector.update(masks[kind]) for kind, detector in detectors.items()]
         if all(fired):
-            drawn.append((_both(masks), made))
+            drawn.append((_both(masks), steps_made))
         return all(fired)
 
     def penalty() -> Tensor:
@@ -143,7 +143,7 @@ def search(
 
     more = list(gates.parameters())
     with gates.attached(model):
-        history = fit(model, task, settings, seed=seed, more=more, penalty=penalty, on_step=watch)
+        history = fit(model, task, settings, seed=seed, more=more, penalty=penalty, on_step=update_detectors)
     mask, step = drawn[0] if drawn else (_both(draw()), len(history.losses))
     distances = {kind: tuple(row["criterion"] for row in one.trajectory) for kind, one in detectors.items()}
     return UnitTicket(mask, gates, copy_state(model), step, bool(drawn), distances), history

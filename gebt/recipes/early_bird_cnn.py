@@ -128,7 +128,7 @@ def search(
     """
     settings = settings or CnnSettings()
     if not ratios:
-        raise ValueError("ratios (got none), expected at least one to watch")
+        raise ValueError("ratios (got none), expected at least one")
     for ratio in ratios:
         pruned_count(1, ratio)
     tie_break, detectors = TieBreaker(seed), {ratio: settings.detector() for ratio in ratios}

@@ -173,7 +173,7 @@ def kept_by_position(score: Tensor, pairs: Tensor, ratio: float) -> Tensor:
 
 
 def _fresh(model: nn.Module, seed: int) -> None:
-    # No caller of the release asks for the ticket's weights, and no seed is set there.
+    # No caller of the release starts from the ticket's weights, and no seed is set there.
     model.reset(seed + 1_000_003)  # type: ignore[operator]
 
 
