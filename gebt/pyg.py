@@ -29,7 +29,8 @@ from gebt.recipes.search import SearchSettings, search_preset
 from gebt.ticket import Seeded, Ticket
 from gebt.train.loop import History
 
-INSIDE = "model."
+# Where the parameters of a PyG network are inside its adapter.
+_INSIDE = "model."
 
 
 def find_ticket(
@@ -48,12 +49,12 @@ def find_ticket(
     """Searches for a ticket: hard masks over the graph's edges and the network's weights, with start weights.
 
     Args:
-        model: a network of `gebt.models`, or any network made of PyG's `MessagePassing` layers; left as trained.
+        model: a network of `gebt.models`, or any network made of PyG's `MessagePassing` layers; it stays as trained.
         data: a `Graph`, or a PyG `Data` with `x` [N, F], an undirected `edge_index` [2, E], `y` [N] and three masks.
         edge_ratio: share of the undirected edges to prune, in [0, 1).
         weight_ratio: share of the weights to prune, in [0, 1).
         feature_ratio: share of the input features, where whole features are pruned; default: `weight_ratio`.
-        preset: "best", "fast", "early-bird", "paper", or `SearchSettings` of your own. For a PyG network "best" and
+        preset: "best", "fast", "early-bird", "paper", or a `SearchSettings`. For a PyG network "best" and
             "fast" suit any layer; the others train soft edge values, which is refused where a layer is not exact.
         seed: of dropout and of ties.
         split: which split of a `Data` whose masks are [N, S].
@@ -88,7 +89,7 @@ def find_ticket(
     soft = chosen.trains_edges and edge_ratio > 0
     with adapted(model, _data_of(data), graph, call=call, soft=soft, seed=seed) as network:
         ticket = search.joint(network, graph, **ratios, settings=chosen, seed=seed, on_epoch=on_epoch)
-    return _renamed(ticket, lambda name: name.removeprefix(INSIDE))
+    return _renamed(ticket, lambda name: name.removeprefix(_INSIDE))
 
 
 def retrain(
@@ -105,9 +106,9 @@ def retrain(
     """Trains a ticket of `find_ticket`: pruned edges do not exist, pruned weights stay zero.
 
     Args:
-        ticket: what a search has found on this graph and network.
+        ticket: from a search on this graph and network.
         model: receives the ticket's start weights and ends in the state of its best validation epoch.
-        data: the graph that the ticket was found on, as for `find_ticket`.
+        data: the graph of the ticket's search, as for `find_ticket`.
         settings: epochs, rates, start weights; default: those of the preset "best".
         seed: of dropout.
         split: which split of a `Data` whose masks are [N, S].
@@ -133,19 +134,43 @@ def retrain(
     if isinstance(model, Network | LinkPredictor):
         return retraining.run(ticket, model, graph, settings, seed=seed, on_epoch=on_epoch)
     with adapted(model, _data_of(data), graph, call=call) as network:
-        inside = _renamed(ticket, lambda name: INSIDE + name)
-        return retraining.run(inside, network, graph, settings, seed=seed, on_epoch=on_epoch)
+        of_adapter = _renamed(ticket, lambda name: _INSIDE + name)
+        return retraining.run(of_adapter, network, graph, settings, seed=seed, on_epoch=on_epoch)
 
 
 class ApplyTicket(BaseTransform):  # type: ignore[misc, unused-ignore]
-    """PyG transform: the data without the edges that the ticket in the file `path` prunes (`Ticket.apply`)."""
+    """PyG transform: the data without the edges that a ticket file prunes (`Ticket.apply`).
+
+    Args:
+        path: of the ticket file.
+
+    Example:
+        >>> import gebt, tempfile
+        >>> graph = gebt.load_graph("digits")
+        >>> model = gebt.models.GCN(graph.num_features, 8, graph.num_classes)
+        >>> ticket = gebt.recipes.baselines.random_ticket(model, graph, edge_ratio=0.2, weight_ratio=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     transform = ApplyTicket(ticket.save(f"{folder}/ticket.safetensors"))
+        >>> transform(to_pyg(graph)).num_edges // 2, graph.num_pairs
+        (7944, 9929)
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.ticket = Ticket.load(self.path)
 
     def forward(self, data: Any) -> Any:
-        """A new data object; raises `TicketError` when the ticket belongs to other data."""
+        """Removes the edges that the ticket prunes; `data` stays as it is.
+
+        Args:
+            data: a PyG `Data` of the ticket's graph.
+
+        Returns:
+            A new data object.
+
+        Raises:
+            TicketError: the ticket belongs to other data.
+        """
         return self.ticket.apply(data)
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ import gebt
 from gebt.graph import Graph
 from gebt.graph.pyg_gates import layers_of
 from gebt.models import GCN
-from gebt.pyg import find_ticket, retrain
+from gebt.pyg import find_ticket, from_pyg, retrain, to_pyg
 from gebt.recipes import baselines
 from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import search_preset
@@ -129,6 +129,53 @@ def test_a_ticket_is_found_applied_and_trained(name: str, settings: Any, data: D
     assert trained.test_accuracy == pytest.approx(float(hits.float().mean()), abs=2e-3)
     for parameter, kept in ticket.weight_mask.items():
         assert not bool(dict(pruned.named_parameters())[parameter][~kept].any())
+
+
+def network(kind: str, graph: Graph) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "own":
+        return GCN(graph.num_features, HIDDEN, graph.num_classes, seed=0)
+    return Stack(pyg.GCNConv(graph.num_features, HIDDEN), pyg.GCNConv(HIDDEN, graph.num_classes))
+
+
+@pytest.mark.parametrize("settings", [TAUGHT, GATED], ids=["taught", "gated"])
+@pytest.mark.parametrize("form", ["graph", "data"])
+@pytest.mark.parametrize("kind", ["own", "pyg"])
+def test_the_two_verbs_take_both_kinds_of_networks_and_of_graphs(
+    kind: str, form: str, settings: Any, digits: Graph, data: Data
+) -> None:
+    model, graph = network(kind, digits), digits if form == "graph" else data
+    ticket = gebt.find_ticket(model, graph, **RATIOS, preset=settings, seed=1)
+    assert isinstance(ticket, Ticket)
+    assert ticket.edge_mask.kept == digits.num_pairs - int(0.3 * digits.num_pairs)
+    assert ticket.weight_mask.kept == ticket.weight_mask.size - int(0.6 * ticket.weight_mask.size)
+    assert set(ticket.weight_mask) <= set(dict(model.named_parameters()))
+    result = gebt.retrain(ticket, model, graph, settings=RetrainSettings(TrainingSettings(epochs=3)))
+    assert result.edges.num_pairs == ticket.edge_mask.kept
+    assert len(result.history.losses) == 3
+    for parameter, kept in ticket.weight_mask.items():
+        assert not bool(dict(model.named_parameters())[parameter][~kept].any())
+
+
+@pytest.mark.parametrize("settings", [TAUGHT, GATED], ids=["taught", "gated"])
+@pytest.mark.parametrize("kind", ["own", "pyg"])
+def test_a_graph_and_its_data_have_the_same_ticket(kind: str, settings: Any, digits: Graph) -> None:
+    tickets = [
+        gebt.find_ticket(network(kind, digits), graph, **RATIOS, preset=settings, seed=1)
+        for graph in (digits, to_pyg(digits))
+    ]
+    assert torch.equal(tickets[0].edge_mask.flat(), tickets[1].edge_mask.flat())
+    assert torch.equal(tickets[0].weight_mask.flat(), tickets[1].weight_mask.flat())
+    torch.testing.assert_close(tickets[0].state_at_draw, tickets[1].state_at_draw)
+
+
+def test_a_graph_comes_back_from_its_data(digits: Graph) -> None:
+    data = to_pyg(digits)
+    assert data.edge_index.shape == (2, 2 * digits.num_pairs)
+    assert from_pyg(data).fingerprint == digits.fingerprint
+    again = to_pyg(from_pyg(data))
+    assert set(again.keys()) == set(data.keys())
+    assert all(torch.equal(again[key], data[key]) for key in data.keys())  # noqa: SIM118, a Data iterates pairs
 
 
 def test_apply_leaves_what_it_is_given_and_aligns_edge_attributes(data: Data) -> None:

@@ -1,4 +1,4 @@
-"""What a ticket is compared with: the dense network, and chance at equal sparsity."""
+"""Baselines of a ticket: the dense network, DropEdge, and random pruning at equal sparsity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,26 @@ def dense(
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> History:
-    """Trains the whole network on the whole graph; `model` ends in the state of its best validation epoch."""
+    """Trains the dense network on the full graph.
+
+    Args:
+        model: ends in the state of its best validation epoch.
+        graph: the graph to train on.
+        settings: epochs, learning rate and weight decay.
+        seed: of dropout.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training.
+
+    Returns:
+        Losses and accuracies, epoch by epoch.
+
+    Example:
+        >>> import gebt
+        >>> graph = gebt.load_graph("digits")
+        >>> model = gebt.models.GCN(graph.num_features, 8, graph.num_classes, seed=0)
+        >>> history = dense(model, graph, TrainingSettings(epochs=2))
+        >>> len(history.losses), history.losses[1] < history.losses[0]
+        (2, True)
+    """
     settings = settings or TrainingSettings()
     return fit(model, task_for(graph), [adam(model, settings)], settings.epochs, seed=seed, on_epoch=on_epoch)
 
@@ -47,9 +66,23 @@ def drop_edge(
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> History:
-    """`dense`, but every epoch sees the graph without floor(rate P) pairs, drawn anew; evaluated on the whole graph.
+    """`dense`, but every epoch sees the graph without floor(rate P) pairs, drawn anew; evaluated on the full graph.
 
-    What removing edges does for training alone, when none is saved (DropEdge, Rong et al. 2020).
+    What removing edges does for training alone, when none is saved.
+
+    Args:
+        model: ends in the state of its best validation epoch.
+        graph: the graph to train on.
+        settings: epochs, learning rate and weight decay.
+        rate: share of the pairs that an epoch does not see, in [0, 1).
+        seed: of dropout and of the pairs drawn.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training.
+
+    Returns:
+        Losses and accuracies, epoch by epoch.
+
+    Source:
+        Rong et al., DropEdge, ICLR 2020.
     """
     settings, generator = settings or TrainingSettings(), torch.Generator().manual_seed(seed)
     # A value of zero is an edge that does not exist, in every network here.
@@ -75,9 +108,20 @@ def dense_stacked(
     seeds: Sequence[int],
     on_epoch: Callable[[int, int, History], bool] | None = None,
 ) -> list[History]:
-    """What many calls of `dense` return, one a seed, up to rounding: all networks trained together (`train.stacked`)."""
-    given = zip(models, each("graphs", graphs, len(seeds)), seeds, strict=True)
-    members = [Member(model, graph, seed) for model, graph, seed in given]
+    """What many calls of `dense` return, up to rounding: all networks trained together (`train.stacked`).
+
+    Args:
+        models: one GCN a seed, of equal sizes; each ends in the state of its best validation epoch.
+        graphs: one for all, or one a seed.
+        settings: epochs, learning rate and weight decay.
+        seeds: of dropout.
+        on_epoch: called with the number of the network, the epoch and its history; returning True ends its training.
+
+    Returns:
+        One history a seed.
+    """
+    rows = zip(models, each("graphs", graphs, len(seeds)), seeds, strict=True)
+    members = [Member(model, graph, seed) for model, graph, seed in rows]
     return fit_stacked(members, StackedSettings(settings or TrainingSettings()), on_epoch=on_epoch)
 
 
@@ -91,7 +135,28 @@ def random_ticket(
     weight_structure: WeightStructure = "entry",
     seed: int = 0,
 ) -> Ticket:
-    """Edges and weights (or units) removed at random, as many as a search would; start weights are the model's own."""
+    """A ticket of random edges and weights (or units), as many as a search would prune.
+
+    Args:
+        model: whose present weights are the start weights.
+        graph: the graph whose pairs are pruned.
+        edge_ratio: share of the pairs to prune, in [0, 1).
+        weight_ratio: share of the weights (or units) to prune, in [0, 1).
+        feature_ratio: share of the input features, where whole features are pruned; default: `weight_ratio`.
+        weight_structure: "entry" or "2:4" for single weights, "unit", "feature" or "joint" for units.
+        seed: of the masks.
+
+    Returns:
+        The ticket.
+
+    Example:
+        >>> import gebt
+        >>> graph = gebt.load_graph("digits")
+        >>> model = gebt.models.GCN(graph.num_features, 8, graph.num_classes, seed=0)
+        >>> ticket = random_ticket(model, graph, edge_ratio=0.2, weight_ratio=0.5)
+        >>> (graph.num_pairs, ticket.edge_mask.kept), (ticket.weight_mask.size, ticket.weight_mask.kept)
+        ((9929, 7944), (592, 296))
+    """
     generator = torch.Generator().manual_seed(seed)
     edge_mask = _random_edges(graph, edge_ratio, generator)
     feature_ratio = features_share(weight_structure, weight_ratio, feature_ratio)
@@ -118,7 +183,25 @@ def random_ticket(
 
 
 def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
-    """The ticket's own weights with as many edges, drawn at random: the strong control of an edge score."""
+    """The same weights with as many edges, drawn at random: the strong control of an edge score.
+
+    Args:
+        ticket: whose weight mask and start weights are taken over.
+        graph: the ticket's graph.
+        seed: of the edge mask.
+
+    Returns:
+        A ticket with another edge mask, whose edges count 1.
+
+    Example:
+        >>> import gebt
+        >>> graph = gebt.load_graph("digits")
+        >>> model = gebt.models.GCN(graph.num_features, 8, graph.num_classes, seed=0)
+        >>> ticket = random_ticket(model, graph, edge_ratio=0.2, weight_ratio=0.5)
+        >>> control = random_edges(ticket, graph, seed=1)
+        >>> control.edge_mask.kept == ticket.edge_mask.kept, control.weight_mask is ticket.weight_mask
+        (True, True)
+    """
     edge_ratio = float(ticket.provenance["edge_ratio"])
     edge_mask = _random_edges(graph, edge_ratio, torch.Generator().manual_seed(seed))
     provenance = {**ticket.provenance, "method": "random_edges_control"}
@@ -128,6 +211,6 @@ def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
 def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:
     scores = random({EDGES: torch.empty(graph.num_pairs)}, generator)
     if isinstance(graph, GraphClassificationFold):
-        # As many of each graph as a rule takes.
+        # As many of each graph as an edge scorer takes.
         return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieBreaker.drawn(generator))})
     return make_mask(scores, ratio=edge_ratio)

@@ -32,12 +32,27 @@ Variant = Literal["ticket", "random mask", "random init", "shuffled layers", "on
 
 @dataclass(frozen=True)
 class BertSettings:
-    """`rounds` of pruning, each by `rate` of all prunable weights (the released code) or of the rest (the paper).
+    """Rounds of pruning, each followed by a training from the pretrained weights.
 
-    `head`: what a round does with the task's head; the code keeps it as trained, "reset" rewinds it with the encoder.
-    `prune_first`: the first share goes by pretrained magnitude, before anything is trained; the code's way with masked
-    language modelling, which saves a training. The code's schedule of a round's training is that of all rounds:
-    `TextSettings(rounds=10)`. Raises `ValueError` for numbers out of range.
+    The released code's schedule of a round's training is that of all rounds: `TextSettings(rounds=10)`.
+
+    Attributes:
+        rounds: of pruning.
+        rate: share that a round prunes.
+        schedule: the share is "of original", all prunable weights (the released code), or "of the rest" (the paper).
+        head: what a round does with the task's head: "keep" it as trained (the code), or "reset" it with the encoder.
+        prune_first: the first share goes by pretrained magnitude, before anything is trained; the code's way with
+            masked language modeling, which saves a training.
+        training: of each round.
+
+    Raises:
+        ValueError: numbers out of range, or another schedule or head.
+
+    Example:
+        >>> BertSettings(rounds=3, rate=0.1).ratios()
+        [0.0, 0.1, 0.2, 0.3]
+        >>> [round(ratio, 3) for ratio in BertSettings(rounds=3, rate=0.1, schedule="of the rest").ratios()]
+        [0.0, 0.1, 0.19, 0.271]
     """
 
     rounds: int = 9
@@ -54,7 +69,11 @@ class BertSettings:
         self.ratios()
 
     def ratios(self) -> list[float]:
-        """What is pruned of all at every training, the first one's ahead: 0, 0.1, ..., 0.9 by default."""
+        """The prune ratio of every training, in turn: 0, 0.1, ..., 0.9 by default.
+
+        Returns:
+            Shares of all prunable weights.
+        """
         if self.schedule == "of original":
             shares = linear(float(Decimal(str(float(self.rate))) * self.rounds), self.rounds)
         else:
@@ -65,7 +84,17 @@ class BertSettings:
 def pretrain(
     config: Any, task: FillIn, settings: TextSettings | None = None, *, seed: int = 0
 ) -> tuple[nn.Module, TextHistory]:
-    """An encoder of this config, trained from nothing as a masked language model; `.save_pretrained` keeps it."""
+    """Trains an encoder from scratch as a masked language model; its `.save_pretrained` writes it.
+
+    Args:
+        config: of transformers.
+        task: texts with masked words.
+        settings: epochs, learning rate and schedule.
+        seed: of the initialization, of batches and of dropout.
+
+    Returns:
+        The model and its history.
+    """
     model = fresh(config, "words", seed=seed)
     return model, fit(model, task, settings, seed=seed)
 
@@ -80,10 +109,21 @@ def search(
 ) -> ImpResult:
     """Trains, prunes the encoder by trained magnitude, all matrices together, rewinds, and again.
 
-    Level l of the lottery has the mask of `settings.ratios()[l]`, with exact counts and ties settled by a random order
-    of `seed`, and what its training measured. Every level starts from the encoder as given, embeddings and layer norms
-    too, with a fresh optimizer and schedule. `folder`: as `gebt.iterative_magnitude_pruning`. `model` ends as the last level trained it.
-    Raises `ValueError` for a model that is not of the family.
+    Level l has the mask of `settings.ratios()[l]`, with exact counts, and the measurements of its training. Every level
+    starts from the encoder's pretrained weights, embeddings and layer norms too, with a fresh optimizer and schedule.
+
+    Args:
+        model: a pretrained encoder with the task's head; ends as the last level trained it.
+        task: to train on.
+        settings: rounds, rate and training.
+        seed: of batches, of dropout, and of the random order that settles ties.
+        folder: as of `gebt.iterative_magnitude_pruning`.
+
+    Returns:
+        All levels.
+
+    Raises:
+        ValueError: a model that is not of the family.
     """
     settings = settings or BertSettings()
 
@@ -108,37 +148,48 @@ def evaluate(
     settings: TextSettings | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, TextHistory]:
-    """Fine-tunes a copy of the pretrained `model` under the mask, its head drawn anew; None: the dense network.
+    """Fine-tunes a copy of a pretrained model under a mask.
 
-    `fresh_head`: False for a head that was pretrained, too, that of a language model.
-    The mask may be of a model with another head. Arms, all of as many kept weights: the "ticket" itself; a "random
-    mask" over all prunable weights; its mask on an encoder of "random init"; its mask on the pretrained encoder with
-    "shuffled layers", in one random order; "one shot" prunes pretrained magnitudes. Raises `ValueError` for another
-    arm, or a mask that does not fit.
+    Args:
+        model: pretrained; stays as it is.
+        task: to train on.
+        mask: over the encoder's weights, also of a model with another head; None: the dense network.
+        variant: all keep as many weights: the "ticket" itself; a "random mask" over all prunable weights; its mask on
+            an encoder of "random init"; its mask on the pretrained encoder with "shuffled layers", in one random
+            order; "one shot" prunes pretrained magnitudes.
+        fresh_head: draw the head anew; False for a head that was pretrained, too, that of a language model.
+        settings: epochs, learning rate and schedule.
+        seed: of batches, of dropout and of what the variant draws.
+
+    Returns:
+        The trained copy and its history.
+
+    Raises:
+        ValueError: another variant, or a mask that does not fit.
     """
     if variant not in get_args(Variant):
-        raise ValueError(f"arm (got {variant!r}), expected one of {get_args(Variant)}")
+        raise ValueError(f"variant (got {variant!r}), expected one of {get_args(Variant)}")
     network = copy.deepcopy(model)
     if fresh_head:
         reset_head(network, seed)
     if mask is None:
         return network, fit(network, task, settings, seed=seed)
-    own = fitted(mask, network)
+    kept = fitted(mask, network)
     if variant == "random mask":
-        own = shuffled(own, generator=torch.Generator().manual_seed(seed), within="all")
+        kept = shuffled(kept, generator=torch.Generator().manual_seed(seed), within="all")
     elif variant == "random init":
         reinitialize(network, seed)
     elif variant == "shuffled layers":
         shuffle_layers(network, seed)
     elif variant == "one shot":
-        own = _one_shot(network, own, seed)
+        kept = _one_shot(network, kept, seed)
     return network, fit(
-        network, task, settings, seed=seed, enforce=lambda optimizer: enforce_mask(network, own, optimizer)
+        network, task, settings, seed=seed, enforce=lambda optimizer: enforce_mask(network, kept, optimizer)
     )
 
 
 def _one_shot(network: nn.Module, mask: Mask, seed: int) -> Mask:
     weights = prunable(network)
-    # Half an entry more, so that the floor is the mask's own count whatever the division rounds to.
+    # Half an entry more, so that the floor is the mask's count whatever the division rounds to.
     ratio = (mask.size - mask.kept + 0.5) / mask.size
     return make_mask(magnitude({name: weights[name] for name in mask}), ratio=ratio, tie_break=TieBreaker(seed))

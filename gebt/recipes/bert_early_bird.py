@@ -26,8 +26,21 @@ Start = Literal["pretrained", "inherit"]
 class UnitSettings(TextSettings):
     """Training of EarlyBERT: an L1 on the scales of heads and of units, and a detector for each of the two.
 
-    A draw every `every` steps prunes floor(head_ratio H) heads of each layer and floor(unit_ratio n) of all n units:
-    heads layer by layer and units together, as the released code does. Raises `ValueError` for numbers out of range.
+    A draw prunes floor(head_ratio H) heads of each layer and floor(unit_ratio n) of all n units: heads layer by layer
+    and units together, as the released code does.
+
+    Attributes:
+        head_ratio: share of each layer's heads to prune, in [0, 1).
+        unit_ratio: share of all units to prune, in [0, 1).
+        head_l1: coefficient of sum |scale| of the heads.
+        unit_l1: coefficient of sum |scale| of the units.
+        every: steps between draws.
+        threshold: of the mask distance, below which a detector fires.
+        window: masks that the newest one is compared with.
+        compare: "window" for the masks before the newest one, "previous" for one after the other.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     head_ratio: float = 0.34
@@ -49,20 +62,33 @@ class UnitSettings(TextSettings):
         self.detector()
 
     def detector(self) -> EarlyBird:
-        """A fresh detector."""
+        """A fresh detector.
+
+        Returns:
+            Of the threshold, the window and the comparison of these settings.
+        """
         return EarlyBird(self.threshold, self.window, criterion="weights", compare=self.compare)
 
     def after(self) -> TextSettings:
-        """Settings of the training after the draw."""
-        return TextSettings(**{own.name: getattr(self, own.name) for own in dataclasses.fields(TextSettings)})
+        """Settings of the training after the draw.
+
+        Returns:
+            The same without the scales and the detector.
+        """
+        return TextSettings(**{option.name: getattr(self, option.name) for option in dataclasses.fields(TextSettings)})
 
 
 @dataclass(frozen=True, eq=False)
 class UnitTicket:
-    """The mask over heads and units; the scales, and the network, as they were at the draw.
+    """Which heads and units are kept, and the network at the draw.
 
-    `step`: steps made before it; `fired`: whether the detectors ended the watch, or the schedule's end did;
-    `distances`: of heads and of units, draw by draw.
+    Attributes:
+        mask: over heads and units.
+        gates: their scales at the draw.
+        state: the network's state at the draw.
+        step: steps made before the draw.
+        fired: whether the detectors ended the search, or the schedule's end did.
+        distances: mask distances of heads and of units, draw by draw.
     """
 
     mask: Mask
@@ -78,26 +104,37 @@ def search(
 ) -> tuple[UnitTicket, TextHistory]:
     """Trains the model and its scales until the masks over heads and over units have both stopped moving.
 
-    Those of smallest |scale| are pruned, ties by one random order of `seed`; the first draw, of scales that are all 1,
-    is chance alone. Without an end of the motion the ticket is that of the last step. `model` is left as trained.
-    Raises `ValueError` for a ratio that empties a layer, and for a model that is not of the family.
+    Those of smallest |scale| are pruned; the first draw, of scales that are all 1, is random. Where the masks never
+    stop moving the ticket is that of the last step.
+
+    Args:
+        model: pretrained; it stays as the search has trained it.
+        task: to train on.
+        settings: of the training, the draws and the detectors.
+        seed: of batches, of dropout, and of the random order that settles ties.
+
+    Returns:
+        The ticket, and the history of the search.
+
+    Raises:
+        ValueError: a ratio that empties a layer, or a model that is not of the family.
     """
     settings = settings or UnitSettings()
     gates, tie_break = Gates(model), TieBreaker(seed)
-    birds = {HEADS: settings.detector(), UNITS: settings.detector()}
+    detectors = {HEADS: settings.detector(), UNITS: settings.detector()}
     drawn: list[tuple[Mask, int]] = []
 
     def draw() -> dict[str, Mask]:
         heads = make_mask(gates.scores(HEADS), ratio=settings.head_ratio, scope="layer", tie_break=tie_break)
         return {HEADS: heads, UNITS: make_mask(gates.scores(UNITS), ratio=settings.unit_ratio, tie_break=tie_break)}
 
-    def watch(made: int) -> bool:
-        if made % settings.every:
+    def update_detectors(steps_made: int) -> bool:
+        if steps_made % settings.every:
             return False
         masks = draw()
-        fired = [bird.update(masks[kind]) for kind, bird in birds.items()]
+        fired = [detector.update(masks[kind]) for kind, detector in detectors.items()]
         if all(fired):
-            drawn.append((_both(masks), made))
+            drawn.append((_both(masks), steps_made))
         return all(fired)
 
     def penalty() -> Tensor:
@@ -106,9 +143,9 @@ def search(
 
     more = list(gates.parameters())
     with gates.attached(model):
-        history = fit(model, task, settings, seed=seed, more=more, penalty=penalty, on_step=watch)
+        history = fit(model, task, settings, seed=seed, more=more, penalty=penalty, on_step=update_detectors)
     mask, step = drawn[0] if drawn else (_both(draw()), len(history.losses))
-    distances = {kind: tuple(row["criterion"] for row in bird.trajectory) for kind, bird in birds.items()}
+    distances = {kind: tuple(row["criterion"] for row in one.trajectory) for kind, one in detectors.items()}
     return UnitTicket(mask, gates, copy_state(model), step, bool(drawn), distances), history
 
 
@@ -121,11 +158,22 @@ def retrain(
     start: Start = "pretrained",
     seed: int = 0,
 ) -> tuple[Any, TextHistory]:
-    """Takes the pruned heads and units out and trains the smaller network; `model` is of the ticket's sizes.
+    """Takes the pruned heads and units out and trains the smaller network.
 
-    "pretrained": the weights that `model` has, by the whole schedule, as EarlyBERT does; "inherit": those at the draw,
-    scales multiplied in, by what is left of it, and `model` receives them. Returns the smaller network.
-    Raises `ValueError` for another start.
+    Args:
+        ticket: of `search`.
+        model: of the ticket's sizes; with "inherit" it receives the state at the draw.
+        task: to train on.
+        settings: of the training.
+        start: "pretrained": the weights of `model`, for the full schedule, as EarlyBERT does; "inherit": those at the
+            draw, scales multiplied in, for the rest of the schedule.
+        seed: of batches and of dropout.
+
+    Returns:
+        The smaller network and its history.
+
+    Raises:
+        ValueError: another start.
     """
     settings = settings or UnitSettings()
     if start not in ("pretrained", "inherit"):

@@ -30,10 +30,18 @@ class CnnSettings(ImageSettings):
     """Training of EB-Train, and its detector.
 
     The schedule counts from the first epoch of the search in the retraining, too, and so does the L1 on scales.
-    `window` masks before the newest one are compared with it ("window"), or one after the other ("previous").
-    `min_keep`: the share of every layer's channels, those of largest scale, that stays in any case: all scales of a layer
-    may be small, and a network with an emptied layer is dead.
-    `bits` is of the search: LF; with `bits_after` the retraining has it too: LL.
+
+    Attributes:
+        scale_l1: coefficient of sum |gamma| over the batch-norm scales.
+        threshold: of the mask distance, below which the detector fires.
+        window: masks that the newest one is compared with.
+        compare: "window" for the masks before the newest one, "previous" for one after the other.
+        min_keep: share of every layer's channels, those of largest scale, that stays in any case: all scales of a layer
+            may be small, and a network with an emptied layer is dead.
+        bits_after: `bits` of the retraining; `bits` itself is of the search alone (the paper's LF; with both: LL).
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     scale_l1: float = 1e-4
@@ -49,20 +57,34 @@ class CnnSettings(ImageSettings):
         self.after()
 
     def detector(self) -> EarlyBird:
-        """A fresh detector."""
+        """A fresh detector.
+
+        Returns:
+            Of the threshold, the window and the comparison of these settings.
+        """
         return EarlyBird(self.threshold, self.window, criterion="weights", compare=self.compare)
 
     def after(self) -> ImageSettings:
-        """Settings of the retraining."""
-        shared = {own.name: getattr(self, own.name) for own in dataclasses.fields(ImageSettings)}
+        """Settings of the retraining.
+
+        Returns:
+            The same without the detector, with `bits_after` for `bits`.
+        """
+        shared = {option.name: getattr(self, option.name) for option in dataclasses.fields(ImageSettings)}
         return ImageSettings(**{**shared, "bits": self.bits_after})
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelTicket:
-    """What the search found for one ratio: the mask over batch-norm scales, and the network's state at the draw.
+    """The ticket of one ratio: which channels are kept, and the network at the draw.
 
-    `epoch`: epochs trained before the draw; `fired`: whether the detector ended the watch, or the search's end did.
+    Attributes:
+        ratio: share of the channels asked to be pruned.
+        mask: over the batch-norm scales.
+        state: the network's state at the draw.
+        epoch: epochs trained before the draw.
+        fired: whether the detector ended this ratio's search, or the last epoch did.
+        distances: mask distances, draw by draw.
     """
 
     ratio: float
@@ -83,32 +105,46 @@ def search(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[dict[float, ChannelTicket], ImageHistory]:
-    """Trains until the channel masks of all `ratios` have stopped moving; one search watches them all.
+    """Trains until the channel masks of all ratios have stopped moving; one search draws them all.
 
-    Before every epoch the floor(ratio n) smallest |gamma| of all n batch-norm scales are pruned, ties by one random
-    order of `seed`, and each ratio's detector takes its mask. The first draw, of constant scales, is chance alone:
-    while it is in the window it is far from all others. A ratio that never fires is drawn after the last epoch. `model`
-    is left as trained. Raises `ValueError` for no ratio, one outside [0, 1), and a network without batch-norm scales.
+    Before every epoch the mask of each ratio is drawn (`channel_mask`), and each ratio's detector takes its mask. The
+    first draw, of constant scales, is random: while it is in the window it is far from all others. A ratio whose
+    detector never fires is drawn after the last epoch.
+
+    Args:
+        model: a network with batch norms; it stays as the search has trained it.
+        images: to train on.
+        ratios: shares of the channels to prune, each in [0, 1).
+        validation: images to measure the accuracy on after every epoch.
+        settings: of the training and the detector.
+        seed: of batches, of augmentation, and of the random order that settles ties.
+        on_epoch: called with the epoch (from 1) and the history.
+
+    Returns:
+        A ticket for each ratio, and the history of the search.
+
+    Raises:
+        ValueError: no ratio, one outside [0, 1), or a network without batch-norm scales.
     """
     settings = settings or CnnSettings()
     if not ratios:
-        raise ValueError("ratios (got none), expected at least one to watch")
+        raise ValueError("ratios (got none), expected at least one")
     for ratio in ratios:
         pruned_count(1, ratio)
-    tie_break, birds = TieBreaker(seed), {ratio: settings.detector() for ratio in ratios}
-    found: dict[float, ChannelTicket] = {}
+    tie_break, detectors = TieBreaker(seed), {ratio: settings.detector() for ratio in ratios}
+    tickets: dict[float, ChannelTicket] = {}
     trainer = ImageTrainer(model, images, validation, settings, seed)
 
     def draw(epoch: int) -> bool:
         last = epoch == settings.epochs
-        for ratio, bird in birds.items():
-            if ratio in found:
+        for ratio, detector in detectors.items():
+            if ratio in tickets:
                 continue
             mask = channel_mask(model, ratio, settings, tie_break)
-            if bird.update(mask) or last:
-                distances = tuple(row["criterion"] for row in bird.trajectory)
-                found[ratio] = ChannelTicket(ratio, mask, _copied(model), epoch, bird.fired, distances)
-        return len(found) == len(birds)
+            if detector.update(mask) or last:
+                distances = tuple(row["criterion"] for row in detector.trajectory)
+                tickets[ratio] = ChannelTicket(ratio, mask, _copied(model), epoch, detector.fired, distances)
+        return len(tickets) == len(detectors)
 
     for epoch in range(1, settings.epochs + 1):
         if draw(epoch - 1):
@@ -118,11 +154,29 @@ def search(
             on_epoch(epoch, trainer.history)
     else:
         draw(settings.epochs)
-    return found, trainer.history
+    return tickets, trainer.history
 
 
 def channel_mask(model: nn.Module, ratio: float, settings: CnnSettings, tie_break: TieBreak) -> Mask:
-    """The floor(ratio n) smallest |gamma| of all n batch-norm scales go, but for `settings.min_keep` of every layer."""
+    """The channel mask of a ratio: the floor(ratio n) smallest |gamma| of all n batch-norm scales go.
+
+    Args:
+        model: a network with batch norms.
+        ratio: share of the channels to prune, in [0, 1).
+        settings: whose `min_keep` of every layer stays.
+        tie_break: settles ties.
+
+    Returns:
+        The mask over the batch-norm scales.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
+        >>> model[1].weight.data = torch.tensor([0.1, -2.0, 1.0, 0.3])
+        >>> channel_mask(model, 0.5, CnnSettings(), TieBreaker(0)).flat().tolist()
+        [False, True, True, False]
+    """
     return make_mask(bn_scale(model), ratio=ratio, min_keep=settings.min_keep, tie_break=tie_break, allow_empty=True)
 
 
@@ -137,11 +191,24 @@ def retrain(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[nn.Module, ImageHistory]:
-    """Takes the pruned channels out and trains the smaller network for the epochs that are left of the schedule.
+    """Takes the pruned channels out and trains the smaller network for the rest of the schedule's epochs.
 
-    "inherit" goes on with the weights at the draw; "reinit" with fresh ones of `model.reset(seed)`, channels cut alike.
-    `model` (of the ticket's sizes) receives the start weights and is otherwise left; the smaller network is returned.
-    Raises `ValueError` for another start.
+    Args:
+        ticket: of `search`.
+        model: of the ticket's sizes; receives the start weights and is not trained.
+        images: to train on.
+        validation: images to measure the accuracy on after every epoch.
+        settings: of the training.
+        start: "inherit" goes on with the weights at the draw; "reinit" starts with fresh ones of `model.reset(seed)`,
+            channels cut alike.
+        seed: of batches and of augmentation.
+        on_epoch: called with the epoch and the history.
+
+    Returns:
+        The smaller network and its history.
+
+    Raises:
+        ValueError: another start.
     """
     settings = settings or CnnSettings()
     if start not in ("inherit", "reinit"):

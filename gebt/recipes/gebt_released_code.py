@@ -1,7 +1,7 @@
-"""What the published scripts of GEBT really do, oddities kept: to see what they are worth, not to be used.
+"""What the published scripts of GEBT really do, oddities included: a baseline, not to be used.
 
-As `run_threshold_jointEB.py` and what it calls, told again for one value a pair (its two dense copies stay equal). Left
-out is its ADMM penalty: divided by N^2 its gradient is below the epsilon of Adam.
+A re-implementation of `run_threshold_jointEB.py` with one value a pair (its two dense copies stay equal). Its ADMM
+penalty is omitted: divided by N^2 its gradient is below the epsilon of Adam.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_stat
 from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
-EPOCHS, RETRAIN_EPOCHS, EDGE_RATE, WINDOW, FIRST_STOP = 100, 99, 1e-3, 3, 5
+EPOCHS, RETRAIN_EPOCHS = 100, 99
+_EDGE_RATE, _WINDOW, _FIRST_STOP = 1e-3, 3, 5
 
 
 def run(
@@ -42,8 +43,27 @@ def run(
     Each epoch: one Adam step on the weights; all but the largest are set to zero, and free to grow back; one Adam step
     on the edge values, their gradient multiplied by the values. Edges: the lowest |a| of the lower triangle go, ties in
     memory order. Stops when the mean of the two distances (largest to the last three masks, over the first that was not
-    0) is below `threshold` after epoch 5; 0: never, the release's default. The retraining keeps the trained edge
-    values, takes 99 steps, and reports its last epoch. `training`: learning rate and weight decay.
+    0) is below `threshold` after epoch 5. The retraining keeps the trained edge values, takes 99 steps, and reports its
+    last epoch.
+
+    Args:
+        model: a network of `gebt.models`; ends as the retraining's last epoch leaves it.
+        graph: the graph whose pairs are to be pruned.
+        edge_ratio: share of the pairs to prune, in [0, 1).
+        weight_ratio: share of the weights that the search sets to zero after each epoch, in [0, 1).
+        training: learning rate and weight decay.
+        threshold: of the stop rule; 0: never stop, the release's default.
+        seed: of dropout and of the fresh network.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the search, or the retraining.
+
+    Returns:
+        The ticket, without pruned weights, and the history of its retraining.
+
+    Raises:
+        ValueError: a ratio outside [0, 1).
+
+    Source:
+        The code released with You et al., Early-Bird GCNs, AAAI 2022.
     """
     training = training or TrainingSettings()
     for ratio in (edge_ratio, weight_ratio):
@@ -64,7 +84,7 @@ def run(
     edges = Edges.from_pairs(graph.pairs[:, kept], graph.num_nodes, values[kept].clamp(min=0))
     _fresh(model, seed)
     history = _retrain(model, task_for(graph, edges), training, seed, on_epoch)
-    whole = Mask.ones(prunable_weights(model))
+    all_weights = Mask.ones(prunable_weights(model))
     provenance = {
         "method": "released",
         "edge_ratio": edge_ratio,
@@ -75,13 +95,13 @@ def run(
         "fired": search.fired,
     }
     values = values.clamp(min=0)
-    ticket = make_ticket(model, graph, Mask({EDGES: kept}), whole, initial, provenance, edge_weights=values)
-    before = Phase(len(searched.losses), graph.num_pairs, whole.size, gated=True)
-    return MethodResult(ticket, history, edges, (before, Phase(RETRAIN_EPOCHS, edges.num_pairs, whole.size)))
+    ticket = make_ticket(model, graph, Mask({EDGES: kept}), all_weights, initial, provenance, edge_weights=values)
+    before = Phase(len(searched.losses), graph.num_pairs, all_weights.size, gated=True)
+    return MethodResult(ticket, history, edges, (before, Phase(RETRAIN_EPOCHS, edges.num_pairs, all_weights.size)))
 
 
 class _Search:
-    """Values, masks and the release's own stop rule."""
+    """Edge values, masks and the release's stop rule."""
 
     def __init__(
         self, model: nn.Module, graph: Graph, edge_ratio: float, weight_ratio: float, threshold: float
@@ -90,19 +110,19 @@ class _Search:
         self.edge_ratio, self.weight_ratio = edge_ratio, weight_ratio
         self.values = torch.ones(graph.num_pairs, requires_grad=True)
         self.values.register_hook(lambda gradient: gradient * self.values.detach())
-        self.optimizer = optim.Adam([self.values], lr=EDGE_RATE)
+        self.optimizer = optim.Adam([self.values], lr=_EDGE_RATE)
         self.kept = torch.ones(graph.num_pairs, dtype=torch.bool)
         self.fired = False
         self._before: list[tuple[Tensor, list[Tensor]]] = []
         self._first: list[float] = [0.0, 0.0]
 
     def update(self, epoch: int) -> bool:
-        """Prunes after an epoch; True when the rule stops the search."""
+        """Prunes after an epoch; True when the stop rule ends the search."""
         weights = self._prune_weights()
         self.kept = kept_by_position(self.values.detach().abs(), self.graph.pairs, self.edge_ratio)
         distances = self._distances(weights)
-        self._before = [*self._before, (self.kept, weights)][-WINDOW:]
-        self.fired = epoch > FIRST_STOP and sum(distances) / 2 < self.threshold
+        self._before = [*self._before, (self.kept, weights)][-_WINDOW:]
+        self.fired = epoch > _FIRST_STOP and sum(distances) / 2 < self.threshold
         return self.fired
 
     def _prune_weights(self) -> list[Tensor]:
@@ -121,16 +141,29 @@ class _Search:
         if self._before:
             moved[0] = max(float((self.kept != kept).sum()) for kept, _ in self._before)
             for layer, mask in enumerate(weights):
-                moved[1] += max(float((mask != own[layer]).sum()) for _, own in self._before)
+                moved[1] += max(float((mask != before[layer]).sum()) for _, before in self._before)
         self._first = [first or now for first, now in zip(self._first, moved, strict=True)]
         # 0 / 0 there, too: until both masks have moved once no mean is below any threshold.
         return [now / first if first else math.nan for now, first in zip(moved, self._first, strict=True)]
 
 
 def kept_by_position(score: Tensor, pairs: Tensor, ratio: float) -> Tensor:
-    """[P] boolean: without the int(ratio P) lowest scores; ties go in memory order of the lower triangle.
+    """The pairs without the int(ratio P) lowest scores; ties go in memory order of the lower triangle.
 
-    That is by the larger end, then by the smaller: where node numbers follow the split, so do the edges that go.
+    That is by the larger end, then by the smaller: where node numbers follow the split, so do the pruned edges.
+
+    Args:
+        score: [P].
+        pairs: [2, P].
+        ratio: share of the pairs to prune.
+
+    Returns:
+        True for the kept pairs, [P] boolean.
+
+    Example:
+        >>> pairs = torch.tensor([[0, 0, 1], [1, 3, 2]])
+        >>> kept_by_position(torch.ones(3), pairs, ratio=0.7).tolist()
+        [False, True, False]
     """
     order = torch.argsort(pairs.amax(0) * (int(pairs.max()) + 1) + pairs.amin(0))
     lowest = order[score[order].argsort(stable=True)][: int(ratio * score.numel())]
@@ -140,7 +173,7 @@ def kept_by_position(score: Tensor, pairs: Tensor, ratio: float) -> Tensor:
 
 
 def _fresh(model: nn.Module, seed: int) -> None:
-    # No caller of the release asks for the ticket's weights, and no seed is set there.
+    # No caller of the release starts from the ticket's weights, and no seed is set there.
     model.reset(seed + 1_000_003)  # type: ignore[operator]
 
 

@@ -1,4 +1,4 @@
-"""Lottery tickets by magnitude (Frankle & Carbin 2019), for weights and edges: in one shot or level after level."""
+"""Iterative magnitude pruning (Frankle & Carbin 2019) of weights and edges: in one shot or level after level."""
 
 from __future__ import annotations
 
@@ -24,9 +24,25 @@ from gebt.train.tasks import task_for
 
 @dataclass(frozen=True)
 class LotterySettings:
-    """`levels` of pruning (1: one shot); weights rewind to those after `rewind_epoch` epochs (0: the initial ones).
+    """How many levels are trained and pruned, and where weights rewind to.
 
-    A level trains for the epochs of `training` that are left after the rewind point, with a fresh optimizer.
+    A level trains for the epochs of `training` that follow the rewind point, with a fresh optimizer.
+
+    Attributes:
+        levels: of pruning; 1: one shot.
+        rewind_epoch: weights rewind to those after so many epochs; 0: the initial ones.
+        edge_learning_rate: of the edge values.
+        training: epochs, learning rate and weight decay.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> LotterySettings(levels=3, rewind_epoch=5).training.epochs
+        200
+        >>> LotterySettings(levels=0)
+        Traceback (most recent call last):
+        ValueError: levels (got 0), expected at least 1
     """
 
     levels: int = 10
@@ -54,14 +70,31 @@ def run(
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> list[MethodResult]:
-    """Trains, prunes, rewinds, and again; returns what every level trained, the dense network (level 0) first.
+    """Trains, prunes, rewinds, and again, from the dense network (level 0) to the last level.
 
     After level l = 1..L of training, n - floor((1 - (1 - ratio)^(l/L)) n) of the n weights stay: those of largest
-    magnitude, all layers together, among those that were left; so the last level has exactly the ratios. Magnitudes are
-    of the best validation epoch. Where edges are pruned, values a [P] of the pairs (1 at the start of a level) train
-    beside the weights and are pruned by |a| alike; the last level trains on the hard graph alone. Ties are settled by a
-    random order of `seed`. Pruned weights are held at zero, pruned edges do not exist.
-    Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer.
+    magnitude, all layers together, among the weights not pruned before; so the last level has exactly the ratios.
+    Magnitudes are of the best validation epoch. Where edges are pruned, values a [P] of the pairs (1 at the start of a
+    level) train with the weights and are pruned by |a| alike; the last level trains on the hard graph alone. Pruned
+    weights stay zero, pruned edges do not exist.
+
+    Args:
+        model: ends as the last level trained it.
+        graph: the graph whose pairs are to be pruned.
+        edge_ratio: share of the pairs to prune, in [0, 1).
+        weight_ratio: share of the weights to prune, in [0, 1).
+        settings: levels, rewind point and training.
+        seed: of dropout, and of the random order that settles ties.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the level.
+
+    Returns:
+        The ticket and the history of every level, level 0 first.
+
+    Raises:
+        ValueError: a ratio outside [0, 1) or one that would empty a layer.
+
+    Source:
+        Frankle & Carbin, The Lottery Ticket Hypothesis, ICLR 2019.
     """
     settings = settings or LotterySettings()
     for ratio in (edge_ratio, weight_ratio):
@@ -92,16 +125,16 @@ class _Levels:
 
     def run(self) -> list[MethodResult]:
         rewound = self._rewind_point()
-        found: list[MethodResult] = []
+        results: list[MethodResult] = []
         for level in range(self.settings.levels + 1):
             self.model.load_state_dict(rewound)
-            found.append(self._level(level, rewound))
-        return found
+            results.append(self._level(level, rewound))
+        return results
 
     def _rewind_point(self) -> dict[str, Tensor]:
         if epochs := self.settings.rewind_epoch:
             self._note(epochs)
-            # Not evaluated, so that the network is left as the last of these epochs leaves it.
+            # Not evaluated, so that the network ends as the last of these epochs leaves it, not as the best does.
             fit(self.model, task_for(self.graph), [self._adam()], epochs, seed=self.seed, evaluate=False)
         return copy_state(self.model)
 
@@ -118,9 +151,9 @@ class _Levels:
         epochs = self.settings.training.epochs - self.settings.rewind_epoch
         self._note(epochs, gated=gates is not None)
         handle = enforce_mask(self.model, self.kept, optimizers[0])
-        task, seed, told = task_for(self.graph, edges), self.seed + level, self.on_epoch
+        task, seed = task_for(self.graph, edges), self.seed + level
         try:
-            history = fit(self.model, task, optimizers, epochs, seed=seed, gates=gates, on_epoch=told)
+            history = fit(self.model, task, optimizers, epochs, seed=seed, gates=gates, on_epoch=self.on_epoch)
         finally:
             handle.remove()
         ticket = make_ticket(self.model, self.graph, Mask({EDGES: kept[0]}), kept[1], rewound, provenance)
@@ -136,15 +169,15 @@ class _Levels:
             self.pairs = self._thinned(values, self.pairs, edge_ratio, self.edge_tie_break)
         weights = prunable_weights(self.model)
         flat = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
-        left = self._thinned(flat, self.kept.flat(), weight_ratio, self.weight_tie_break)
-        parts = left.split([weight.numel() for weight in weights.values()])
+        kept = self._thinned(flat, self.kept.flat(), weight_ratio, self.weight_tie_break)
+        parts = kept.split([weight.numel() for weight in weights.values()])
         self.kept = Mask({n: part.view(weights[n].shape) for n, part in zip(weights, parts, strict=True)})
         check_no_layer_empty(self.kept, weight_ratio)
 
     @staticmethod
-    def _thinned(values: Tensor, left: Tensor, ratio: float, tie_break: TieBreaker) -> Tensor:
-        gone = left.numel() - int(left.sum())
-        return thinned(values, left, max(0, pruned_count(left.numel(), ratio) - gone), tie_break)
+    def _thinned(values: Tensor, kept: Tensor, ratio: float, tie_break: TieBreaker) -> Tensor:
+        pruned = kept.numel() - int(kept.sum())
+        return thinned(values, kept, max(0, pruned_count(kept.numel(), ratio) - pruned), tie_break)
 
     def _adam(self) -> optim.Adam:
         return adam(self.model, self.settings.training)

@@ -1,4 +1,4 @@
-"""Dense training, search and retraining batch by batch (`train.minibatch`), each from its last checkpoint on."""
+"""Minibatch training, search and retraining (`train.minibatch`), each resumed from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -43,12 +43,27 @@ def train(
     every: int = 5,
     on_epoch: OnEpoch | None = None,
 ) -> History:
-    """Trains a network, dense or with the pruned weights of `mask` held at zero, on the pairs that `batched` keeps."""
+    """Trains a network, dense or under a weight mask, batch by batch.
+
+    Args:
+        model: ends in the state of its best validation epoch.
+        batched: the graph, its batches, and which of its pairs they keep.
+        settings: epochs, learning rate and weight decay.
+        seed: of dropout and of the order of the batches.
+        mask: over the weights; pruned ones stay zero. None: a dense network.
+        evaluate_every: epochs between evaluations.
+        checkpoints: where to resume from and to save to; None: nothing is saved.
+        every: epochs between checkpoints.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training.
+
+    Returns:
+        Losses and accuracies, epoch by epoch.
+    """
     optimizer = adam(model, settings)
     handle = enforce_mask(model, mask, optimizer) if mask is not None else None
     fit = BatchedFit(model, batched, optimizer, seed=seed, evaluate_every=evaluate_every)
-    if checkpoints is not None and (found := checkpoints.load()) is not None:
-        fit.load_state_dict(found[1]["fit"])
+    if checkpoints is not None and (checkpoint := checkpoints.load()) is not None:
+        fit.load_state_dict(checkpoint[1]["fit"])
 
     def after_epoch(epoch: int, history: History) -> bool:
         if checkpoints is not None and epoch % every == 0:
@@ -72,9 +87,22 @@ def retrain(
     seed: int = 0,
     **options: Any,
 ) -> History:
-    """Trains a ticket: pruned pairs are in no batch, pruned weights held at zero. `options` as in `train`.
+    """Trains a ticket batch by batch: pruned pairs are in no batch, pruned weights stay zero.
 
-    Raises `TicketError` when the ticket belongs to another graph or model.
+    Args:
+        ticket: of this graph and network.
+        model: receives the ticket's start weights and ends in the state of its best validation epoch.
+        batched: the graph and its batches.
+        settings: epochs, learning rate and weight decay.
+        start: the start weights, "inherit" (at the draw), "rewind" (the initial ones) or "reinit".
+        seed: of dropout and of the order of the batches.
+        **options: evaluation, checkpoints and `on_epoch`, as of `train`.
+
+    Returns:
+        Losses and accuracies, epoch by epoch.
+
+    Raises:
+        TicketError: the ticket belongs to another graph or model.
     """
     ticket.check(model, batched.source)  # type: ignore[arg-type]
     ticket.start(model, start, seed + REINIT_SEED)
@@ -97,9 +125,26 @@ def joint(
 ) -> Ticket:
     """`recipes.search.joint` batch by batch, with each pair's value, gradient and moments in the process that owns it.
 
-    Every process draws the same masks, and has the same detector: after each epoch they compare what they drew.
-    `values_in`: a folder in which the pair values are mapped; None: they are in memory. Raises `ValueError` for
-    settings other than trained edge values, single weights and a draw by the detector, and as `search.joint`.
+    Every process draws the same masks, and has the same detector: after each epoch they compare their masks.
+
+    Args:
+        model: the network to search in; it stays as the search has trained it.
+        batched: the graph whose P pairs are to be pruned, and its batches.
+        edge_ratio: share of the pairs to prune, in [0, 1).
+        weight_ratio: share of the weights to prune, in [0, 1).
+        settings: with trained edge values, single weights and a draw by the detector.
+        seed: of dropout, of the order of the batches and of ties.
+        values_in: a folder in which the pair values are mapped; None: they are in memory.
+        checkpoints: where to resume from and to save to; None: nothing is saved.
+        every: epochs between checkpoints.
+        on_draw: called with the epoch, the weight mask and the edge mask of every draw.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the search.
+
+    Returns:
+        The ticket of the last draw.
+
+    Raises:
+        ValueError: other settings, and as `search.joint`.
     """
     _check(settings)
     search = _Search(model, batched, (edge_ratio, weight_ratio), settings, seed, values_in)
@@ -108,8 +153,8 @@ def joint(
 
 def _check(settings: SearchSettings) -> None:
     plain = settings.edge_score in ("magnitude", "local_degree") and settings.edge_weights == "one"
-    drawn = settings.draw_at == "detector" and settings.weight_structure == "entry"
-    if not plain or not drawn or settings.soft_labels:
+    by_detector = settings.draw_at == "detector" and settings.weight_structure == "entry"
+    if not plain or not by_detector or settings.soft_labels:
         edges, soft = (settings.edge_score, settings.edge_weights), settings.soft_labels
         got = (*edges, settings.draw_at, soft, settings.weight_structure)
         raise ValueError(
@@ -146,7 +191,7 @@ class _Search:
             folder=values_in,
             shards=self._shards(),
         )
-        self.weight = self._share(values_in) if settings.edge_score == "local_degree" else None
+        self.weight = self._local_degree(values_in) if settings.edge_score == "local_degree" else None
         self.fit = BatchedFit(model, batched, adam(model, settings.training()), seed=seed, values=self.values,
                               evaluate=False)  # fmt: skip
         self.drawn: tuple[Mask, Mask] | None = None
@@ -158,10 +203,10 @@ class _Search:
         on_draw: Callable[[int, Mask, Mask], None] | None,
         on_epoch: OnEpoch | None,
     ) -> Ticket:
-        if checkpoints is not None and (found := checkpoints.load()) is not None:
-            self._load(*found[1:])
+        if checkpoints is not None and (checkpoint := checkpoints.load()) is not None:
+            self._load(*checkpoint[1:])
             if on_draw is not None and self.drawn is not None:
-                on_draw(found[0], *self.drawn)
+                on_draw(checkpoint[0], *self.drawn)
 
         def after_epoch(epoch: int, history: History) -> bool:
             stop = self._draw(epoch, on_draw)
@@ -184,32 +229,32 @@ class _Search:
         return stop
 
     def _shards(self) -> Shards | None:
-        """Pairs belong to whom the cluster of their smaller end belongs; without clusters nodes go by their numbers."""
-        own, source, plan = self.batched.processes, self.batched.source, self.batched.plan
-        if own.count == 1:
+        """A pair belongs to the process of its smaller end's cluster; without clusters nodes go by their numbers."""
+        processes, source, plan = self.batched.processes, self.batched.source, self.batched.plan
+        if processes.count == 1:
             return None
         parts = plan.clusters if plan.settings.strategy == "cluster" else torch.arange(source.num_nodes)
         count = int(parts.max()) + 1
         owner = torch.empty(source.num_pairs, dtype=torch.int16)
         for numbers, pairs in runs_of_pairs(self.graph, RUN):
-            owner[numbers] = (parts[pairs[0]] * own.count // count).short()
-        return Shards(owner, rank=own.rank, world=own.count)
+            owner[numbers] = (parts[pairs[0]] * processes.count // count).short()
+        return Shards(owner, rank=processes.rank, world=processes.count)
 
-    def _share(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
-        """The weight of pairs by their numbers, which is the same in every draw and kept where the values are."""
+    def _local_degree(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
+        """w of `LocalDegree` by the numbers of pairs; the same in every draw, and stored where the values are."""
         degrees = self.graph.degrees(torch.arange(self.graph.num_nodes))
-        share = LocalDegreeInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_order)
+        local_degree = LocalDegreeInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_order)
         weight = MappedArray(self.graph.num_pairs, torch.float32, folder)
         for numbers, pairs in runs_of_pairs(self.graph, RUN):
             first, end = int(numbers[0]), int(numbers[-1]) + 1
-            weight.tensor[first:end] = share.of(numbers, pairs)
+            weight.tensor[first:end] = local_degree.of(numbers, pairs)
             weight.drop(first, end)
 
         def of(numbers: Tensor) -> Tensor:
-            found = weight.tensor[numbers]
+            chosen = weight.tensor[numbers]
             if numbers.numel():
                 weight.drop(int(numbers[0]), int(numbers[-1]) + 1)
-            return found
+            return chosen
 
         return of
 
@@ -229,7 +274,7 @@ class _Search:
         self.fit.load_state_dict(state["fit"])
         self.values.load_state_dict(state["values"] | arrays)
         self.detector.load_state_dict(state["detector"])
-        weights, edges = (Mask.of_state(own) for own in state["drawn"])
+        weights, edges = (Mask.of_state(mask) for mask in state["drawn"])
         self.drawn = weights, edges
 
     def _ticket(self) -> Ticket:

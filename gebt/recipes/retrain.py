@@ -1,4 +1,4 @@
-"""Training a ticket: its edges, its weights, nothing else."""
+"""Training a ticket: its edges and its weights alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,18 @@ from gebt.train.tasks import task_for
 class RetrainSettings:
     """How a ticket is trained; the values of the presets and why are in docs/method.md.
 
-    `distill`: weight of the loss to the ticket's soft labels, where it has some (`train.loop.SoftLabels`).
+    Attributes:
+        training: epochs, learning rate and weight decay.
+        start: the start weights, "inherit" (at the draw), "rewind" (the initial ones) or "reinit".
+        compaction: train one of our networks as the smaller network that the masks leave (`models.compact`).
+        distill: weight of the loss to the ticket's soft labels, where it has some (`train.loop.SoftLabels`).
+
+    Raises:
+        ValueError: a negative `distill`.
+
+    Example:
+        >>> RetrainSettings().training.epochs, RetrainSettings(start="rewind").start
+        (100, 'rewind')
     """
 
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=100, learning_rate=0.04))
@@ -42,7 +53,15 @@ class RetrainSettings:
 
 @dataclass(frozen=True)
 class RetrainResult:
-    """A trained ticket: the hard result on the pruned graph, and the small problem that was trained, if any."""
+    """A trained ticket, evaluated on the pruned graph.
+
+    Attributes:
+        history: losses and accuracies, epoch by epoch.
+        edges: the kept edges.
+        compacted: the smaller network that was trained; None: the full one was.
+        edge_sparsity: share of the pairs pruned.
+        weight_sparsity: share of the weights pruned.
+    """
 
     history: History
     edges: Edges
@@ -70,13 +89,25 @@ def run(
     seed: int = 0,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> RetrainResult:
-    """Trains the ticket: pruned edges do not exist, pruned weights are held at zero throughout.
+    """Trains the ticket: pruned edges do not exist, pruned weights stay zero throughout.
 
     With `settings.compaction` one of our networks is trained as the smaller network that the masks leave
     (`models.compact`): the same in law, not bit for bit, since dropout then draws fewer numbers.
-    `model` receives the ticket's start weights and ends in the state of its best validation epoch.
-    Raises `TicketError` when the ticket belongs to another graph or model, and `RuntimeError` if the trained
-    weights should not have the ticket's sparsity.
+
+    Args:
+        ticket: of this graph and network.
+        model: receives the ticket's start weights and ends in the state of its best validation epoch.
+        graph: the full graph.
+        settings: how to train; default: those of the preset "best".
+        seed: of dropout.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training.
+
+    Returns:
+        The trained ticket's history, edges and sparsities.
+
+    Raises:
+        TicketError: the ticket belongs to another graph or model.
+        RuntimeError: the trained weights do not have the ticket's sparsity.
     """
     settings = settings or RetrainSettings()
     ticket.check(model, graph)
@@ -102,22 +133,37 @@ def run_stacked(
     seeds: Sequence[int],
     on_epoch: Callable[[int, int, History], bool] | None = None,
 ) -> list[RetrainResult]:
-    """What many calls of `run` return, one a ticket, all networks trained together (`train.stacked`; when: `worth_stacking`).
+    """What many calls of `run` return, one a ticket, all networks trained together (`train.stacked`).
 
     Each equals that of its own call up to rounding, if that one keeps its features sparse: products are not measured
-    here. Graphs: one for all, or one a ticket. Raises as `run`, and `ValueError` as `fit_stacked`.
+    here. When it is worth while: `worth_stacking`.
+
+    Args:
+        tickets: without soft labels that would be distilled, and without edge weights.
+        models: one GCN a ticket; each ends in the state of its best validation epoch.
+        graphs: one for all, or one a ticket.
+        settings: how to train; default: those of the preset "best".
+        seeds: of dropout, one a ticket.
+        on_epoch: called with the number of the network, the epoch and its history; returning True ends its training.
+
+    Returns:
+        One result a ticket.
+
+    Raises:
+        TicketError: as `run`.
+        ValueError: tickets that need more than a stack computes, and as `fit_stacked`.
     """
     settings, graphs = settings or RetrainSettings(), each("graphs", graphs, len(tickets))
     if settings.distill and any(ticket.soft_labels is not None for ticket in tickets):
         raise ValueError(f"distill (got {settings.distill}), expected 0 to train together; train them one by one")
     if any(ticket.edge_weights is not None for ticket in tickets):
-        raise ValueError("edge values of a ticket (got some), expected none to train together; train them one by one")
-    given = list(zip(tickets, models, graphs, seeds, strict=True))
-    for ticket, model, graph, seed in given:
+        raise ValueError("edge weights of a ticket (got some), expected none to train together; train them one by one")
+    rows = list(zip(tickets, models, graphs, seeds, strict=True))
+    for ticket, model, graph, seed in rows:
         ticket.check(model, graph)
         ticket.start(model, settings.start, seed + REINIT_SEED)
     members, smalls = [], []
-    for ticket, model, graph, seed in given:
+    for ticket, model, graph, seed in rows:
         pairs = graph.pairs[:, ticket.edge_mask[EDGES].to(graph.pairs.device)]
         small = compact_model(model, ticket.weight_mask, graph, choose=False) if settings.compaction else None
         parts = (model, graph, ticket.weight_mask) if small is None else (small.model, small.graph, small.mask)
@@ -155,9 +201,9 @@ def _soft_labels(ticket: Ticket, model: nn.Module, graph: Graph, settings: Retra
     if not settings.distill or ticket.soft_labels is None:
         return None
     if ticket.provenance["fingerprint"] != graph.fingerprint:
-        own = ticket.provenance["graph"]
+        labeled = ticket.provenance["graph"]
         raise TicketError(
-            f"distill (got {settings.distill}), expected 0 on {graph.name!r}: the ticket's labels are of {own!r}"
+            f"distill (got {settings.distill}), expected 0 on {graph.name!r}: the ticket's labels are of {labeled!r}"
         )
     return SoftLabels(ticket.soft_labels.to(next(model.parameters())), settings.distill)
 

@@ -23,7 +23,18 @@ from gebt.train.tasks import task_for
 
 @dataclass(frozen=True)
 class SgcnSettings:
-    """`outer` ADMM updates of `inner` Adam epochs on the edge values each, penalty `rho`; GEBT's release: 4 x 25."""
+    """How long ADMM solves for the edge values, and how networks train; GEBT's release: 4 x 25.
+
+    Attributes:
+        outer: ADMM updates.
+        inner: Adam epochs on the edge values before each update.
+        rho: coefficient of the penalty.
+        edge_learning_rate: of the edge values.
+        training: epochs, learning rate and weight decay of the pretraining and of the retraining.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
 
     outer: int = 4
     inner: int = 25
@@ -43,8 +54,20 @@ class Admm:
     """Pair values a [P] that are to have few non-zeros: a copy z that has, and the scaled dual u of a = z.
 
     penalty(a) = 2 rho sum (a - z + u)^2, the released sum over both directions of both layers' copies; `update`: z is
-    the projection of a + u on the vectors of `kept` non-zeros, then u += a - z. z and u are constants for a: the
-    released code of GEBT leaves u attached, which multiplies its pull by the number of updates.
+    the projection of a + u on the vectors of P - floor(ratio P) non-zeros, then u += a - z. z and u are constants for
+    a: the released code of GEBT leaves u attached, which multiplies its pull by the number of updates.
+
+    Args:
+        pairs: P.
+        ratio: share of the pairs to prune, in [0, 1).
+        rho: coefficient of the penalty.
+        tie_break: settles ties.
+
+    Example:
+        >>> admm = Admm(pairs=4, ratio=0.5, rho=0.5, tie_break=TieBreaker(0))
+        >>> admm.update(torch.tensor([3.0, 1.0, 0.5, 2.0]))
+        >>> admm.z.tolist(), admm.u.tolist()
+        ([3.0, 0.0, 0.0, 2.0], [0.0, 1.0, 0.5, 0.0])
     """
 
     def __init__(self, pairs: int, ratio: float, rho: float, tie_break: TieBreaker) -> None:
@@ -52,17 +75,35 @@ class Admm:
         self.z, self.u = torch.zeros(pairs), torch.zeros(pairs)
 
     def penalty(self, values: Tensor) -> Tensor:
-        """The term of the loss, a number."""
+        """The term of the loss.
+
+        Args:
+            values: a [P].
+
+        Returns:
+            A number.
+        """
         return 2 * self.rho * (values - self.z + self.u).square().sum()
 
     def update(self, values: Tensor) -> None:
-        """The steps of z and u."""
+        """The steps of z and u.
+
+        Args:
+            values: a [P].
+        """
         wanted = values.detach() + self.u
         self.z = wanted * self.mask(wanted)
         self.u = wanted - self.z
 
     def mask(self, values: Tensor) -> Tensor:
-        """[P] boolean: the values of largest magnitude."""
+        """Keeps the values of largest magnitude.
+
+        Args:
+            values: [P].
+
+        Returns:
+            True for the kept pairs, [P] boolean.
+        """
         scores = {EDGES: values.detach().abs()}
         return make_mask(scores, ratio=self.ratio, tie_break=self.tie_break, allow_empty=True)[EDGES]
 
@@ -80,24 +121,40 @@ def run(
     """Pretrains, solves for the edge values with the weights frozen, prunes both, rewinds the weights and trains.
 
     Edge values minimize CE(A(a), W) + `Admm.penalty` with W fixed; the pairs of largest |a| stay. Weights: the largest
-    of the pretrained network, in one shot, rewound to their initial values (as UGS evaluates SGCN). `model` ends in the
-    best validation epoch of the last training. Differences from the release: values of pairs, no weight decay on them,
-    edges of the ticket count 1, selection by validation (the release's driver keeps what tests best).
-    Raises `ValueError` for a ratio outside [0, 1) or one that would empty a layer.
+    of the pretrained network, in one shot, rewound to their initial values (as UGS evaluates SGCN). Differences from
+    the release: values of pairs, no weight decay on them, edges of the ticket count 1, selection by validation (the
+    release's driver selects by test accuracy).
+
+    Args:
+        model: ends in the state of the best validation epoch of the last training.
+        graph: the graph whose pairs are to be pruned.
+        edge_ratio: share of the pairs to prune, in [0, 1).
+        weight_ratio: share of the weights to prune, in [0, 1).
+        settings: of ADMM and of the trainings.
+        seed: of dropout, and of the random orders that settle ties.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training under way.
+
+    Returns:
+        The ticket, and the history of its training.
+
+    Raises:
+        ValueError: a ratio outside [0, 1) or one that would empty a layer.
+
+    Source:
+        Li et al., SGCN, PAKDD 2020.
     """
     settings = settings or SgcnSettings()
     generator = torch.Generator().manual_seed(seed)
     edge_tie_break, weight_tie_break = TieBreaker.drawn(generator), TieBreaker.drawn(generator)
     initial, weights = copy_state(model), prunable_weights(model)
     blank = {EDGES: torch.zeros(graph.num_pairs)}
-    make_mask(
-        blank, ratio=edge_ratio, tie_break=edge_tie_break, allow_empty=True
-    )  # a bad ratio is said before any training
+    # So that a bad ratio is refused before any training.
+    make_mask(blank, ratio=edge_ratio, tie_break=edge_tie_break, allow_empty=True)
     make_mask(magnitude(weights), ratio=weight_ratio, tie_break=weight_tie_break)
-    whole, epochs = task_for(graph), settings.training.epochs
-    fit(model, whole, [adam(model, settings.training)], epochs, seed=seed, on_epoch=on_epoch)
+    full_task, epochs = task_for(graph), settings.training.epochs
+    fit(model, full_task, [adam(model, settings.training)], epochs, seed=seed, on_epoch=on_epoch)
     admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_tie_break)
-    edge_mask = Mask({EDGES: admm.mask(_edge_values(model, whole, admm, settings, seed, on_epoch))})
+    edge_mask = Mask({EDGES: admm.mask(_edge_values(model, full_task, admm, settings, seed, on_epoch))})
     weight_mask = make_mask(magnitude(weights), ratio=weight_ratio, tie_break=weight_tie_break)
     model.load_state_dict(initial)
     edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)

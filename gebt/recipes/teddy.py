@@ -25,16 +25,37 @@ from gebt.train.tasks import task_for
 
 @dataclass(frozen=True)
 class TeddySettings:
-    """Training of teacher and student, and the weight of what the teacher says; the release's example for GIN is 10."""
+    """Training of teacher and student.
+
+    Attributes:
+        training: epochs, learning rate and weight decay of both.
+        distill: weight of the loss to the teacher's predictions; the release's example for GIN is 10.
+    """
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     distill: float = 10.0
 
 
 def degree_score(pairs: Tensor, num_nodes: int) -> Tensor:
-    """s_uv = g_u g_v with g_v = (1 / d_v^2) sum over the neighbors u of v of d_u^-1/2, d the degrees. Returns [P].
+    """TEDDY's score of edges, highest between nodes of low degree.
 
-    Pairs between nodes of low degree are worth keeping most. Seo et al. 2024, eq. 5 and their release.
+    s_uv = g_u g_v with g_v = (1 / d_v^2) sum over the neighbors u of v of d_u^-1/2, d the degrees.
+
+    Args:
+        pairs: [2, P].
+        num_nodes: N.
+
+    Returns:
+        s [P] float64.
+
+    Source:
+        Seo et al., TEDDY, ICLR 2024, eq. 5, and the code released with it.
+
+    Example:
+        A path of four nodes: its ends rank above its middle.
+
+        >>> [round(score, 3) for score in degree_score(torch.tensor([[0, 1, 2], [1, 2, 3]]), num_nodes=4).tolist()]
+        [0.302, 0.182, 0.302]
     """
     u, v = pairs
     degree = torch.bincount(pairs.flatten(), minlength=num_nodes).double()
@@ -57,9 +78,26 @@ def run(
     """Trains a dense teacher, removes the edges of lowest `degree_score`, and trains the student once.
 
     After every step of the student the ceil(weight_ratio n) entries of smallest magnitude among all n parameters,
-    biases too, are set to zero; they may come back at the next step. `model` ends as the student of its best
-    validation epoch. Ties of edges and of weights are settled by a random order of `seed`.
-    Raises `ValueError` as `gebt.make_mask`, and `GraphError` where a label is not one class.
+    biases too, are set to zero; they may come back at the next step.
+
+    Args:
+        model: ends as the student of its best validation epoch; a copy of it is the teacher.
+        graph: the graph whose pairs are to be pruned.
+        edge_ratio: share of the pairs to prune, in [0, 1).
+        weight_ratio: share of the parameters to prune, in [0, 1).
+        settings: of the trainings.
+        seed: of dropout, and of the random order that settles ties of edges and of weights.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training under way.
+
+    Returns:
+        The ticket, and the student's history.
+
+    Raises:
+        ValueError: as `gebt.make_mask`.
+        GraphError: a label is not one class.
+
+    Source:
+        Seo et al., TEDDY, ICLR 2024.
     """
     settings = settings or TeddySettings()
     check_classes(graph, "TEDDY's distillation")
@@ -68,14 +106,14 @@ def run(
     scores = {EDGES: degree_score(graph.pairs, graph.num_nodes)}
     edge_mask = make_mask(scores, ratio=edge_ratio, tie_break=tie_break, allow_empty=True)
     initial = copy_state(model)
-    teacher, whole = copy.deepcopy(model), task_for(graph)
+    teacher, full_task = copy.deepcopy(model), task_for(graph)
     optimizer, epochs = adam(teacher, settings.training), settings.training.epochs
-    fit(teacher, whole, [optimizer], epochs, seed=seed, on_epoch=on_epoch)
+    fit(teacher, full_task, [optimizer], epochs, seed=seed, on_epoch=on_epoch)
     teacher.eval()
     with torch.no_grad():
-        said = whole.logits(teacher).log_softmax(1)
+        taught = full_task.logits(teacher).log_softmax(1)
     edges = Edges.from_pairs(graph.pairs[:, edge_mask[EDGES]], graph.num_nodes)
-    task = task_for(graph, edges, soft=SoftLabels(said, settings.distill))
+    task = task_for(graph, edges, soft=SoftLabels(taught, settings.distill))
     optimizer = adam(model, settings.training)
     handle = optimizer.register_step_post_hook(_Projection(model, weight_ratio, tie_break))
     try:
@@ -93,7 +131,7 @@ def run(
         "fired": False,
     }
     ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
-    # The student's weights are all there between its steps; what it multiplies with is projected.
+    # The student's weights are dense between its steps; those it multiplies with are projected.
     phases = (Phase(epochs, graph.num_pairs, weight_mask.size), Phase(epochs, edges.num_pairs, weight_mask.kept))
     return MethodResult(ticket, history, edges, phases)
 
@@ -112,5 +150,5 @@ class _Projection:
             together = torch.cat([p.detach().abs().flatten() for p in self.parameters])
             kept = keep_highest(together, self.count, self.tie_break.of)[0]
             sizes = [p.numel() for p in self.parameters]
-            for parameter, own in zip(self.parameters, kept.split(sizes), strict=True):
-                parameter.mul_(own.view(parameter.shape))
+            for parameter, part in zip(self.parameters, kept.split(sizes), strict=True):
+                parameter.mul_(part.view(parameter.shape))

@@ -30,11 +30,25 @@ from gebt.train.tasks import task_for
 
 @dataclass(frozen=True)
 class UgsSettings:
-    """One round: shares pruned of what is left, L1 of both masks, epochs with masks and without; Cora's of the release.
+    """One round of UGS; the defaults are those of the release for Cora.
 
-    Adam's weight decay acts on weights and masks alike, as in the release. `separation`: weight of WD-GLT's term
-    (`train.sinkhorn.Separation`), from `points` nodes a side; `at_most_one`: masks stay in [0, 1]. `directed`: the
-    two directions of an edge have masks of their own, as released (for a GCN; `graph.directed`).
+    Adam's weight decay acts on weights and masks alike, as in the release.
+
+    Attributes:
+        edge_rate: share of the remaining pairs that a round prunes, in [0, 1).
+        weight_rate: share of the remaining weights that a round prunes, in [0, 1).
+        edge_l1: coefficient of sum |m| over the edge masks.
+        weight_l1: coefficient of sum |m| over the weight masks.
+        noise: relative, of the initial masks.
+        separation: weight of WD-GLT's term (`train.sinkhorn.Separation`).
+        points: nodes a side that the term is computed from.
+        at_most_one: masks stay in [0, 1].
+        directed: the two directions of an edge have separate masks, as released (for a GCN; `graph.directed`).
+        masked: training with masks.
+        fixed: training of the ticket.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     edge_rate: float = 0.05
@@ -62,7 +76,12 @@ WD_GLT = UgsSettings(separation=0.1, at_most_one=True)
 
 
 class _Masked(nn.Module):
-    """The network with weights W * m, m real numbers that train beside W. `masks` has one entry a prunable weight."""
+    """The network with weights W * m, where the real numbers m train with W.
+
+    Args:
+        model: the network.
+        masks: initial m, by the name of the prunable weight.
+    """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -85,15 +104,34 @@ def run(
     on_round: Callable[[MethodResult], bool] | None = None,
     on_epoch: Callable[[int, History], bool] | None = None,
 ) -> list[MethodResult]:
-    """UGS on undirected pairs: every round trains real masks, prunes the lowest of what is left, rewinds and trains.
+    """UGS on undirected pairs: every round trains real masks, prunes the lowest remaining ones, rewinds and trains.
 
     Per round: W and the masks m (1 with relative noise U(-1, 1) * `noise`) train jointly on CE + edge_l1 sum|m_g| +
-    weight_l1 sum|m_w|; in the best validation epoch the floor(rate n) lowest |m| of the n left go, pairs and weights
-    apart, ties by a random order of `seed`; W returns to its initial values and trains with hard masks. Pruned edges
-    do not exist from then on, so rounds get cheaper. `on_round` returning True ends early. `model` ends as the last
-    round's. Departures from the release: pairs instead of directed entries (unless `directed`), masks of edges at least
-    0, exact counts, normalization of the kept graph (docs/method.md). With `directed` the ticket's edge mask has the
-    pairs of which either direction is left, and "directed_sparsity" says how many of the 2P directions are gone.
+    weight_l1 sum|m_w|; in the best validation epoch the floor(rate n) lowest |m| of the n remaining go, pairs and
+    weights apart; W returns to its initial values and trains with hard masks. Pruned edges do not exist from then on,
+    so rounds get cheaper. Departures from the release: pairs instead of directed entries (unless `directed`), masks of
+    edges at least 0, exact counts, normalization of the kept graph (docs/method.md). With `directed` the ticket's edge
+    mask has the pairs of which either direction remains, and "directed_sparsity" of its provenance is the share of the
+    2P directions pruned.
+
+    Args:
+        model: ends as the last round trained it.
+        graph: the graph whose pairs are to be pruned.
+        rounds: of masked training, pruning and training.
+        settings: of a round.
+        seed: of dropout, of the noise, and of the random order that settles ties.
+        on_round: called with each round's result; returning True ends early.
+        on_epoch: called with the epoch (from 1) and the history; returning True ends the training under way.
+
+    Returns:
+        The ticket and the history of every round.
+
+    Raises:
+        ValueError: no round.
+        GraphError: a separation, where a label is not one class.
+
+    Source:
+        Chen et al., A Unified Lottery Ticket Hypothesis for Graph Neural Networks, ICML 2021.
     """
     settings = settings or UgsSettings()
     if rounds < 1:
@@ -101,12 +139,12 @@ def run(
     if settings.separation:
         check_classes(graph, f"separation {settings.separation}")
     work = _Work(model, graph, settings, seed, on_epoch)
-    found: list[MethodResult] = []
+    results: list[MethodResult] = []
     for number in range(1, rounds + 1):
-        found.append(work.round(number))
-        if on_round is not None and on_round(found[-1]):
+        results.append(work.round(number))
+        if on_round is not None and on_round(results[-1]):
             break
-    return found
+    return results
 
 
 class _Work:
@@ -126,7 +164,7 @@ class _Work:
         self.initial, self.weights = copy_state(model), prunable_weights(model)
         pairs = graph.pairs
         self.ends = torch.cat((pairs, pairs.flip(0)), 1) if settings.directed else pairs
-        self.left = torch.ones(self.ends.shape[1], dtype=torch.bool)
+        self.remaining = torch.ones(self.ends.shape[1], dtype=torch.bool)
         self.kept = Mask.ones(self.weights)
         self.phases: list[Phase] = []
 
@@ -134,7 +172,7 @@ class _Work:
         """Searches once, prunes, rewinds and trains."""
         self._note(self.settings.masked, gated=True)
         edge_weights, weight_values = self._trained_masks()
-        self.left = self._pruned(edge_weights, self.left, self.settings.edge_rate)
+        self.remaining = self._pruned(edge_weights, self.remaining, self.settings.edge_rate)
         flat = self._pruned(weight_values, self.kept.flat(), self.settings.weight_rate)
         sizes = [weight.numel() for weight in self.weights.values()]
         parts = zip(self.weights.items(), flat.split(sizes), strict=True)
@@ -149,7 +187,7 @@ class _Work:
             history = fit(self.model, task, [optimizer], epochs, seed=self.seed, on_epoch=self.on_epoch)
         finally:
             handle.remove()
-        pairs = self.left.view(-1, self.graph.num_pairs).any(0)
+        pairs = self.remaining.view(-1, self.graph.num_pairs).any(0)
         provenance = {
             "method": "wd-glt" if self.settings.separation else "ugs",
             "round": number,
@@ -161,30 +199,28 @@ class _Work:
             "fired": False,
         }
         if self.settings.directed:
-            provenance["directed_sparsity"] = 1 - float(self.left.float().mean())
+            provenance["directed_sparsity"] = 1 - float(self.remaining.float().mean())
         edge_mask = Mask({EDGES: pairs})
         ticket = make_ticket(self.model, self.graph, edge_mask, self.kept, self.initial, provenance)
         return MethodResult(ticket, history, edges, tuple(self.phases))
 
     def _note(self, training: TrainingSettings, gated: bool = False) -> None:
-        directions = self.left.numel() // self.graph.num_pairs
-        self.phases.append(Phase(training.epochs, int(self.left.sum()) // directions, self.kept.kept, gated))
+        directions = self.remaining.numel() // self.graph.num_pairs
+        self.phases.append(Phase(training.epochs, int(self.remaining.sum()) // directions, self.kept.kept, gated))
 
     def _edges(self) -> Edges:
-        """The edges that are left."""
-        ends, nodes = self.ends[:, self.left], self.graph.num_nodes
-        # All that a GCN asks of edges.
-        return (
-            cast(Edges, DirectedEdges.from_entries(ends, nodes))
-            if self.settings.directed
-            else Edges.from_pairs(ends, nodes)
-        )
+        """The edges not pruned so far."""
+        ends, nodes = self.ends[:, self.remaining], self.graph.num_nodes
+        if self.settings.directed:
+            # It has all that a GCN reads of edges.
+            return cast(Edges, DirectedEdges.from_entries(ends, nodes))
+        return Edges.from_pairs(ends, nodes)
 
     def _trained_masks(self) -> tuple[Tensor, Tensor]:
         """|m| of all edges and of all weights at the best validation epoch; 0 where pruned before."""
         settings = self.settings
         self.model.load_state_dict(self.initial)
-        gates = self._noisy(torch.ones(int(self.left.sum()))).requires_grad_()
+        gates = self._noisy(torch.ones(int(self.remaining.sum()))).requires_grad_()
         masks = {name: self._noisy(kept.float()) for name, kept in self.kept.items()}
         masked = _Masked(self.model, masks)
         edges = self._edges()
@@ -201,8 +237,8 @@ class _Work:
                 mask.data.clamp_(0, 1)
 
         # Masks that were pruned stay zero under Adam and its weight decay.
-        held = Mask({f"masks.{number}": kept for number, kept in enumerate(self.kept.values())})
-        handle = enforce_mask(masked, held, optimizer)
+        mask_of_masks = Mask({f"masks.{number}": kept for number, kept in enumerate(self.kept.values())})
+        handle = enforce_mask(masked, mask_of_masks, optimizer)
         # Degrees are sums of masks: under L1 alone those of a large neighborhood would swing below zero.
         optimizer.register_step_post_hook(bounded)
         try:
@@ -218,18 +254,18 @@ class _Work:
             )
         finally:
             handle.remove()
-        whole = torch.zeros(self.left.numel())
-        whole[self.left] = cast(Tensor, history.best_gates)
+        edge_values = torch.zeros(self.remaining.numel())
+        edge_values[self.remaining] = cast(Tensor, history.best_gates)
         # `fit` leaves the network, masks included, in the state of the best validation epoch.
-        return whole, torch.cat([mask.detach().abs().flatten() for mask in masked.masks])
+        return edge_values, torch.cat([mask.detach().abs().flatten() for mask in masked.masks])
 
     def _noisy(self, values: Tensor) -> Tensor:
         drawn = 2 * torch.rand(values.shape, generator=self.generator) - 1
         return values * (1 + self.settings.noise * drawn)
 
-    def _pruned(self, values: Tensor, left: Tensor, rate: float) -> Tensor:
-        """`left` without the floor(rate n) lowest of its n entries."""
-        return thinned(values, left, pruned_count(int(left.sum()), rate), self.tie_break)
+    def _pruned(self, values: Tensor, kept: Tensor, rate: float) -> Tensor:
+        """`kept` without the floor(rate n) lowest of its n entries."""
+        return thinned(values, kept, pruned_count(int(kept.sum()), rate), self.tie_break)
 
     @staticmethod
     def _adam(model: nn.Module, training: TrainingSettings, *more: Tensor) -> optim.Adam:

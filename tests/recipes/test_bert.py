@@ -205,7 +205,7 @@ def test_the_dense_arm_and_what_is_refused(task: Classify, tokenizer: Any) -> No
     model = fresh(config(tokenizer))
     network, _ = bert.evaluate(model, task, None, settings=SHORT)
     assert all(bool(own.all()) for own in prunable(network).values())
-    with pytest.raises(ValueError, match=r"arm \(got 'luck'\), expected one of \('ticket', "):
+    with pytest.raises(ValueError, match=r"variant \(got 'luck'\), expected one of \('ticket', "):
         bert.evaluate(model, task, None, variant="luck")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"model Linear \(got no BERT encoder\)"):
         bert.search(nn.Linear(2, 2), task)

@@ -188,7 +188,7 @@ def test_kept_edges_count_what_the_ticket_says(sparse: Graph, tmp_path: Path) ->
     degree, _ = found(sparse, edge_weights="degree_corrected")
     assert degree.edge_weights is not None
     assert float(degree.edge_weights.min()) >= 1
-    with pytest.raises(ValueError, match="edge values of a ticket"):
+    with pytest.raises(ValueError, match="edge weights of a ticket"):
         retrain.run_stacked([degree], [model_of(sparse)], sparse, RetrainSettings(distill=0), seeds=[0])
     broken = dataclasses.replace(ticket, edge_weights=torch.ones(3))
     with pytest.raises(TicketError, match=r"edge weights \(got shape \(3,\)"):
