@@ -1,4 +1,4 @@
-"""The data room: graphs by name, from folders, OGB or PyTorch Geometric, checked and in canonical form."""
+"""Graphs by name, from folders, OGB or PyTorch Geometric: read, checked and in canonical form."""
 
 from gebt.data.graphs import check_dataset, check_folder, data_root, load_graph, names_here
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
