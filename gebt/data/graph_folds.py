@@ -16,7 +16,7 @@ VAL_SHARE = 0.1
 def fold_of(graphs: GraphDataset, fold: int, *, val_share: float = VAL_SHARE) -> GraphClassificationFold:
     """One fold of a data set for graph classification, some of its training graphs set apart for validation.
 
-    The validation graphs are drawn by the number of the fold: round(val_share n) of the n training graphs of each class,
+    The validation graphs are drawn by the number of the fold: of the n training graphs of a class round(val_share n),
     at least one.
 
     Args:

@@ -17,8 +17,9 @@ from gebt.data.readers.digits import read_digits
 from gebt.data.readers.folder import read_folder
 from gebt.data.readers.heterophilous import read_heterophilous
 from gebt.data.readers.npz import read_npz
-from gebt.data.readers.ogb import OGB, needed_files, read_ogb
+from gebt.data.readers.ogb import needed_files, read_ogb
 from gebt.data.readers.ogb_graphs import ogb_links, raw_graph
+from gebt.data.readers.ogb_sets import OGB
 from gebt.data.readers.planetoid import read_planetoid
 from gebt.data.readers.pyg_sets import FILES, read_pyg_set
 from gebt.data.readers.reading import RawGraph, row_scaled

@@ -27,7 +27,7 @@ from gebt.data.mapped.mapped_graph import FORMAT, HEADER, PARTS, MappedGraph, Ma
 from gebt.data.mapped.npy_writer import NpyWriter
 from gebt.data.mapped.streams import GraphStream, stream_graph
 from gebt.data.readers.folder import stream_folder
-from gebt.data.readers.ogb import OgbSet
+from gebt.data.readers.ogb_sets import OgbSet
 from gebt.data.readers.ogb_stream import stream_ogb
 from gebt.graph.graph import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
