@@ -205,7 +205,7 @@ def _the(folder: Path, stem: str, *endings: str) -> Path:
         got = " and ".join(path.name for path in there) or "none"
         names = " or ".join(f"{stem}{ending}" for ending in endings)
         raise GraphError(
-            f"folder {folder} (got {got}), expected one of {names}; the docs of gebt.data.readers.folder describe the layout"
+            f"folder {folder} (got {got}), expected one of {names}; see gebt.data.readers.folder for the layout"
         )
     return there[0]
 

@@ -62,14 +62,14 @@ def ogb_links(dataset: OgbGraph) -> LinkGraph:
         GraphError: for a set of nodes, or without features or negatives.
     """
     info, nodes = dataset.info, dataset.num_nodes
-    parts = [dataset.links.get(part, {}).get(name) for part in ("valid", "test") for name in ("edge", "edge_neg")]
-    if dataset.features is None or any(part is None for part in parts):
+    held_out = [dataset.links.get(part, {}).get(name) for part in ("valid", "test") for name in ("edge", "edge_neg")]
+    if dataset.features is None or any(part is None for part in held_out):
         lacking = "no features" if dataset.features is None else "no edges and negatives of valid and test"
         raise GraphError(f"set {info.name!r} (got {lacking}), expected both to predict links")
     none, labels = torch.zeros(nodes, dtype=torch.bool), torch.zeros(nodes, dtype=torch.long)
     pairs, notes = undirected_pairs(info.name, dataset.links["train"]["edge"].t(), nodes, to_undirected=True)
     features = checked_features(info.name, dataset.features, nodes)
-    val, val_negatives, test, test_negatives = (part.t().long().contiguous() for part in parts if part is not None)
+    val, val_negatives, test, test_negatives = (part.t().long().contiguous() for part in held_out if part is not None)
     return LinkGraph(
         info.name, pairs, features, labels, none, none, none, 1, tuple(notes), info.metric,  # type: ignore[arg-type]
         val_edges=val, val_negatives=val_negatives, test_edges=test, test_negatives=test_negatives,
