@@ -213,10 +213,8 @@ class MappedGraph:
             `structure` and `fingerprint`.
         """
         nodes, pairs = self.num_nodes, self.num_pairs
-        structure, fingerprint = (
-            hashlib.sha256(f"{nodes}".encode()),
-            hashlib.sha256(f"torch.int64(2, {pairs})".encode()),
-        )
+        structure = hashlib.sha256(f"{nodes}".encode())
+        fingerprint = hashlib.sha256(f"torch.int64(2, {pairs})".encode())
         for start in range(0, pairs, _PIECE):
             low = rows_between(self._upper_crow, start, min(start + _PIECE, pairs)).tobytes()
             structure.update(low)

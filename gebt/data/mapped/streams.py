@@ -18,12 +18,12 @@ from gebt.sparse.pattern import SparseMatrix
 
 @dataclass(frozen=True, eq=False)
 class GraphStream:
-    """An undirected graph of N nodes whose edges and features come in pieces; both functions give the same at every call.
+    """An undirected graph of N nodes whose edges and features come in pieces, the same at every call.
 
     Attributes:
         name: of the graph.
         num_nodes: N.
-        num_edges: rows of `edges` in all, or more.
+        num_edges: rows that `edges` yields in all, or more.
         num_features: F.
         edges: `edges(rows, scratch)` yields pieces [n <= rows, 2] of integers, the two nodes of an edge; direction,
             order, repeats and self-loops do not count. `scratch` is an empty folder for temporary files.
