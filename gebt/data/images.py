@@ -261,7 +261,7 @@ def _decoded(stream: IO[bytes], file: str, size: tuple[int, int] | None) -> Tens
                 raise GraphError(f"image {file} (got {image.height} x {image.width}), expected sides to {LARGEST_SIDE}")
             pixels = np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise GraphError(f"image {file} (got {error}), expected a whole JPEG or PNG file") from error
+        raise GraphError(f"image {file} (got {error}), expected a complete JPEG or PNG file") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 

@@ -208,7 +208,7 @@ def _texts(
 
 
 def _rows(path: Path, width: int, header: bool) -> Iterator[tuple[int, list[str]]]:
-    """Number and columns of every line, the header's left out."""
+    """Number and columns of every line, without the header's."""
     for line, row in _lines(path):
         if len(row) != width:
             raise GraphError(f"{path}, line {line} (got {len(row)} columns), expected {width} with tabs between them")

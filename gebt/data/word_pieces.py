@@ -171,9 +171,9 @@ def _in_pieces(
     lengths = torch.tensor([len(row) for row in encoded["input_ids"]])
     ids = torch.full((len(first), int(lengths.max())), int(tokenizer.pad_token_id))
     kinds = torch.zeros_like(ids)
-    there = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
-    ids[there] = torch.tensor([piece for row in encoded["input_ids"] for piece in row])
-    kinds[there] = torch.tensor([kind for row in encoded["token_type_ids"] for kind in row])
+    is_piece = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+    ids[is_piece] = torch.tensor([piece for row in encoded["input_ids"] for piece in row])
+    kinds[is_piece] = torch.tensor([kind for row in encoded["token_type_ids"] for kind in row])
     return Pieces(ids, kinds, lengths, labels)
 
 

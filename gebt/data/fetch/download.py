@@ -29,7 +29,7 @@ TIMEOUT_SECONDS = 30.0
 def download_file(file: FileInfo, folder: Path, ssl_context: ssl.SSLContext | None = None) -> Path:
     """Downloads a file of the manifest; it appears complete and verified, or not at all.
 
-    What a download that was cut short has brought is resumed (`fetch`).
+    A download that was cut short is resumed (`fetch`).
 
     Args:
         file: address, size and sha256.

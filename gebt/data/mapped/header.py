@@ -96,7 +96,7 @@ def read_header(path: Path) -> MappedHeader:
         GraphError: for a file that is missing or no such header.
     """
     if not path.is_file():
-        raise GraphError(f"folder {path.parent} (got no {HEADER}), expected a graph that 'gebt convert' wrote whole")
+        raise GraphError(f"folder {path.parent} (got no {HEADER}), expected a graph written by 'gebt convert'")
     with reading(path, "the header of a mapped graph"):
         content = json.loads(path.read_text(encoding="utf-8"))
         form = content.pop("format", None), content.pop("version", None)
@@ -124,29 +124,30 @@ def check_file(path: Path, size: object, dtype: np.dtype[np.generic], shape: tup
         GraphError: naming the file that is missing, cut short or another's.
     """
     if not path.is_file():
-        raise GraphError(f"folder {path.parent} (got no {path.name}), expected the whole graph; {CONVERT}")
-    there = path.stat().st_size
-    if there != size:
-        raise GraphError(f"file {path} (got {there} bytes), expected the {size} that {HEADER} tells; {CONVERT}")
+        raise GraphError(f"folder {path.parent} (got no {path.name}), expected the complete graph; {CONVERT}")
+    actual = path.stat().st_size
+    if actual != size:
+        raise GraphError(f"file {path} (got {actual} bytes), expected the {size} that {HEADER} tells; {CONVERT}")
     with reading(path, f"the array of {dtype} {shape} that {HEADER} tells"), path.open("rb") as file:
-        found, by_column, kind = npy_header(file)
-        if (found, by_column, kind) != (shape, False, dtype) or there - file.tell() != np.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{kind} {found} in {there} bytes")
+        stored, by_column, kind = npy_header(file)
+        size_of_numbers = actual - file.tell()
+        if (stored, by_column, kind) != (shape, False, dtype) or size_of_numbers != np.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{kind} {stored} in {actual} bytes")
 
 
-def check_counts(path: Path, found: list[int], expected: list[int]) -> None:
+def check_counts(path: Path, counts: list[int], expected: list[int]) -> None:
     """Checks counts that were read from a file against the header's.
 
     Args:
         path: the file.
-        found: the counts.
+        counts: what the file holds.
         expected: what they should be.
 
     Raises:
         GraphError: where they differ.
     """
-    if found != expected:
-        raise GraphError(f"file {path} (got {found}), expected {expected} by {HEADER}; {CONVERT}")
+    if counts != expected:
+        raise GraphError(f"file {path} (got {counts}), expected {expected} by {HEADER}; {CONVERT}")
 
 
 def _numpy(dtype: torch.dtype) -> np.dtype[np.generic]:
