@@ -1,12 +1,13 @@
-"""The data room: graphs by name, from folders, OGB or PyTorch Geometric, checked and in canonical form."""
+"""Graphs by name, from folders, OGB or PyTorch Geometric: read, checked and in canonical form."""
 
 from gebt.data.graphs import check_dataset, check_folder, data_root, load_graph, names_here
 from gebt.data.manifest import DatasetInfo, FileInfo, RecordedSettings, dataset_info, dataset_names
 from gebt.data.mapped.mapped_graph import MappedGraph, open_mapped
 from gebt.data.mapped.streams import GraphStream
 from gebt.data.readers.folder import save_graph_folder
-from gebt.data.readers.ogb import OGB, OgbGraph, OgbSet, read_ogb
+from gebt.data.readers.ogb import OgbGraph, read_ogb
 from gebt.data.readers.ogb_graphs import ogb_graph, ogb_links
+from gebt.data.readers.ogb_sets import OGB, OgbSet
 from gebt.data.readers.ogb_write import as_ogb, write_ogb
 from gebt.data.readers.pyg import from_pyg as from_pyg
 from gebt.data.readers.pyg import to_pyg as to_pyg

@@ -1,4 +1,4 @@
-"""Labelled images: the embedded digits, MNIST, CIFAR and any folder or archive of image files, as tensors of bytes."""
+"""Labeled images as byte tensors: the embedded digits, MNIST, CIFAR and any folder or archive of image files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,19 @@ CIFAR_SIDE = 32
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """`pixels` [N, channels, H, W] uint8, `labels` [N] int64 in 0..C-1, `classes` by name."""
+    """Labeled images.
+
+    Attributes:
+        name: of the data set.
+        pixels: [N, channels, H, W] uint8.
+        labels: [N] int64 in 0..C-1.
+        classes: names of the classes.
+
+    Example:
+        >>> images = Images("toy", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("a", "b"))
+        >>> len(images), images.shape
+        (4, (1, 2, 2))
+    """
 
     name: str
     pixels: Tensor
@@ -44,11 +56,34 @@ class Images:
         return channels, height, width
 
     def take(self, chosen: Tensor) -> Images:
-        """Those images alone, by number or by a boolean mask [N]."""
+        """Some of the images.
+
+        Args:
+            chosen: numbers [n], or a boolean mask [N].
+
+        Returns:
+            Those images alone.
+        """
         return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen])
 
     def split(self, share: float, seed: int = 0) -> tuple[Images, Images]:
-        """At random: floor(share N) of them, and the rest. Raises `ValueError` for a share that leaves a part empty."""
+        """Splits the images at random.
+
+        Args:
+            share: of the first part, which has floor(share N) images.
+            seed: of the random order.
+
+        Returns:
+            The first part, and the rest.
+
+        Raises:
+            ValueError: for a share that leaves a part empty.
+
+        Example:
+            >>> train, val = load_images("digits").split(0.75, seed=0)
+            >>> len(train), len(val)
+            (1077, 360)
+        """
         count = int(share * len(self))
         if not 0 < count < len(self):
             raise ValueError(f"share (got {share} of {len(self)} images), expected one that leaves both parts some")
@@ -56,17 +91,29 @@ class Images:
         return self.take(order[:count]), self.take(order[count:])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every channel, of pixels in [0, 1]."""
+        """Mean and standard deviation of every channel, of pixels in [0, 1].
+
+        Returns:
+            Means and standard deviations, each [channels].
+        """
         values = self.pixels.double().transpose(0, 1).flatten(1) / 255
         return values.mean(1).float(), values.std(1).float()
 
     def batches(
         self, size: int, *, mean: Tensor, std: Tensor, seed: int | None = None, crop: int = 0, flip: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (normalized float32 images, labels); with a `seed` shuffled, cropped and flipped at random.
+        """Batches of normalized images with their labels; with a seed shuffled, cropped and flipped at random.
 
-        `crop`: zeros put around an image, before a window of its size is cut out at random; `flip`: half of the images
-        are mirrored. The last batch may be smaller.
+        Args:
+            size: images of a batch; the last one may be smaller.
+            mean: of every channel [channels].
+            std: of every channel [channels].
+            seed: of the random order and changes; default in order and unchanged.
+            crop: zeros put around an image, before a window of its size is cut out at random.
+            flip: whether half of the images are mirrored.
+
+        Yields:
+            Images [B, channels, H, W] float32, and labels [B].
         """
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         everything = torch.arange(len(self))
@@ -80,7 +127,17 @@ class Images:
 
 
 def augmented(pixels: Tensor, generator: torch.Generator, *, crop: int = 4, flip: bool = True) -> Tensor:
-    """Every image [B, C, H, W] moved by up to `crop` pixels either way, zeros coming in, and mirrored or not."""
+    """Every image moved by up to `crop` pixels either way, zeros coming in, and mirrored or not.
+
+    Args:
+        pixels: [B, C, H, W].
+        generator: draws the moves and the mirrored half.
+        crop: most pixels.
+        flip: whether half of the images are mirrored.
+
+    Returns:
+        [B, C, H, W].
+    """
     count, _, height, width = pixels.shape
     if crop:
         padded = torch.nn.functional.pad(pixels, (crop,) * 4)
@@ -96,11 +153,25 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, crop: int = 4, flip
 
 
 def load_images(name: str, part: Part = "train", root: str | Path | None = None) -> Images:
-    """The images of a set: "digits" (embedded), "mnist", "cifar10", "cifar100", or a folder with train and test in it.
+    """The images of a data set by name, or of a folder with train and test in it.
 
-    `root`: folder of the raw data (default `data_root()`): MNIST/raw/*.gz; cifar-10-batches-bin, cifar-100-binary (the
-    binary releases), or, for "cifar10", CIFAR-10-images/{train,test}.tar.gz or folders of that name. `digits` has 1,437
-    images for training and 360 for testing. Raises `GraphError` naming the file that is missing or broken.
+    Args:
+        name: "digits" (embedded; 1,437 images for training and 360 for testing), "mnist", "cifar10", "cifar100", or the
+            path of a folder.
+        part: "train" or "test".
+        root: folder of the raw files (default `data_root()`): MNIST/raw/*.gz; cifar-10-batches-bin, cifar-100-binary
+            (the binary releases), or, for "cifar10", CIFAR-10-images/{train,test}.tar.gz or folders of that name.
+
+    Returns:
+        The images.
+
+    Raises:
+        GraphError: naming the file that is missing or broken.
+
+    Example:
+        >>> images = load_images("digits", "test")
+        >>> tuple(images.pixels.shape), len(images.classes)
+        ((360, 1, 8, 8), 10)
     """
     if part not in ("train", "test"):
         raise GraphError(f"part (got {part!r}), expected 'train' or 'test'")
@@ -116,9 +187,7 @@ def load_images(name: str, part: Part = "train", root: str | Path | None = None)
         return _cifar(folder, name, part)
     if Path(name).is_dir():
         return image_folder(_part_of(Path(name), part), name=Path(name).name)
-    raise GraphError(
-        f"images (got {name!r}), expected 'digits', 'mnist', 'cifar10', 'cifar100' or a folder of your own"
-    )
+    raise GraphError(f"images (got {name!r}), expected 'digits', 'mnist', 'cifar10', 'cifar100' or a folder")
 
 
 def _part_of(folder: Path, part: Part) -> Path:
@@ -130,25 +199,36 @@ def _part_of(folder: Path, part: Part) -> Path:
 
 
 def image_folder(path: Path, *, name: str | None = None, size: tuple[int, int] | None = None) -> Images:
-    """A folder, or a tar archive of one, with one folder of JPEG or PNG files a class; classes in alphabetical order.
+    """The images of a folder, or of a tar archive of one, with one folder of JPEG or PNG files a class.
 
-    All images must be of one `size` (height, width; default: the first's). Nothing is unpacked to disk; of an archive
-    only regular files with those endings are read. Raises `GraphError` naming the file that does not fit.
+    Classes are in alphabetical order. Nothing is unpacked to disk; of an archive only regular files with those endings
+    are read.
+
+    Args:
+        path: the folder or archive.
+        name: of the data set; default that of the path.
+        size: height and width that all images must have; default the first's.
+
+    Returns:
+        The images.
+
+    Raises:
+        GraphError: naming the file that does not fit.
     """
     if not path.exists():
         raise GraphError(f"images {path} (got no such folder or archive), expected one folder of images a class")
-    found: list[tuple[str, Tensor]] = []
+    images: list[tuple[str, Tensor]] = []
     with reading(path, "folders of JPEG or PNG files, one a class"):
         for label, file, stream in _files(path):
             pixels = _decoded(stream, f"{path}: {file}", size)
             size = size or (pixels.shape[1], pixels.shape[2])
-            found.append((label, pixels))
-    if not found:
+            images.append((label, pixels))
+    if not images:
         raise GraphError(f"images {path} (got no JPEG or PNG file in a folder of a class), expected at least one")
-    classes = tuple(sorted({label for label, _ in found}))
+    classes = tuple(sorted({label for label, _ in images}))
     number = {label: place for place, label in enumerate(classes)}
-    labels = torch.tensor([number[label] for label, _ in found])
-    return Images(name or path.name.split(".")[0], torch.stack([pixels for _, pixels in found]), labels, classes)
+    labels = torch.tensor([number[label] for label, _ in images])
+    return Images(name or path.name.split(".")[0], torch.stack([pixels for _, pixels in images]), labels, classes)
 
 
 def _files(path: Path) -> Iterator[tuple[str, str, IO[bytes]]]:
@@ -181,7 +261,7 @@ def _decoded(stream: IO[bytes], file: str, size: tuple[int, int] | None) -> Tens
                 raise GraphError(f"image {file} (got {image.height} x {image.width}), expected sides to {LARGEST_SIDE}")
             pixels = np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise GraphError(f"image {file} (got {error}), expected a whole JPEG or PNG file") from error
+        raise GraphError(f"image {file} (got {error}), expected a complete JPEG or PNG file") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
@@ -190,8 +270,8 @@ def _digits(part: Part) -> Images:
 
     pixels, labels = load_digits(return_X_y=True)
     scaled = torch.from_numpy((pixels.astype(np.int64) * 255 // 16).astype(np.uint8)).view(-1, 1, 8, 8)
-    whole = Images("digits", scaled, torch.from_numpy(labels.astype(np.int64)), tuple("0123456789"))
-    train, test = whole.split(0.8)
+    images = Images("digits", scaled, torch.from_numpy(labels.astype(np.int64)), tuple("0123456789"))
+    train, test = images.split(0.8)
     return train if part == "train" else test
 
 
@@ -243,11 +323,11 @@ def _cifar(folder: Path, name: str, part: Part) -> Images:
         labels.append(rows[:, ahead - 1].long())
         pixels.append(rows[:, ahead:].view(-1, 3, side, side))
     count = 10 if small else 100
-    found = torch.cat(labels)
-    if int(found.max()) >= count:
-        raise GraphError(f"labels of {name} (got {int(found.max())}), expected 0 to {count - 1}")
+    numbers = torch.cat(labels)
+    if int(numbers.max()) >= count:
+        raise GraphError(f"labels of {name} (got {int(numbers.max())}), expected 0 to {count - 1}")
     names = where / ("batches.meta.txt" if small else "fine_label_names.txt")
     listed = names.read_text().split() if names.is_file() else []
     return Images(
-        name, torch.cat(pixels), found, tuple(listed) if len(listed) == count else tuple(map(str, range(count)))
+        name, torch.cat(pixels), numbers, tuple(listed) if len(listed) == count else tuple(map(str, range(count)))
     )

@@ -1,4 +1,4 @@
-"""What `datasets/manifest.toml` says of each data set, typed."""
+"""The typed entries of `datasets/manifest.toml`: counts, splits, files and settings of every data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gebt.data.surrogate import SurrogateSpec
 from gebt.graph.graph import GraphError
 from gebt.graph.metrics import Metric
 
-# What is learnt on a graph: what its nodes are, or which links it lacks.
+# What is learned: labels of nodes, missing links, or labels of graphs.
 TaskName = Literal["nodes", "links", "graphs"]
 
 CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
@@ -21,7 +21,14 @@ CHECKOUT_DATASETS = Path(__file__).parents[2] / "datasets"
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One raw file: its name in the data set's folder, its exact size and sha256, and where it can be had."""
+    """One raw file of a data set.
+
+    Attributes:
+        name: file name in the data set's folder.
+        bytes: exact size.
+        sha256: hexadecimal digest.
+        url: address it is downloaded from.
+    """
 
     name: str
     bytes: int
@@ -31,9 +38,16 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class RecordedSettings:
-    """The settings a model starts from on this data set; `depth` counts layers.
+    """The settings a network starts from on a data set.
 
-    `input_dropout`: the rate for the features where it is not that of the layers.
+    Attributes:
+        hidden: width H of the hidden layers.
+        depth: number of layers.
+        dropout: dropout rate of the layers.
+        learning_rate: of the optimizer.
+        weight_decay: of the optimizer.
+        epochs: length of a training.
+        input_dropout: dropout rate of the features, where it is not that of the layers.
     """
 
     hidden: int
@@ -47,16 +61,35 @@ class RecordedSettings:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One data set: what its canonical graph must count, how it is split and scaled, where its files lie.
+    """One data set: the counts of its canonical graph, its split and scaling, and where its files are.
 
-    `folder` is relative to the data root, or where `format` is "folder" a graph of the user's own, of which nothing is
-    known before: counts of 0. `archive`: the zip file that becomes `folder`, where it does not come file by file; such
-    sets are large, and not looked for unless named. `pairs` are undirected edges without self-loops; of a set in
-    `PUBLISHED` formats those that its publisher counts, whatever is repeated among them. `train_per_class`
-    and `val_per_class` are 0 where `split` is "public". `one_way_edges`: the files name some edges in one
-    direction only and mean both. `splits`: how many the files hold where `split` is "fixed". `metric`: what is
-    measured, `task`: what is learnt. `surrogate`: what to generate with `seed` where `format` is "surrogate". Where
-    that is "graphs", labels and splits (folds) are of many small graphs.
+    Attributes:
+        name: what `load_graph` takes.
+        title: a line for people.
+        format: which reader reads it; "graphs": labels and splits (folds) are of many small graphs; "folder": a custom
+            graph, of which nothing is known before it is read, so that all counts are 0.
+        folder: relative to the data root, or the path of the folder of a custom graph.
+        nodes: N.
+        pairs: P, undirected edges without self-loops; of a data set in a `PUBLISHED` format the publisher's count,
+            repeats included.
+        features: F.
+        classes: C.
+        split: "public": one, in the files; "fixed": several, in the files; "seeded": drawn by seed.
+        features_scaling: "row": every row divided by its sum.
+        license: of the data.
+        source: where the data set is described.
+        training: settings a network starts from.
+        files: raw files, where they come one by one.
+        train_per_class: training nodes of each class of a "seeded" split, else 0.
+        val_per_class: validation nodes of each class of a "seeded" split, else 0.
+        one_way_edges: whether the files name some edges in one direction only and mean both.
+        surrogate: what to generate where `format` is "surrogate".
+        seed: seed to generate it with.
+        splits: number of splits where `split` is "fixed".
+        metric: what is measured.
+        archive: address of the zip file that becomes `folder`, where files do not come one by one; such data sets are
+            large, and not looked for unless named.
+        task: what is learned: "nodes", "links" or "graphs".
     """
 
     name: str
@@ -84,15 +117,15 @@ class DatasetInfo:
     task: TaskName = "nodes"
 
 
-# Formats of which the manifest has the publisher's counts of edges.
+# Formats whose `pairs` in the manifest are the publisher's counts of edges.
 PUBLISHED = ("ogb", "pyg")
-_OWN: dict[str, Any] = {
-    "title": "a graph of your own",
+_CUSTOM: dict[str, Any] = {
+    "title": "a custom graph",
     "format": "folder",
     **dict.fromkeys(("nodes", "pairs", "features", "classes"), 0),
     "split": "public",
     "features_scaling": "none",
-    "license": "your own",
+    "license": "not stated",
     "source": "the folder",
     "training": RecordedSettings(hidden=64, depth=2, dropout=0.5, learning_rate=0.01, weight_decay=5e-4, epochs=200),
     "one_way_edges": True,
@@ -100,20 +133,40 @@ _OWN: dict[str, Any] = {
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names `load_graph` knows, in the manifest's order."""
+    """The names `load_graph` knows, in the manifest's order.
+
+    Returns:
+        Names of data sets.
+
+    Example:
+        >>> dataset_names()[:4]
+        ('digits', 'cora', 'citeseer', 'pubmed')
+    """
     return tuple(_manifest())
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The manifest's entry of one data set, else that of the folder at the path `name` (`gebt.data.readers.folder`).
+    """The manifest's entry of one data set, or the entry of the custom graph in the folder `name`.
 
-    Raises `GraphError` for an unknown name, with the nearest ones.
+    Args:
+        name: one of `dataset_names()`, or the path of a folder (`gebt.data.readers.folder`).
+
+    Returns:
+        The entry.
+
+    Raises:
+        GraphError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> info = dataset_info("cora")
+        >>> info.nodes, info.pairs, info.features, info.classes, info.split
+        (2708, 5278, 1433, 7, 'public')
     """
     known = _manifest()
     if name not in known:
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return DatasetInfo(name=folder.resolve().name, folder=str(folder), **_OWN)
+            return DatasetInfo(name=folder.resolve().name, folder=str(folder), **_CUSTOM)
         near = difflib.get_close_matches(name.lower(), known, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise GraphError(
@@ -123,7 +176,11 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def manifest_path() -> Path:
-    """The manifest beside this module in an installed package, else the one of the checkout."""
+    """The manifest next to this module in an installed package, else that of the checkout.
+
+    Returns:
+        Path of manifest.toml.
+    """
     packaged = Path(__file__).with_name("manifest.toml")
     return packaged if packaged.is_file() else CHECKOUT_DATASETS / "manifest.toml"
 

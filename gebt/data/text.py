@@ -1,4 +1,4 @@
-"""Labelled sentences, or pairs of them, in files of tab-separated values: four tasks of GLUE and any such table."""
+"""Labeled sentences, or pairs of them, in files of tab-separated values: four tasks of GLUE and any such table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,20 @@ LARGEST_FILE = 64 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """`first` [N] sentences, `second` [N] where texts are pairs; `labels` [N] int64 in 0..C-1, `classes` by name."""
+    """Labeled sentences, or pairs of them.
+
+    Attributes:
+        name: of the data set.
+        first: sentences [N].
+        second: sentences [N], where texts are pairs.
+        labels: [N] int64 in 0..C-1.
+        classes: names of the classes.
+
+    Example:
+        >>> texts = Texts("toy", ("a b", "c"), ("d", "e f"), torch.tensor([0, 1]), ("no", "yes"))
+        >>> texts.take(torch.tensor([1])).sentences()
+        ('c', 'e f')
+    """
 
     name: str
     first: tuple[str, ...]
@@ -34,13 +47,31 @@ class Texts:
         return self.labels.numel()
 
     def take(self, chosen: Tensor) -> Texts:
-        """Those texts alone, by number or by a boolean mask [N]."""
+        """Some of the texts.
+
+        Args:
+            chosen: numbers [n], or a boolean mask [N].
+
+        Returns:
+            Those texts alone.
+        """
         numbers = torch.arange(len(self))[chosen].tolist()
-        first, second = (own and tuple(own[i] for i in numbers) for own in (self.first, self.second))
+        first, second = (column and tuple(column[i] for i in numbers) for column in (self.first, self.second))
         return replace(self, first=first or (), second=second, labels=self.labels[chosen])
 
     def split(self, share: float, seed: int = 0) -> tuple[Texts, Texts]:
-        """At random: floor(share N) of them, and the rest. Raises `ValueError` for a share that leaves a part empty."""
+        """Splits the texts at random.
+
+        Args:
+            share: of the first part, which has floor(share N) texts.
+            seed: of the random order.
+
+        Returns:
+            The first part, and the rest.
+
+        Raises:
+            ValueError: for a share that leaves a part empty.
+        """
         count = int(share * len(self))
         if not 0 < count < len(self):
             raise ValueError(f"share (got {share} of {len(self)} texts), expected one that leaves both parts some")
@@ -48,7 +79,11 @@ class Texts:
         return self.take(order[:count]), self.take(order[count:])
 
     def sentences(self) -> tuple[str, ...]:
-        """All of them, the first of every pair before the second ones: text without labels."""
+        """All sentences, the first of every pair before the second ones: text without labels.
+
+        Returns:
+            Sentences [N], or [2N] of pairs.
+        """
         return self.first + (self.second or ())
 
 
@@ -74,12 +109,25 @@ TASKS = {
 
 
 def load_texts(name: str, part: Part = "train", root: str | Path | None = None) -> Texts:
-    """The labeled texts of a task of GLUE: "cola", "sst-2", "mrpc" or "rte" (Wang et al. 2019).
+    """The labeled texts of a task of GLUE.
 
-    `root`: folder of the raw data (default `data_root()`), with glue_data/{CoLA,SST-2,MRPC,RTE}/{train,dev}.tsv. Where
-    MRPC's release is there, msr_paraphrase_train.txt and dev_ids.tsv, its 3,668 training pairs are those of the first
-    file that the second does not name, as GLUE has it: some copies of train.tsv lack a pair. Files without labels
-    (test.tsv) are not read. Raises `GraphError` naming the file, and the line, that is missing or broken.
+    Where MRPC's release is there, msr_paraphrase_train.txt and dev_ids.tsv, its 3,668 training pairs are those of the
+    first file that the second does not name, as GLUE has it: some copies of train.tsv lack a pair. Files without labels
+    (test.tsv) are not read.
+
+    Args:
+        name: "cola", "sst-2", "mrpc" or "rte".
+        part: "train" or "dev".
+        root: folder of the raw files (default `data_root()`), with glue_data/{CoLA,SST-2,MRPC,RTE}/{train,dev}.tsv.
+
+    Returns:
+        The texts.
+
+    Raises:
+        GraphError: naming the file, and the line, that is missing or broken.
+
+    Source:
+        Wang et al. 2019, "GLUE".
     """
     if name not in TASKS:
         raise GraphError(f"texts (got {name!r}), expected one of {', '.join(TASKS)}; other tables: text_table")
@@ -87,12 +135,12 @@ def load_texts(name: str, part: Part = "train", root: str | Path | None = None) 
         raise GraphError(f"part (got {part!r}), expected 'train' or 'dev'")
     task = TASKS[name]
     folder = data_root(root) / "glue_data" / task.folder
-    release, held = folder / "msr_paraphrase_train.txt", folder / "dev_ids.tsv"
-    whole = name == "mrpc" and part == "train" and release.is_file() and held.is_file()
-    path = release if whole else folder / f"{part}.tsv"
+    release, dev_ids = folder / "msr_paraphrase_train.txt", folder / "dev_ids.tsv"
+    from_release = name == "mrpc" and part == "train" and release.is_file() and dev_ids.is_file()
+    path = release if from_release else folder / f"{part}.tsv"
     rows = list(_rows(path, task.width, task.header))
-    if whole:
-        dev = {tuple(row) for _, row in _rows(held, 2, header=False)}
+    if from_release:
+        dev = {tuple(row) for _, row in _rows(dev_ids, 2, header=False)}
         rows = [(line, row) for line, row in rows if (row[1], row[2]) not in dev]
     return _texts(name, path, rows, (task.first, task.second, task.label), task.classes)
 
@@ -100,10 +148,31 @@ def load_texts(name: str, part: Part = "train", root: str | Path | None = None) 
 def text_table(
     path: str | Path, *, first: str, label: str, second: str | None = None, classes: Sequence[str] | None = None
 ) -> Texts:
-    """Any file of tab-separated values, by the names that its first line gives to the columns.
+    r"""The labeled texts of a file of tab-separated values, by the column names in its first line.
 
-    `classes`: the labels in their order; default all that there are, sorted. Nothing is quoted: a quotation mark is a
-    character like others. Raises `GraphError` naming the file and the line that does not fit.
+    Nothing is quoted: a quotation mark is a character like others.
+
+    Args:
+        path: the file.
+        first: column of the sentences.
+        label: column of the labels.
+        second: column of the second sentences, where texts are pairs.
+        classes: the labels in their order; default all that there are, sorted.
+
+    Returns:
+        The texts.
+
+    Raises:
+        GraphError: naming the file and the line that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "reviews.tsv"
+        ...     _ = path.write_text("text\tlabel\nfine\tgood\npoor\tbad\n")
+        ...     texts = text_table(path, first="text", label="label")
+        >>> texts.first, texts.labels.tolist(), texts.classes
+        (('fine', 'poor'), [1, 0], ('bad', 'good'))
     """
     file = Path(path)
     names = _header(file)
@@ -113,8 +182,8 @@ def text_table(
             raise GraphError(f"file {file} (got columns {', '.join(names)}), expected one that is named {name!r}")
     places = (names.index(first), None if second is None else names.index(second), names.index(label))
     rows = list(_rows(file, len(names), header=True))
-    found = tuple(classes) if classes is not None else tuple(sorted({row[places[2]] for _, row in rows}))
-    return _texts(file.stem, file, rows, places, found)
+    class_names = tuple(classes) if classes is not None else tuple(sorted({row[places[2]] for _, row in rows}))
+    return _texts(file.stem, file, rows, places, class_names)
 
 
 def _texts(
@@ -125,7 +194,7 @@ def _texts(
     classes: tuple[str, ...],
 ) -> Texts:
     first, second, label = places
-    number = {own: place for place, own in enumerate(classes)}
+    number = {label_name: place for place, label_name in enumerate(classes)}
     for line, row in rows:
         if row[label] not in number:
             raise GraphError(f"{path}, line {line} (got label {row[label]!r}), expected one of {', '.join(classes)}")
@@ -139,7 +208,7 @@ def _texts(
 
 
 def _rows(path: Path, width: int, header: bool) -> Iterator[tuple[int, list[str]]]:
-    """Number and columns of every line, the header's left out."""
+    """Number and columns of every line, without the header's."""
     for line, row in _lines(path):
         if len(row) != width:
             raise GraphError(f"{path}, line {line} (got {len(row)} columns), expected {width} with tabs between them")
@@ -163,7 +232,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _content(path: Path) -> str:
-    """The text of a file in UTF-8, without the mark that some begin with."""
+    """The text of a UTF-8 file, without the byte-order mark that some begin with."""
     if not path.is_file():
         raise GraphError(f"file {path} (got none), expected tab-separated values")
     with reading(path, "tab-separated values"):

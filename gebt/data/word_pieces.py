@@ -1,4 +1,4 @@
-"""Words cut into pieces of a vocabulary: one trained from any text, and texts as numbers of its pieces.
+"""Word pieces: a vocabulary trained from any text, and texts as numbers of its pieces.
 
 Needs the extra "transformers".
 """
@@ -22,7 +22,14 @@ POOL = 32  # batches that are cut from texts sorted by length together
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Texts as pieces: `ids` [N, L], `kinds` [N, L] (1: of the second sentence), `lengths` [N], `labels` [N], int64."""
+    """Texts as numbers of word pieces, all int64.
+
+    Attributes:
+        ids: pieces [N, L].
+        kinds: [N, L], 1 in the second sentence.
+        lengths: pieces of each text [N].
+        labels: [N].
+    """
 
     ids: Tensor
     kinds: Tensor
@@ -33,23 +40,44 @@ class Pieces:
         return self.labels.numel()
 
     def take(self, chosen: Tensor) -> Pieces:
-        """Those texts alone, no wider than the longest of them."""
+        """Some of the texts, no wider than the longest of them.
+
+        Args:
+            chosen: numbers [n], or a boolean mask [N].
+
+        Returns:
+            Those texts alone.
+        """
         lengths = self.lengths[chosen]
         width = int(lengths.max()) if lengths.numel() else 0
         ids, kinds = self.ids[chosen, :width], self.kinds[chosen, :width]
         return replace(self, ids=ids, kinds=kinds, lengths=lengths, labels=self.labels[chosen])
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
-        """What a BERT takes, but for the labels."""
+        """The inputs of a BERT, without the labels.
+
+        Args:
+            device: where they go.
+
+        Returns:
+            Tensors [N, L] by name of the argument.
+        """
         attended = torch.arange(self.ids.shape[1]) < self.lengths.unsqueeze(1)
-        given = {"input_ids": self.ids, "token_type_ids": self.kinds, "attention_mask": attended.long()}
-        return {name: own.to(device) for name, own in given.items()}
+        inputs = {"input_ids": self.ids, "token_type_ids": self.kinds, "attention_mask": attended.long()}
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensor]:
-        """Numbers of the texts of each batch: in order, or at random with texts of like length together.
+        """Batches in order, or at random with texts of like length together.
 
         At random: every 32 batches of a random order are sorted by length before they are cut, and then the batches
         are put in a random order, so that little is computed on padding.
+
+        Args:
+            size: texts of a batch.
+            seed: of the random order; default in order.
+
+        Yields:
+            Numbers of the texts of a batch.
         """
         if seed is None:
             yield from torch.arange(len(self)).split(size)
@@ -62,10 +90,23 @@ class Pieces:
 
 
 def word_pieces(sentences: Iterable[str], size: int, *, lowercase: bool = True) -> Any:
-    """A BERT tokenizer whose vocabulary of at most `size` pieces is trained from the sentences (Schuster et al. 2012).
+    """A BERT tokenizer whose vocabulary is trained from sentences.
 
-    The same sentences give the same vocabulary; `.save_pretrained(folder)` keeps it. Raises `ValueError` for a size
-    that does not hold the special pieces and the characters of the text.
+    The same sentences give the same vocabulary; `.save_pretrained(folder)` stores it.
+
+    Args:
+        sentences: the text.
+        size: most pieces.
+        lowercase: whether text is lowercased.
+
+    Returns:
+        A `transformers.BertTokenizer`.
+
+    Raises:
+        ValueError: for a size too small for the special pieces and the characters of the text.
+
+    Source:
+        Schuster et al. 2012, "Japanese and Korean voice search".
     """
     tokenizers, transformers = library("tokenizers"), library("transformers")
     blank = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
@@ -92,14 +133,32 @@ def _words(blank: Any, sentence: str) -> list[str]:
 
 
 def in_pieces(texts: Texts, tokenizer: Any, length: int) -> Pieces:
-    """Texts as a BERT reads them, cut to `length` pieces; of pairs the longer sentence is cut first."""
+    """Texts as a BERT reads them; of pairs the longer sentence is cut first.
+
+    Args:
+        texts: labeled texts.
+        tokenizer: from `word_pieces`.
+        length: most pieces of a text.
+
+    Returns:
+        The pieces.
+    """
     return _in_pieces(tokenizer, length, texts.first, texts.second, texts.labels)
 
 
 def unlabeled(sentences: Iterable[str], tokenizer: Any, length: int) -> Pieces:
-    """Sentences as a BERT reads them, all with label 0: for language modelling."""
-    alone = tuple(sentences)
-    return _in_pieces(tokenizer, length, alone, None, torch.zeros(len(alone), dtype=torch.long))
+    """Sentences as a BERT reads them, all with label 0: for language modeling.
+
+    Args:
+        sentences: the sentences.
+        tokenizer: from `word_pieces`.
+        length: most pieces of a sentence.
+
+    Returns:
+        The pieces.
+    """
+    texts = tuple(sentences)
+    return _in_pieces(tokenizer, length, texts, None, torch.zeros(len(texts), dtype=torch.long))
 
 
 def _in_pieces(
@@ -108,18 +167,28 @@ def _in_pieces(
     if length < 4 or not first:
         raise ValueError(f"length, texts (got {length}, {len(first)}), expected at least 4 pieces and one text")
     pairs = {} if second is None else {"text_pair": list(second)}
-    found = tokenizer(list(first), **pairs, truncation=True, max_length=length, return_token_type_ids=True)
-    lengths = torch.tensor([len(own) for own in found["input_ids"]])
+    encoded = tokenizer(list(first), **pairs, truncation=True, max_length=length, return_token_type_ids=True)
+    lengths = torch.tensor([len(row) for row in encoded["input_ids"]])
     ids = torch.full((len(first), int(lengths.max())), int(tokenizer.pad_token_id))
     kinds = torch.zeros_like(ids)
-    there = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
-    ids[there] = torch.tensor([piece for own in found["input_ids"] for piece in own])
-    kinds[there] = torch.tensor([kind for own in found["token_type_ids"] for kind in own])
+    is_piece = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+    ids[is_piece] = torch.tensor([piece for row in encoded["input_ids"] for piece in row])
+    kinds[is_piece] = torch.tensor([kind for row in encoded["token_type_ids"] for kind in row])
     return Pieces(ids, kinds, lengths, labels)
 
 
 def library(name: str) -> Any:
-    """The optional library of that name; raises `ImportError` telling how to get it."""
+    """An optional library.
+
+    Args:
+        name: of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: with the command that installs it.
+    """
     import importlib
 
     try:

@@ -71,7 +71,7 @@ def test_what_is_no_image_of_the_size_is_named(folder: Path) -> None:
     with pytest.raises(GraphError, match=r"image .*1\.png \(got 5 x 6\), expected 4 x 6"):
         image_folder(folder)
     (folder / "dog" / "1.png").write_bytes(picture((0, 0, 0))[:40])
-    with pytest.raises(GraphError, match=r"image .*1\.png \(got .*\), expected a whole JPEG or PNG file"):
+    with pytest.raises(GraphError, match=r"image .*1\.png \(got .*\), expected a complete JPEG or PNG file"):
         image_folder(folder)
     archive = packed(folder)
     archive.write_bytes(archive.read_bytes()[:200])

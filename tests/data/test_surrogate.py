@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from gebt.data import RecordedSettings, SurrogateSpec, check_dataset, dataset_info, generate, load_graph, surrogate
+from gebt.data import (
+    RecordedSettings,
+    SurrogateSpec,
+    check_dataset,
+    dataset_info,
+    generate,
+    load_graph,
+    surrogate,
+    surrogate_pairs,
+)
 from gebt.data.surrogate import class_sizes
 from gebt.graph.graph import Graph, GraphError, canonical_graph
 
@@ -77,7 +86,7 @@ def test_the_split_seed_draws_the_split_alone(usual):
 
 @pytest.mark.parametrize(("draws", "values"), [(1, 1), (97, 50), (5000, 1 << 20)])
 def test_the_size_of_the_blocks_changes_nothing(usual, monkeypatch, draws, values):
-    monkeypatch.setattr(surrogate, "DRAWS_A_BLOCK", draws)
+    monkeypatch.setattr(surrogate_pairs, "DRAWS_A_BLOCK", draws)
     monkeypatch.setattr(surrogate, "VALUES_A_BLOCK", values)
     assert generate(SPEC, seed=3).fingerprint == usual.fingerprint
 
@@ -188,18 +197,18 @@ def test_another_seed_has_other_noise():
 
 
 def test_a_sample_that_falls_short_is_drawn_again(monkeypatch):
-    solved, calls = surrogate._solved, []
+    solved, calls = surrogate_pairs._solved, []
 
     def short_at_first(expected, goal):
         calls.append(goal)
         return solved(expected, goal) * (1 if len(calls) > 2 else 0.5)
 
-    monkeypatch.setattr(surrogate, "_solved", short_at_first)
+    monkeypatch.setattr(surrogate_pairs, "_solved", short_at_first)
     graph = generate(SPEC)
     assert len(calls) == 4
     assert calls[2] > calls[0]
     assert (graph.num_pairs, int(inside(graph).sum())) == (6000, 4200)
-    monkeypatch.setattr(surrogate, "_solved", lambda expected, goal: solved(expected, goal) / 100)
+    monkeypatch.setattr(surrogate_pairs, "_solved", lambda expected, goal: solved(expected, goal) / 100)
     with pytest.raises(GraphError, match=r"pairs of 'g' \(got 8 samples that all fell short for 4200 inside"):
         generate(SPEC, name="g")
 

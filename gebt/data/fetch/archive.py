@@ -1,4 +1,4 @@
-"""Folders that come as one zip file over https: unpacked safely, all of it or nothing, with its sha256 kept."""
+"""Folders downloaded as one zip file over https: unpacked safely, completely or not at all, with sha256 sums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from gebt.data.fetch.download import alone, discard, fetch, sha256_of, telling
+from gebt.data.fetch.download import discard, fetch, file_lock, network_errors, sha256_of
 from gebt.data.readers.reading import UnsafeFileError, reading
 from gebt.graph.graph import GraphError
 
@@ -26,16 +26,28 @@ SUMS = "SHA256SUMS"
 
 
 def fetch_folder(url: str, folder: Path, ssl_context: ssl.SSLContext | None = None, *, most: int = MOST_BYTES) -> Path:
-    """Downloads the zip file at `url`, at most `most` bytes, and makes `folder` of its content (`unpack`).
+    """Downloads a zip file and makes a folder of its content (`unpack`).
 
-    A download that was cut short is gone on with at the next call. Beside the files lies `SHA256SUMS`, which
-    `check_sums` reads, and the zip's own sum under its name. Raises `GraphError` as `download_file` and `unpack`.
+    A download that was cut short is resumed at the next call. Next to the files lies `SHA256SUMS`, which `check_sums`
+    reads, and the zip's own sum under its name.
+
+    Args:
+        url: https address of the zip file.
+        folder: the new folder.
+        ssl_context: replaces the system's default trust.
+        most: most bytes of the zip file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        GraphError: as `download_file` and `unpack`.
     """
     zipped = folder.with_name(f".{folder.name}.zip")
-    with telling(url, f"its zip file unpacked into {folder}"):
+    with network_errors(url, f"its zip file unpacked into {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.with_name(f".{folder.name}.lock")):
-            if is_there(folder):  # another process has just brought it
+        with file_lock(folder.with_name(f".{folder.name}.lock")):
+            if is_there(folder):  # another process has just downloaded it
                 return folder
             fetch(url, zipped, most, ssl_context)
             try:
@@ -48,15 +60,29 @@ def fetch_folder(url: str, folder: Path, ssl_context: ssl.SSLContext | None = No
 
 
 def is_there(folder: Path) -> bool:
-    """Whether `folder` is one with something in it."""
+    """Whether a folder is there with something in it.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        True where it is.
+    """
     return folder.is_dir() and any(folder.iterdir())
 
 
 def unpack(zipped: Path, folder: Path, name: str) -> None:
-    """Makes the new `folder` of the zip file that was called `name`; one folder around all its files is taken off.
+    """Makes a new folder of a zip file, complete or not at all; one folder around all its files is taken off.
 
-    It appears whole or not at all. Raises `UnsafeFileError` for a member that is a link, lies outside, is there twice,
-    or for more than `MOST_UNPACKED` bytes or `MOST_RATIO` times those of the zip; `GraphError` for one that is broken.
+    Args:
+        zipped: the zip file.
+        folder: the new folder.
+        name: what the zip file was called, for its sum.
+
+    Raises:
+        UnsafeFileError: for a member that is a link, lies outside, is there twice, or for more than `MOST_UNPACKED`
+            bytes or `MOST_RATIO` times those of the zip.
+        GraphError: for a zip file that is broken.
     """
     fresh = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
@@ -74,22 +100,36 @@ def unpack(zipped: Path, folder: Path, name: str) -> None:
 
 
 def check_sums(folder: Path) -> dict[str, str]:
-    """ "present", "missing" or "sha256 differs" of each file that `folder` came with; {} where it came by hand."""
+    """Compares the files of a folder with the sums from its download.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        "present", "missing" or "sha256 differs" by file; {} for a folder that was made by hand.
+    """
     path = folder / SUMS
     if not path.is_file():
         return {}
-    found = {}
+    statuses = {}
     with reading(path, "lines of a sha256 and a file's name"):
         for line in path.read_text(encoding="utf-8").splitlines():
             digest, name = line.split("  ", 1)
             at = folder / _inside(name)
             same = at.is_file() and sha256_of(at) == digest
-            found[name] = "present" if same else "sha256 differs" if at.is_file() else "missing"
-    return found
+            statuses[name] = "present" if same else "sha256 differs" if at.is_file() else "missing"
+    return statuses
 
 
 def check_unchanged(folder: Path) -> None:
-    """Raises `GraphError` naming the first file that is no longer what was downloaded."""
+    """Checks that a folder is as it was downloaded.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        GraphError: naming the first file that is not what was downloaded.
+    """
     for name, status in check_sums(folder).items():
         if status != "present":
             got = f"file {folder / name} (got: {status})"
@@ -119,14 +159,14 @@ def _unpacked(zipped: Path, fresh: Path) -> dict[Path, str]:
 
 
 def _members(archive: zipfile.ZipFile, zipped: Path) -> dict[zipfile.ZipInfo, PurePosixPath]:
-    """The files inside and where they go, after all of them were looked at."""
+    """The files inside and where they go, after a check of all of them."""
     members = [member for member in archive.infolist() if not member.is_dir()]
-    total, held = sum(member.file_size for member in members), zipped.stat().st_size
+    total, packed = sum(member.file_size for member in members), zipped.stat().st_size
     if len(archive.infolist()) > MOST_MEMBERS or not members:
         raise UnsafeFileError(f"zip {zipped} (got {len(members)} files), expected 1 to {MOST_MEMBERS}")
-    if total > MOST_UNPACKED or total > max(MOST_RATIO * held, HARMLESS):
+    if total > MOST_UNPACKED or total > max(MOST_RATIO * packed, HARMLESS):
         raise UnsafeFileError(
-            f"zip {zipped} (got {total} bytes unpacked from {held}), expected at most {MOST_UNPACKED} and "
+            f"zip {zipped} (got {total} bytes unpacked from {packed}), expected at most {MOST_UNPACKED} and "
             f"{MOST_RATIO} times as many; nothing was unpacked"
         )
     free = shutil.disk_usage(zipped.parent).free

@@ -1,4 +1,4 @@
-"""Downloads that are what they should be: https with a verified certificate, whole or not at all, and resumed."""
+"""Verified downloads: https with a checked certificate, complete or not at all, and resumed."""
 
 from __future__ import annotations
 
@@ -27,21 +27,31 @@ TIMEOUT_SECONDS = 30.0
 
 
 def download_file(file: FileInfo, folder: Path, ssl_context: ssl.SSLContext | None = None) -> Path:
-    """Fetches `file` into `folder` and returns its path; it appears there whole and verified, or not at all.
+    """Downloads a file of the manifest; it appears complete and verified, or not at all.
 
-    `ssl_context` replaces the system's default trust (`ssl.create_default_context()`). What a download that was cut
-    short has brought is gone on with (`fetch`). Raises `GraphError` for an address or a redirect that is not https, an
-    untrusted certificate, a network failure, or bytes that are not those of the manifest.
+    A download that was cut short is resumed (`fetch`).
+
+    Args:
+        file: address, size and sha256.
+        folder: where it goes.
+        ssl_context: replaces the system's default trust (`ssl.create_default_context()`).
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        GraphError: for an address or a redirect that is not https, an untrusted certificate, a network failure, or
+            bytes that are not those of the manifest.
     """
     target, part = folder / file.name, folder / f".{file.name}.part"
-    with telling(file.url, f"{file.bytes} bytes into {folder}"):
+    with network_errors(file.url, f"{file.bytes} bytes into {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder / f".{file.name}.lock"):
+        with file_lock(folder / f".{file.name}.lock"):
             fetch(file.url, part, file.bytes, ssl_context)
-            found, size = sha256_of(part), part.stat().st_size
-            if found != file.sha256:
+            digest, size = sha256_of(part), part.stat().st_size
+            if digest != file.sha256:
                 discard(part)
-                got = f"{size} bytes, sha256 {found}"
+                got = f"{size} bytes, sha256 {digest}"
                 raise GraphError(
                     f"download of {file.url} (got {got}), expected {file.bytes} bytes, sha256 {file.sha256}"
                 )
@@ -51,11 +61,20 @@ def download_file(file: FileInfo, folder: Path, ssl_context: ssl.SSLContext | No
 
 
 def fetch(url: str, part: Path, most: int, ssl_context: ssl.SSLContext | None = None) -> None:
-    """Brings the bytes at `url`, at most `most`, into the file `part`, from where an earlier call was cut short.
+    """Downloads the bytes at an address, from where an earlier call was cut short.
 
-    Beside it a file with the size and the ETag (or the date) remembers what it is part of; where the server's file is
-    another by now, or the server does not honor ranges, it is begun anew. Raises `GraphError` when the answer ends
-    early, which keeps the part, or is too long; `OSError` and `HTTPException` of the network, which keep it too.
+    A file next to the part records its size and ETag (or date); where the server's file has changed, or the server does
+    not honor ranges, the download starts anew.
+
+    Args:
+        url: https address.
+        part: file for the bytes.
+        most: most bytes.
+        ssl_context: replaces the system's default trust.
+
+    Raises:
+        GraphError: when the answer ends early, which leaves the part for the next call, or is too long.
+        OSError: of the network, which leaves the part too; also HTTPException.
     """
     context = ssl_context or ssl.create_default_context()
     mark = _Mark.of(part, url)
@@ -66,7 +85,7 @@ def fetch(url: str, part: Path, most: int, ssl_context: ssl.SSLContext | None = 
     with response:
         if not start:
             discard(part)
-            mark = _Mark.told(url, response)
+            mark = _Mark.of_answer(url, response)
         if mark is not None:
             _check_size(mark, most, part)
             mark.write(part)
@@ -74,7 +93,7 @@ def fetch(url: str, part: Path, most: int, ssl_context: ssl.SSLContext | None = 
             with part.open("r+b" if start else "wb") as stream:
                 received = _received(response, stream, start, mark.size if mark else None, most)
         except BaseException:
-            if mark is None:  # nothing would tell the next call what this was part of
+            if mark is None:  # the next call could not know what this was part of
                 discard(part)
             raise
     if mark is not None and received < mark.size:
@@ -85,28 +104,52 @@ def fetch(url: str, part: Path, most: int, ssl_context: ssl.SSLContext | None = 
 
 
 def discard(part: Path) -> None:
-    """Removes what `fetch` has left."""
+    """Removes what `fetch` has written.
+
+    Args:
+        part: as in `fetch`.
+    """
     for path in (part, _Mark.path(part)):
         path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, as hexadecimal text."""
+    """The sha256 of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Hexadecimal text.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     sha256_of(Path(file.name))[:8]  # of no bytes
+        'e3b0c442'
+    """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Waits until no other process is inside with the file `lock`, which is there only while one is."""
+def file_lock(lock: Path) -> Iterator[None]:
+    """Waits until no other process is inside with the same file; the file exists only while one is.
+
+    Args:
+        lock: path of the file.
+
+    Yields:
+        Nothing.
+    """
     while True:
         with lock.open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             try:
-                held = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+                locked = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
             except FileNotFoundError:
-                held = False
-            if held:  # else whoever was inside has removed it, and a third may hold the next of this name
+                locked = False
+            if locked:  # else whoever was inside has removed it, and a third may have locked the next of this name
                 try:
                     yield
                 finally:
@@ -115,8 +158,19 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling(url: str, expected: str) -> Iterator[None]:
-    """Turns what networks and disks raise into a `GraphError`."""
+def network_errors(url: str, expected: str) -> Iterator[None]:
+    """Turns what networks and disks raise into a `GraphError`.
+
+    Args:
+        url: address, for the message.
+        expected: what was expected, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        GraphError: for OSError and HTTPException.
+    """
     try:
         yield
     except (OSError, HTTPException) as error:
@@ -125,7 +179,7 @@ def telling(url: str, expected: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What a part is part of: address, version as the server calls it, and size of the whole."""
+    """What a part belongs to: address, version as the server calls it, and size of the complete file."""
 
     url: str
     version: str
@@ -137,7 +191,7 @@ class _Mark:
 
     @classmethod
     def of(cls, part: Path, url: str) -> _Mark | None:
-        """That of the part from this address; None where there is no sound one."""
+        """The mark of the part from this address; None where there is no sound one."""
         try:
             mark = cls(**json.loads(cls.path(part).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -145,8 +199,8 @@ class _Mark:
         return mark if mark.url == url and isinstance(mark.size, int) else None
 
     @classmethod
-    def told(cls, url: str, response: HTTPResponse) -> _Mark | None:
-        """That of the whole file in an answer, where this says how long it is."""
+    def of_answer(cls, url: str, response: HTTPResponse) -> _Mark | None:
+        """The mark of the complete file in an answer, where this says how long it is."""
         size = response.headers.get("Content-Length", "")
         return cls(url, _version(response), int(size)) if size.isdecimal() else None
 

@@ -1,4 +1,4 @@
-"""The old pickles of the Planetoid files, read as data: nothing is imported, called or built on their word."""
+"""The old pickles of the Planetoid files, read as data: no global in them is imported, called or built."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LARGEST_FILE = 2**30
 
 
 @dataclass(frozen=True)
-class Name:
-    """A class or function that a pickle names; here only its name."""
+class _Name:
+    """A class or function that a pickle names; only its name."""
 
     module: str
     name: str
@@ -27,30 +27,37 @@ class Name:
 
 
 @dataclass
-class Recipe:
-    """An object that a pickle would build: from what, with which arguments, state and entries. It never is."""
+class _Recipe:
+    """An object that a pickle would build, which never happens: from what, with which arguments, state and entries."""
 
-    builder: Name
+    builder: _Name
     arguments: tuple[Any, ...]
     state: Any = None
     entries: dict[Any, Any] = field(default_factory=dict)
 
 
-CSR_MATRIX = Name("scipy.sparse.csr", "csr_matrix")
-RECONSTRUCT = Name("numpy.core.multiarray", "_reconstruct")
-NDARRAY = Name("numpy", "ndarray")
-DTYPE = Name("numpy", "dtype")
-DEFAULTDICT = Name("collections", "defaultdict")
-LIST = Name("__builtin__", "list")
+CSR_MATRIX = _Name("scipy.sparse.csr", "csr_matrix")
+RECONSTRUCT = _Name("numpy.core.multiarray", "_reconstruct")
+NDARRAY = _Name("numpy", "ndarray")
+DTYPE = _Name("numpy", "dtype")
+DEFAULTDICT = _Name("collections", "defaultdict")
+LIST = _Name("__builtin__", "list")
 ADMITTED = frozenset({CSR_MATRIX, RECONSTRUCT, NDARRAY, DTYPE, DEFAULTDICT, LIST})
 NUMBERS = ("i4", "i8", "f4", "f8")
 
 
 def read_pickle(path: Path) -> Any:
-    """The plain value in a pickle: numbers, text, lists, tuples, dicts, and `Recipe` for everything else.
+    """The plain value in a pickle: numbers, text, lists, tuples and dicts; everything else is described, not built.
 
-    Raises `UnsafeFileError` for a global outside `ADMITTED` or an operation the Planetoid files do not need,
-    `GraphError` for a file that is not a pickle, or is cut short.
+    Args:
+        path: the file.
+
+    Returns:
+        The value, for `array`, `csr_state` and `adjacency_lists`.
+
+    Raises:
+        UnsafeFileError: for a global outside `ADMITTED`, or an operation the Planetoid files do not need.
+        GraphError: for a file that is not a pickle, or is cut short.
     """
     with reading(path, "a pickle as published with Planetoid"):
         if path.stat().st_size > LARGEST_FILE:
@@ -59,7 +66,17 @@ def read_pickle(path: Path) -> Any:
 
 
 def array(recipe: Any) -> Array:
-    """The numpy array of a recipe, built here from its bytes once their number fits the shape."""
+    """The numpy array of a pickle, built here from its bytes once their number fits the shape.
+
+    Args:
+        recipe: what `read_pickle` has in its place.
+
+    Returns:
+        The array.
+
+    Raises:
+        ValueError: for anything but an array of numbers.
+    """
     _expect(recipe, RECONSTRUCT)
     version, shape, dtype, by_column, text = recipe.state
     _expect(dtype, DTYPE)
@@ -73,12 +90,33 @@ def array(recipe: Any) -> Array:
 
 
 def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
-    """Whether `value` is a tuple of sizes."""
+    """Whether a value is a tuple of sizes.
+
+    Args:
+        value: any.
+
+    Returns:
+        True where it is.
+
+    Example:
+        >>> is_shape((2, 3)), is_shape((2, -1)), is_shape([2, 3])
+        (True, False, False)
+    """
     return isinstance(value, tuple) and all(type(size) is int and size >= 0 for size in value)
 
 
 def csr_state(recipe: Any) -> dict[str, Any]:
-    """The attributes of a pickled `csr_matrix`, by name."""
+    """The attributes of a pickled `csr_matrix`.
+
+    Args:
+        recipe: what `read_pickle` has in its place.
+
+    Returns:
+        Values by name of the attribute.
+
+    Raises:
+        ValueError: for anything else.
+    """
     _expect(recipe, CSR_MATRIX)
     if not isinstance(recipe.state, dict):
         raise ValueError("a csr_matrix without its arrays")
@@ -86,16 +124,23 @@ def csr_state(recipe: Any) -> dict[str, Any]:
 
 
 def adjacency_lists(recipe: Any) -> dict[Any, Any]:
-    """The entries of a pickled `defaultdict(list)`."""
+    """The entries of a pickled `defaultdict(list)`.
+
+    Args:
+        recipe: what `read_pickle` has in its place.
+
+    Returns:
+        Entries by key.
+    """
     _expect(recipe, DEFAULTDICT)
     entries: dict[Any, Any] = recipe.entries
     return entries
 
 
-def _expect(recipe: Any, builder: Name) -> None:
-    if not isinstance(recipe, Recipe) or recipe.builder != builder:
-        found = str(recipe.builder) if isinstance(recipe, Recipe) else type(recipe).__name__
-        raise ValueError(f"{found} where {builder} should be")
+def _expect(recipe: Any, builder: _Name) -> None:
+    if not isinstance(recipe, _Recipe) or recipe.builder != builder:
+        got = str(recipe.builder) if isinstance(recipe, _Recipe) else type(recipe).__name__
+        raise ValueError(f"{got} where {builder} should be")
 
 
 class _Machine:
@@ -137,25 +182,25 @@ class _Machine:
         del self.stack[start:]
         return taken
 
-    def named(self, argument: str) -> None:
+    def push_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        found = Name(module, name)
-        if found not in ADMITTED:
+        named = _Name(module, name)
+        if named not in ADMITTED:
             raise UnsafeFileError(
-                f"file {self.path} (got the global {found}), expected only numpy arrays and lists; "
+                f"file {self.path} (got the global {named}), expected only numpy arrays and lists; "
                 "nothing was executed: delete it and load again"
             )
-        self.push(found)
+        self.push(named)
 
     def recipe(self) -> None:
         builder, arguments = self.pop(2)
-        if not isinstance(builder, Name) or not isinstance(arguments, tuple):
+        if not isinstance(builder, _Name) or not isinstance(arguments, tuple):
             raise ValueError("a call of something that is no class")
-        self.push(Recipe(builder, arguments))
+        self.push(_Recipe(builder, arguments))
 
     def build(self) -> None:
         recipe, state = self.pop(2)
-        if not isinstance(recipe, Recipe):
+        if not isinstance(recipe, _Recipe):
             raise ValueError("a state for something that has none")
         recipe.state = state
         self.push(recipe)
@@ -168,7 +213,7 @@ class _Machine:
 
     def set_items(self, items: tuple[Any, ...]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Recipe) and target.builder == DEFAULTDICT:
+        if isinstance(target, _Recipe) and target.builder == DEFAULTDICT:
             target = target.entries
         # Keys are text or numbers only: the hash of nested tuples can take time exponential in the file's size.
         if not isinstance(target, dict) or len(items) % 2 or not all(type(key) in (int, str) for key in items[::2]):
@@ -203,7 +248,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = _PUSH | {
     "LONG_BINPUT": _store,
     "BINGET": lambda machine, index: machine.push(machine.memo[index]),
     "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
-    "GLOBAL": lambda machine, argument: machine.named(argument),
+    "GLOBAL": lambda machine, argument: machine.push_global(argument),
     "REDUCE": lambda machine, _: machine.recipe(),
     "NEWOBJ": lambda machine, _: machine.recipe(),
     "BUILD": lambda machine, _: machine.build(),

@@ -1,8 +1,9 @@
-"""Writes graphs of any size as folders that are mapped (`gebt.data.mapped.mapped_graph`), in a memory that is given.
+"""Conversion of graphs of any size to mapped folders (`gebt.data.mapped.mapped_graph`), in bounded memory.
 
-Pairs are sorted on disk: each edge becomes the key low * N + high, keys go to files by ranges (`gebt.data.mapped.external_sort`),
-and each file, sorted and without repeats, gives the next run of pairs. The entries below the diagonal then go to files
-by their rows, which merged with those above give the whole CSR. Beside `memory` a few numbers a node are held.
+Pairs are sorted on disk: each edge becomes the key low * N + high, keys go to files by ranges
+(`gebt.data.mapped.external_sort`), and each file, sorted and without repeats, gives the next run of pairs. The entries
+below the diagonal then go to files by their rows; merged with those above they give the full CSR. Besides `memory` a
+few numbers a node are in memory.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from numpy.typing import NDArray
 from gebt._files import write_atomically
 from gebt.data.graphs import load_graph
 from gebt.data.mapped.external_sort import Buckets, different, distinct_keys, key_buckets
-from gebt.data.mapped.mapped_graph import FORMAT, HEADER, PARTS, MappedGraph, MappedHeader, rows_between
+from gebt.data.mapped.header import FORMAT, HEADER, PARTS, MappedHeader
+from gebt.data.mapped.mapped_graph import MappedGraph, rows_between
 from gebt.data.mapped.npy_writer import NpyWriter
 from gebt.data.mapped.streams import GraphStream, stream_graph
 from gebt.data.readers.folder import stream_folder
-from gebt.data.readers.ogb import OgbSet
+from gebt.data.readers.ogb_sets import OgbSet
 from gebt.data.readers.ogb_stream import stream_ogb
 from gebt.graph.graph import GraphError, check_known, check_masks, checked_labels
 from gebt.sparse.pattern import INT32_LIMIT
@@ -35,7 +37,7 @@ from gebt.sparse.pattern import INT32_LIMIT
 Values = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 LEAST_MEMORY = 1 << 16
-# Measured at the worst moment of each step: bytes that are alive for each row, key or entry that it takes at once.
+# Peak memory, measured: bytes for each row, key or entry that a step processes at once.
 _BYTES_A_ROW, _BYTES_A_KEY, _BYTES_AN_ENTRY = 96, 64, 160
 _LOWER = np.dtype([("row", np.int32), ("col", np.int32), ("pair", np.int64)])
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,11 +52,30 @@ def convert(
     ogb: OgbSet | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes the graph `source` into the new folder `target`, which `open_mapped` opens; one-way edges count both ways.
+    """Writes a graph into a new mapped folder, which `open_mapped` opens; one-way edges count both ways.
 
-    `source`: a folder as `gebt.data.readers.folder` says or as OGB lays it out, or a data set by name; of folders little is in
-    memory at a time. `ogb`: which of OGB's sets it is where the folder's name does not tell. The rest is as in
-    `convert_stream`, also what it raises.
+    Args:
+        source: a folder as `gebt.data.readers.folder` says or as OGB lays it out, or a data set by name; of folders
+            little is in memory at a time.
+        target: the new folder.
+        memory: as in `convert_stream`.
+        force: as in `convert_stream`.
+        ogb: which of OGB's sets it is, where the folder's name does not tell.
+        progress: as in `convert_stream`.
+
+    Returns:
+        The target.
+
+    Raises:
+        GraphError: as `convert_stream`, and for a source that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from gebt.data import load_graph, open_mapped
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mapped = open_mapped(convert("digits", Path(folder) / "digits"))
+        ...     mapped.num_pairs, mapped.fingerprint == load_graph("digits").fingerprint
+        (9929, True)
     """
     folder = Path(source).expanduser()
     if (folder / "raw").is_dir():
@@ -74,13 +95,24 @@ def convert_stream(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes a graph that comes in pieces into the new folder `target` and returns that.
+    """Writes a graph that comes in pieces into a new mapped folder.
 
-    `memory`: bytes to work in, beside 64 a node; the result does not depend on it. `force`: replaces a mapped graph
-    that is there. `progress(step, done, all)` is called between pieces. Raises `GraphError` for a target that is there,
-    too little room on the disk, before anything is written or when it runs out on the way, and for what
-    `canonical_graph` refuses. The target comes into being whole or not at all; a killed conversion leaves a hidden
-    folder beside it, which may be deleted.
+    The target comes into being complete or not at all; a killed conversion leaves a hidden folder next to it, which may
+    be deleted.
+
+    Args:
+        stream: the graph.
+        target: the new folder.
+        memory: bytes to work in, besides 64 a node; the result does not depend on it.
+        force: replaces a mapped graph that is there.
+        progress: `progress(step, done, all)` is called between pieces.
+
+    Returns:
+        The target.
+
+    Raises:
+        GraphError: for a target that is there, too little disk space, before anything is written or when it runs out
+            on the way, and for what `canonical_graph` refuses.
     """
     target = Path(target)
     if memory < LEAST_MEMORY:
@@ -113,7 +145,7 @@ class _Conversion:
         self.files: dict[str, str] = {}
 
     def run(self) -> None:
-        """All of it."""
+        """Runs all steps."""
         self.scratch.mkdir()
         self._write_features()
         columns = zip(("labels", *PARTS), (self.labels, *self.stream.masks), strict=True)

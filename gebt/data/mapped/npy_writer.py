@@ -1,4 +1,4 @@
-"""A .npy file written piece by piece, its length told at the end."""
+"""A .npy file written piece by piece, its length filled in at the end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,24 @@ from gebt.data.readers.reading import Array
 
 
 class NpyWriter:
-    """Writes rows to a new .npy file; used with `with`, at whose end the file is whole and synced.
+    """Writes rows to a new .npy file; used with `with`, at whose end the file is complete and synced.
 
-    `columns`: of a matrix, None for a flat array. `rows`: how many there are so far. `digest`: sha256 of all bytes of
-    the numbers. Nothing but a piece is in memory.
+    Nothing but a piece is in memory. `rows`: how many are written so far. `digest`: sha256 of all bytes of the numbers.
+
+    Args:
+        path: the new file.
+        dtype: type of the numbers.
+        columns: of a matrix; None for a flat array.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "values.npy"
+        ...     with NpyWriter(path, np.dtype(np.int64)) as writer:
+        ...         writer.append(np.array([1, 2]))
+        ...         writer.append(np.array([3]))
+        ...     np.load(path).tolist()
+        [1, 2, 3]
     """
 
     def __init__(self, path: Path, dtype: np.dtype[np.generic], columns: int | None = None) -> None:
@@ -28,7 +42,14 @@ class NpyWriter:
         self._file.write(self._head)
 
     def append(self, values: Array) -> None:
-        """Rows more, [n] or [n, columns]."""
+        """Appends rows.
+
+        Args:
+            values: [n], or [n, columns].
+
+        Raises:
+            ValueError: for another shape.
+        """
         shape = values.shape[:1] if self._columns is None else (len(values), self._columns)
         if values.shape != shape:
             raise ValueError(f"rows to write (got shape {values.shape}), expected {shape}")

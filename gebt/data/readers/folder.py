@@ -1,4 +1,4 @@
-"""A graph of one's own as a folder of plain files, and the writer of such folders.
+"""Custom graphs as folders of plain files, and the writer of such folders.
 
     edges.npy | edges.csv | edges.parquet    two columns of integers, a link a row; direction and repeats do not count
     features.npy | features.npz              numbers [N, F]; .npz: a CSR matrix as scipy.sparse.save_npz writes it
@@ -49,10 +49,29 @@ INSTALL = "pip install 'gebt[parquet]'"
 
 
 def read_folder(folder: Path) -> RawGraph:
-    """The graph in `folder`, laid out as this module says.
+    """The custom graph in a folder, laid out as this module says; no pickle is opened.
 
-    No pickle is opened. Raises `GraphError` naming the file, and the row where there is one, for a file that is missing
-    or there in two forms, arrays that do not fit each other, nodes outside the graph, and parts that overlap.
+    Args:
+        folder: the folder.
+
+    Returns:
+        The graph with its split.
+
+    Raises:
+        GraphError: naming the file, and the row where there is one, for a file that is missing or there in two forms,
+            arrays that do not fit each other, nodes outside the graph, and parts that overlap.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     np.save(folder / "edges.npy", np.array([[0, 1], [1, 2]]))
+        ...     np.save(folder / "features.npy", np.ones((3, 2)))
+        ...     np.save(folder / "labels.npy", np.array([0, 1, 1]))
+        ...     np.savez(folder / "splits.npz", train=[0], val=[1], test=[2])
+        ...     graph = read_folder(folder)
+        >>> graph.edge_index.tolist(), graph.labels.tolist(), graph.target
+        ([[0, 1], [1, 2]], [0, 1, 1], 'class')
     """
     labels, masks, target = _labels_and_masks(folder)
     nodes = labels.shape[0]
@@ -60,19 +79,28 @@ def read_folder(folder: Path) -> RawGraph:
 
 
 def stream_folder(folder: Path) -> GraphStream:
-    """The graph in `folder`, whose edges and dense features are read a piece at a time.
+    """The custom graph in a folder, its edges and dense features read a piece at a time.
 
     Edges as .npy and features as .npy are mapped, texts and parquet read in blocks; features as .npz, labels and split
-    are read whole. Raises as `read_folder`, of edges and features when they are come to.
+    are read at once.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The stream.
+
+    Raises:
+        GraphError: as `read_folder`, for edges and features when they are reached.
     """
     labels, masks, target = _labels_and_masks(folder)
     nodes = labels.shape[0]
     edges, count = _edge_pieces(_the(folder, "edges", ".npy", ".csv", ".parquet"))
     path = _the(folder, "features", ".npy", ".npz")
     if path.suffix == ".npz":
-        whole = _features(folder, nodes)
-        assert isinstance(whole, SparseMatrix)
-        columns, features = whole.shape[1], lambda rows: dense_rows(whole, rows)
+        matrix = _features(folder, nodes)
+        assert isinstance(matrix, SparseMatrix)
+        columns, features = matrix.shape[1], lambda rows: dense_rows(matrix, rows)
     else:
         values = _mapped(path, f"numbers, one row for each of {nodes} nodes")
         if values.ndim != 2 or len(values) != nodes or not values.size:
@@ -93,16 +121,38 @@ def stream_folder(folder: Path) -> GraphStream:
     )
 
 
-# By what kind of numbers the labels are, and in how many dimensions.
+# By kind of number and number of dimensions of the labels.
 _KINDS: dict[tuple[str, int], Target] = {
     ("i", 1): "class", ("u", 1): "class", ("i", 2): "multilabel", ("u", 2): "multilabel", ("f", 1): "regression",
 }  # fmt: skip
 
 
 def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
-    """Writes `graph` into the new `folder`, from which `load_graph` reads a graph of the same fingerprint.
+    """Writes a graph into a new folder, from which `load_graph` reads a graph of the same fingerprint.
 
-    The metric is not kept: it is the first of `METRICS[target]` again.
+    The metric is not stored: it is the first of `METRICS[target]` again.
+
+    Args:
+        folder: a new or an empty folder.
+        graph: the graph.
+
+    Returns:
+        The folder.
+
+    Raises:
+        GraphError: for a folder with files, and for one task of 0 and 1.
+
+    Example:
+        >>> import tempfile
+        >>> from gebt.data import SurrogateSpec, generate, load_graph
+        >>> graph = generate(SurrogateSpec(nodes=20, pairs=30, features=4, classes=2))
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = save_graph_folder(Path(name) / "toy", graph)
+        ...     back = load_graph(str(folder))
+        ...     sorted(path.name for path in folder.iterdir())
+        ['edges.npy', 'features.npy', 'labels.npy', 'splits.npz']
+        >>> back.name, back.fingerprint == graph.fingerprint
+        ('toy', True)
     """
     folder = Path(folder)
     if graph.target == "multilabel" and graph.num_classes == 1:
@@ -133,15 +183,15 @@ def save_graph_folder(folder: str | Path, graph: Graph) -> Path:
 def _labels_and_masks(folder: Path) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Target]:
     path = _the(folder, "labels", ".npy", ".csv")
     text = path.suffix == ".csv"
-    found = _flat(read_numbers(path, most=path.stat().st_size) if text else read_npy(path))
-    nodes, target = len(found), _KINDS.get((found.dtype.kind, found.ndim))
+    stored = _flat(read_numbers(path, most=path.stat().st_size) if text else read_npy(path))
+    nodes, target = len(stored), _KINDS.get((stored.dtype.kind, stored.ndim))
     if not 0 < nodes <= INT32_LIMIT or target is None:
         raise GraphError(
-            f"file {path} (got {found.dtype} {found.shape}), expected for each node an integer, a row of 0, 1 and "
+            f"file {path} (got {stored.dtype} {stored.shape}), expected for each node an integer, a row of 0, 1 and "
             "-1, or a decimal number"
         )
     masks = _masks(folder, nodes)
-    labels = torch.from_numpy(single(found) if target == "regression" else found.astype(np.int64))
+    labels = torch.from_numpy(single(stored) if target == "regression" else stored.astype(np.int64))
     if target == "multilabel":
         return labels, masks, target
     with reading(path, "a label for each node of the split"):
@@ -155,7 +205,7 @@ def _the(folder: Path, stem: str, *endings: str) -> Path:
         got = " and ".join(path.name for path in there) or "none"
         names = " or ".join(f"{stem}{ending}" for ending in endings)
         raise GraphError(
-            f"folder {folder} (got {got}), expected one of {names}; docs of gebt.data.readers.folder tell the layout"
+            f"folder {folder} (got {got}), expected one of {names}; see gebt.data.readers.folder for the layout"
         )
     return there[0]
 
@@ -185,7 +235,7 @@ def _edges(folder: Path, nodes: int) -> Tensor:
 
 
 def _edge_pieces(path: Path) -> tuple[Callable[[int], Iterator[Array]], int]:
-    """What gives the edges in pieces of so many rows, and how many rows there are."""
+    """A function that yields the edges in pieces of so many rows, and how many rows there are."""
     if path.suffix == ".npy":
         values = _mapped(path, "two columns with the numbers of nodes")
         if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "iu":

@@ -18,9 +18,22 @@ NEEDED = ("node_features", "node_labels", "edges", *MASKS)
 
 
 def read_heterophilous(path: Path, split: int) -> RawGraph:
-    """The graph in `path` with its split number `split`; every edge in both directions.
+    """The graph in an npz file with one of its splits; every edge in both directions.
 
     Only the members in `NEEDED` are opened, none as a pickle, and none before its declared size is checked.
+
+    Args:
+        path: the file.
+        split: number of the split, from 0.
+
+    Returns:
+        The graph.
+
+    Raises:
+        GraphError: for a file that is no such graph.
+
+    Source:
+        Platonov et al. 2023, "A critical look at the evaluation of GNNs under heterophily".
     """
     with (
         reading(path, "a graph as edges, features, labels and splits in an npz file"),
@@ -49,5 +62,5 @@ def read_heterophilous(path: Path, split: int) -> RawGraph:
             masks.append(torch.from_numpy(mask[split].copy()))
         pairs = torch.from_numpy(edges.astype(np.int64)).t()
         matrix = SparseMatrix.from_dense(torch.from_numpy(single(features)))
-        found = torch.from_numpy(labels.astype(np.int64))
-        return RawGraph(torch.cat((pairs, pairs.flip(0)), 1), matrix, found, (masks[0], masks[1], masks[2]))
+        classes = torch.from_numpy(labels.astype(np.int64))
+        return RawGraph(torch.cat((pairs, pairs.flip(0)), 1), matrix, classes, (masks[0], masks[1], masks[2]))

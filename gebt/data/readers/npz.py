@@ -1,4 +1,4 @@
-"""Reader of graphs kept as CSR arrays in an npz file, the layout of shchur/gnn-benchmark."""
+"""Reader of graphs stored as CSR arrays in an npz file (shchur/gnn-benchmark); safe reading of npy and npz."""
 
 from __future__ import annotations
 
@@ -22,9 +22,18 @@ NEEDED = (
 
 
 def read_npz(path: Path) -> RawGraph:
-    """The graph in `path`; positive features become 1, as PyG's `read_npz` makes them.
+    """The graph in an npz file; positive features become 1, as PyG's `read_npz` makes them.
 
     Only the members in `NEEDED` are opened, none as a pickle, and none before its declared size is checked.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The graph, without a split.
+
+    Raises:
+        GraphError: for a file that is no such graph.
     """
     with reading(path, "a graph as CSR arrays in an npz file"), zipfile.ZipFile(path) as archive:
         arrays = arrays_of(archive, NEEDED)
@@ -41,9 +50,20 @@ def read_npz(path: Path) -> RawGraph:
 
 
 def arrays_of(archive: zipfile.ZipFile, needed: Iterable[str], largest: int | None = None) -> dict[str, Array]:
-    """The members of these names, numbers or booleans all, of at most `largest` bytes (LARGEST_ARRAYS) together.
+    """The arrays of these names in an npz file, none of them a pickle.
 
-    Raises what a broken or hostile file makes it raise, and `OutOfRoomError` before it fills the memory.
+    Args:
+        archive: the file, open.
+        needed: names, without ".npy".
+        largest: most bytes that they may have together; default LARGEST_ARRAYS.
+
+    Returns:
+        Numbers or booleans, by name.
+
+    Raises:
+        ValueError: for too many bytes, or what is no array of numbers; also whatever else a broken or hostile file
+            makes zipfile and numpy raise.
+        OutOfRoomError: before the memory is full.
     """
     members = {name: archive.getinfo(f"{name}.npy") for name in needed}
     total = sum(member.file_size for member in members.values())
@@ -55,7 +75,14 @@ def arrays_of(archive: zipfile.ZipFile, needed: Iterable[str], largest: int | No
 
 
 def read_npy(path: Path) -> Array:
-    """The numbers or booleans that `numpy.save` wrote; their declared size is checked before they are read."""
+    """The numbers or booleans that `numpy.save` wrote; their declared size is checked before they are read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The array.
+    """
     with reading(path, "an array of numbers as numpy.save writes it"), path.open("rb") as stream:
         size = path.stat().st_size
         check_room(f"array of {path}", size, torch.device("cpu"))
@@ -73,14 +100,25 @@ def _values(stream: IO[bytes], size: int, name: str) -> Array:
     if dtype.kind not in "iufb" or declared != size:
         raise ValueError(f"{name} ({dtype} {shape} in {size} bytes), expected numbers")
     values = np.empty(math.prod(shape), dtype)
-    room = values.view(np.uint8)
-    for start in range(0, room.size, BLOCK):
-        part = room[start : start + BLOCK]
+    content = values.view(np.uint8)
+    for start in range(0, content.size, BLOCK):
+        part = content[start : start + BLOCK]
         part[:] = np.frombuffer(stream.read(part.size), np.uint8, count=part.size)
     return values.reshape(shape, order="F" if by_column else "C")
 
 
 def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """The header of a npy file of format 1.0 or 2.0.
+
+    Args:
+        stream: the file, at its start; afterwards where the numbers begin.
+
+    Returns:
+        Shape, whether in Fortran's order, and type.
+
+    Raises:
+        ValueError: for another format.
+    """
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)

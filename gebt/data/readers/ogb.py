@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebt.data.readers.npz import arrays_of
+from gebt.data.readers.ogb_sets import OGB, OgbSet
 from gebt.data.readers.reading import UnsafeFileError, check_nodes, indices_mask, reading, single
 from gebt.data.readers.tables import read_numbers, read_table
 from gebt.graph.graph import GraphError
@@ -27,75 +28,20 @@ MOST_EDGES = 1 << 36
 _ROWS = 1 << 16
 
 
-@dataclass(frozen=True)
-class OgbSet:
-    """What OGB's master.csv and its site say of one set; a name that begins with "ogbl-" is a link set.
-
-    `features`, `edge_features`: columns of node-feat and edge-feat, 0 where there is no such file. `tasks` columns of
-    labels of `classes` each. `both_ways`: the files name each undirected edge once (OGB's add_inverse_edge).
-    `node_more`, `edge_more`: further files, "node_year" and the like. `nodes`, `edges`: what the files must hold, 0 for
-    any number. `binary`: npz instead of csv. `address`: the zip file.
-    """
-
-    name: str
-    classes: int = 0
-    features: int = 0
-    edge_features: int = 0
-    tasks: int = 1
-    metric: str = "acc"
-    split: str = "random"
-    both_ways: bool = False
-    node_more: tuple[str, ...] = ()
-    edge_more: tuple[str, ...] = ()
-    binary: bool = False
-    nodes: int = 0
-    edges: int = 0
-    address: str = ""
-
-    @property
-    def links(self) -> bool:
-        """True for a set of link prediction."""
-        return self.name.startswith("ogbl-")
-
-
-_SITE = "https://snap.stanford.edu/ogb/data"
-OGB = {
-    info.name: info
-    for info in (
-        OgbSet(
-            "ogbn-arxiv", 40, 128, split="time", node_more=("node_year",),
-            nodes=169_343, edges=1_166_243, address=f"{_SITE}/nodeproppred/arxiv.zip",
-        ),
-        OgbSet(
-            "ogbn-products", 47, 100, split="sales_ranking", both_ways=True,
-            nodes=2_449_029, edges=61_859_140, address=f"{_SITE}/nodeproppred/products.zip",
-        ),
-        OgbSet(
-            "ogbn-proteins", 2, 0, 8, tasks=112, metric="rocauc", split="species", both_ways=True,
-            node_more=("node_species",), nodes=132_534, edges=39_561_252,
-            address=f"{_SITE}/nodeproppred/proteins.zip",
-        ),
-        OgbSet(
-            "ogbn-papers100M", 172, 128, split="time", node_more=("node_year",), binary=True,
-            nodes=111_059_956, edges=1_615_685_872, address=f"{_SITE}/nodeproppred/papers100M-bin.zip",
-        ),
-        OgbSet(
-            "ogbl-collab", 0, 128, tasks=0, metric="hits@50", split="time", both_ways=True,
-            edge_more=("edge_weight", "edge_year"), nodes=235_868, edges=1_179_052,
-            address=f"{_SITE}/linkproppred/collab.zip",
-        ),
-    )
-}  # fmt: skip
-
-
 @dataclass(frozen=True, eq=False)
 class OgbGraph:
-    """A set of OGB as its files tell it.
+    """A data set of OGB as read from its files.
 
-    `edges` [2, E] int64, in the files' order and, where the set is `both_ways`, each undirected edge once. `features`
-    [N, F] float32 or None. `labels` [N, T] int64, `UNKNOWN` where there is none; None in a link set. `node`, `edge`:
-    further columns by name, [N, k] and [E, k], int64 where all of it is, else float32. `split`: nodes by part. `links`:
-    by part "edge" [n, 2], and as the files have them "weight", "year" [n] and "edge_neg" [m, 2].
+    Attributes:
+        info: description of the data set.
+        edges: [2, E] int64, in the files' order; where the set is `both_ways`, each undirected edge once.
+        num_nodes: N.
+        features: [N, F] float32, where the set has any.
+        labels: [N, T] int64, `UNKNOWN` where there is none; None in a link set.
+        node: further columns of nodes by name, [N, k], int64 where all of it is, else float32.
+        edge: further columns of edges by name, [E, k], likewise.
+        split: numbers of nodes, by part.
+        links: by part "edge" [n, 2], and as the files have them "weight", "year" [n] and "edge_neg" [m, 2].
     """
 
     info: OgbSet
@@ -109,27 +55,47 @@ class OgbGraph:
     links: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def masks(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The split as train, validation and test masks, each [N] bool."""
+        """The split as masks.
+
+        Returns:
+            Train, validation and test masks, each [N] bool.
+        """
         train, valid, test = (indices_mask(part, self.split[part].numpy(), self.num_nodes) for part in PARTS)
         return train, valid, test
 
 
 def read_ogb(folder: str | Path, info: OgbSet | str) -> OgbGraph:
-    """The set in `folder`, which holds OGB's `raw` and `split`; `info` is a name of `OGB` or a set of your own.
+    """The data set in a folder of OGB's layout, with `raw` and `split` in it.
 
-    Only the files that the set has are opened, none as a free pickle, and none further than the numbers of nodes and
-    edges, which come first, allow. Raises `GraphError` naming file and row for what is missing, cut short, out of
-    range, not finite or in two parts of the split; `OutOfRoomError` before more is allocated than is free.
+    Only the files that the set has are opened, none as an unrestricted pickle, and none further than the numbers of
+    nodes and edges, which come first, allow.
+
+    Args:
+        folder: the folder.
+        info: a name of `OGB`, or the description of another data set.
+
+    Returns:
+        The data set.
+
+    Raises:
+        GraphError: naming file and row, for what is missing, cut short, out of range, not finite or in two parts of
+            the split.
+        OutOfRoomError: before more is allocated than is free.
+
+    Source:
+        Hu et al. 2020, "Open Graph Benchmark".
     """
     info = ogb_set(info) if isinstance(info, str) else info
     folder = Path(folder)
     check_files(folder, info)
-    found = _read_binary(folder / "raw", info) if info.binary else _read_csv(folder / "raw", info)
+    content = _read_binary(folder / "raw", info) if info.binary else _read_csv(folder / "raw", info)
     at = folder / "split" / info.split
     if info.links:
-        return OgbGraph(info, **found, links={part: _links(at / f"{part}.pt", found["num_nodes"]) for part in PARTS})
+        return OgbGraph(
+            info, **content, links={part: _links(at / f"{part}.pt", content["num_nodes"]) for part in PARTS}
+        )
     graph = OgbGraph(
-        info, **found, split={part: split_part(at / f"{part}.csv.gz", found["num_nodes"]) for part in PARTS}
+        info, **content, split={part: split_part(at / f"{part}.csv.gz", content["num_nodes"]) for part in PARTS}
     )
     with reading(at, "a split"):
         masks = graph.masks()
@@ -140,14 +106,31 @@ def read_ogb(folder: str | Path, info: OgbSet | str) -> OgbGraph:
 
 
 def ogb_set(name: str) -> OgbSet:
-    """The set of that name. Raises `GraphError` for one that `OGB` has not."""
+    """The description of a data set of OGB.
+
+    Args:
+        name: one of `OGB`.
+
+    Returns:
+        The description.
+
+    Raises:
+        GraphError: for a name that `OGB` has not.
+    """
     if name not in OGB:
         raise GraphError(f"set (got {name!r}), expected one of {', '.join(OGB)}, or an OgbSet that describes it")
     return OGB[name]
 
 
 def needed_files(info: OgbSet) -> list[str]:
-    """The files of a set that are read."""
+    """The files of a data set that are read.
+
+    Args:
+        info: description of the data set.
+
+    Returns:
+        Paths in its folder.
+    """
     columns = [*(["node-feat"] if info.features else []), *(["edge-feat"] if info.edge_features else [])]
     labels = [] if info.links else ["node-label"]
     if info.binary:
@@ -159,7 +142,15 @@ def needed_files(info: OgbSet) -> list[str]:
 
 
 def check_files(folder: Path, info: OgbSet) -> None:
-    """Says at once which files are missing."""
+    """Checks that all files are there.
+
+    Args:
+        folder: folder of the data set.
+        info: description of the data set.
+
+    Raises:
+        GraphError: naming all that are missing.
+    """
     missing = [name for name in needed_files(info) if not (folder / name).is_file()]
     if missing:
         hint = f"; unpack {info.address}, whose folder this is" if info.address else ""
@@ -195,12 +186,36 @@ def _csv(raw: Path, name: str) -> Path:
 
 
 def declared_count(path: Path, what: str, expected: int, most: int) -> int:
-    """The one number in a text, checked as `checked_count` does."""
+    """The one number in a text, checked as `checked_count` does.
+
+    Args:
+        path: the file.
+        what: what is counted.
+        expected: the count, 0 for any.
+        most: largest count.
+
+    Returns:
+        The count.
+    """
     return checked_count(path, what, read_table(path, np.int64, cols=1, rows=1, most=1), expected, most)
 
 
 def checked_count(path: Path, what: str, counts: NDArray[Any], expected: int, most: int) -> int:
-    """The one number in `counts`. Raises `GraphError` where it is none, above `most`, or not `expected` (0: any)."""
+    """The one number in an array.
+
+    Args:
+        path: file it is from.
+        what: what is counted.
+        counts: the array.
+        expected: the count, 0 for any.
+        most: largest count.
+
+    Returns:
+        The count.
+
+    Raises:
+        GraphError: where it is none, above `most`, or not `expected`.
+    """
     if counts.size != 1 or counts.dtype.kind not in "iu" or not 0 <= counts.item() <= most:
         raise GraphError(f"number of {what} in {path} (got {counts.ravel()[:3].tolist()}), expected one, up to {most}")
     if expected and counts.item() != expected:
@@ -217,7 +232,7 @@ def _read_binary(raw: Path, info: OgbSet) -> dict[str, Any]:
         sizes = arrays_of(archive, needed[1:3])
         nodes = checked_count(path, "nodes", sizes["num_nodes_list"], info.nodes, INT32_LIMIT)
         edges = checked_count(path, "edges", sizes["num_edges_list"], info.edges, MOST_EDGES)
-        # The numbers of rows are known: no array may claim more than 64-bit numbers of so many columns.
+        # Row counts are known: no array may claim more than 64-bit numbers of so many columns.
         widths = 2 * edges + nodes * (info.features + len(info.node_more))
         widths += edges * (info.edge_features + len(info.edge_more))
         arrays = arrays_of(archive, ("edge_index", *names), 8 * widths + 1024 * len(needed))
@@ -240,7 +255,7 @@ def _expect(name: str, values: NDArray[Any], shape: tuple[int, int]) -> None:
 
 
 def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """`values` as int64 or float32; the first row with anything but finite numbers is named."""
+    """`values` as int64 or float32; raises with the number of the first row with anything but finite numbers."""
     if values.dtype.kind in "iu":
         return values.astype(np.int64, copy=False)
     stored = values if values.dtype == np.float32 else single(values)
@@ -252,22 +267,46 @@ def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def binary_labels(path: Path, nodes: int, info: OgbSet) -> NDArray[Any]:
-    """The labels [N, T] of a binary set, NaN as `UNKNOWN`."""
+    """The labels of a binary set.
+
+    Args:
+        path: node-label.npz.
+        nodes: N.
+        info: description of the data set.
+
+    Returns:
+        [N, T] int64, NaN as `UNKNOWN`.
+
+    Raises:
+        GraphError: for labels that are no classes.
+    """
     with reading(path, "the array node_label"), zipfile.ZipFile(path) as archive:
         labels = arrays_of(archive, ("node_label",), 8 * nodes * info.tasks + 1024)["node_label"]
         _expect("node_label", labels, (nodes, info.tasks))
         if labels.dtype.kind != "f":
             return labels_in_range(path, labels.astype(np.int64), info)
         with np.errstate(invalid="ignore"):
-            whole = np.where(np.isnan(labels), UNKNOWN, labels)
-            uneven = np.argwhere(~np.isfinite(whole) | (whole != np.trunc(whole)))
+            classes = np.where(np.isnan(labels), UNKNOWN, labels)
+            uneven = np.argwhere(~np.isfinite(classes) | (classes != np.trunc(classes)))
         if len(uneven):
-            raise ValueError(f"label {whole[tuple(uneven[0])]} in row {uneven[0, 0] + 1}, expected a class or NaN")
-        return labels_in_range(path, whole.astype(np.int64), info)
+            raise ValueError(f"label {classes[tuple(uneven[0])]} in row {uneven[0, 0] + 1}, expected a class or NaN")
+        return labels_in_range(path, classes.astype(np.int64), info)
 
 
 def labels_in_range(path: Path, labels: NDArray[Any], info: OgbSet) -> NDArray[Any]:
-    """`labels`. Raises `GraphError` naming the line of one that is no class of the set."""
+    """The labels, after a check.
+
+    Args:
+        path: file they are from.
+        labels: [N, T] int64.
+        info: description of the data set.
+
+    Returns:
+        The same labels.
+
+    Raises:
+        GraphError: naming the line of one that is no class of the set.
+    """
     if not UNKNOWN <= labels.min() <= labels.max() < info.classes:
         row, task = np.argwhere((labels < UNKNOWN) | (labels >= info.classes))[0]
         got = f"label {labels[row, task]} in line {row + 1}"
@@ -294,7 +333,15 @@ def _tensors(
 
 
 def split_part(path: Path, nodes: int) -> Tensor:
-    """The nodes of one part of the split, each once."""
+    """The nodes of one part of the split, each once.
+
+    Args:
+        path: the file.
+        nodes: N.
+
+    Returns:
+        Numbers of nodes [n].
+    """
     indices = read_table(path, np.int64, cols=1, most=nodes)[:, 0]
     with reading(path, "the numbers of nodes"):
         indices_mask(path.name.partition(".")[0], indices, nodes)

@@ -1,4 +1,4 @@
-"""OGB's node sets read in pieces: texts as they are unpacked, members of an npz, which cannot be mapped, likewise."""
+"""Node sets of OGB read in pieces: texts as they are unpacked, members of an npz, which cannot be mapped, likewise."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from gebt.data.mapped.streams import GraphStream
 from gebt.data.readers.npz import BLOCK, arrays_of, npy_header
 from gebt.data.readers.ogb import (
     MOST_EDGES,
-    OGB,
     PARTS,
-    OgbSet,
     binary_labels,
     check_files,
     checked_count,
@@ -26,6 +24,7 @@ from gebt.data.readers.ogb import (
     ogb_set,
     split_part,
 )
+from gebt.data.readers.ogb_sets import OGB, OgbSet
 from gebt.data.readers.reading import Array, indices_mask, known_labels, reading
 from gebt.data.readers.tables import read_table, table_pieces
 from gebt.graph.graph import GraphError
@@ -33,10 +32,20 @@ from gebt.sparse.pattern import INT32_LIMIT
 
 
 def stream_ogb(folder: Path, info: OgbSet | str | None = None) -> GraphStream:
-    """The node set in `folder`, which holds OGB's `raw` and `split`; `info` may be left out where its name tells.
+    """The node set in a folder of OGB's layout, its edges and features read a piece at a time.
 
-    Labels and split are read whole. Raises `GraphError` for a set without features and one label a node, and as
-    `read_ogb`, of edges and features when they are come to.
+    Labels and split are read at once.
+
+    Args:
+        folder: the folder, with `raw` and `split` in it.
+        info: a name of `OGB` or a description; default by the folder's name.
+
+    Returns:
+        The stream.
+
+    Raises:
+        GraphError: for a set without features and one label a node, and as `read_ogb`, for edges and features when
+            they are reached.
     """
     info = _set_of(folder, info)
     if info.links or info.tasks != 1 or not info.features:
@@ -68,10 +77,10 @@ def _set_of(folder: Path, info: OgbSet | str | None) -> OgbSet:
     if info is not None:
         return ogb_set(info)
     name = folder.resolve().name.replace("_", "-")
-    found = [known for known in (name, f"ogbn-{name}", f"ogbn-{name.removesuffix('-bin')}") if known in OGB]
-    if not found:
+    matches = [known for known in (name, f"ogbn-{name}", f"ogbn-{name.removesuffix('-bin')}") if known in OGB]
+    if not matches:
         raise GraphError(f"folder {folder} (got one of OGB's layout), expected to be told which set it is (--ogb NAME)")
-    return OGB[found[0]]
+    return OGB[matches[0]]
 
 
 def _text_counts(raw: Path, info: OgbSet) -> tuple[int, int]:
@@ -95,22 +104,22 @@ def _labels_and_masks(folder: Path, info: OgbSet, nodes: int) -> tuple[Tensor, t
         )
     path = folder / "raw" / ("node-label.npz" if info.binary else "node-label.csv.gz")
     if info.binary:
-        found = binary_labels(path, nodes, info)
+        all_labels = binary_labels(path, nodes, info)
     else:
-        found = labels_in_range(path, read_table(path, np.int64, cols=1, rows=nodes, most=nodes), info)
+        all_labels = labels_in_range(path, read_table(path, np.int64, cols=1, rows=nodes, most=nodes), info)
     with reading(path, "labels of all nodes of the split"):
-        return known_labels(torch.from_numpy(found[:, 0]), (train, val, test)), (train, val, test)
+        return known_labels(torch.from_numpy(all_labels[:, 0]), (train, val, test)), (train, val, test)
 
 
 def _text_edges(raw: Path, rows: int, count: int) -> Iterator[Array]:
-    path, found = raw / "edge.csv.gz", 0
+    path, seen = raw / "edge.csv.gz", 0
     for piece in table_pieces(path, np.int64, cols=2, rows=rows):
-        found += len(piece)
-        if found > count:
+        seen += len(piece)
+        if seen > count:
             break
         yield piece
-    if found != count:
-        raise GraphError(f"file {path} (got {'more' if found > count else found} lines), expected {count}")
+    if seen != count:
+        raise GraphError(f"file {path} (got {'more' if seen > count else seen} lines), expected {count}")
 
 
 def _member_edges(path: Path, rows: int, count: int, scratch: Path) -> Iterator[Array]:
@@ -138,21 +147,21 @@ def _form(path: Path, name: str, shape: tuple[int, int]) -> tuple[np.dtype[np.ge
     with reading(path, f"the array {name}"), zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{name}.npy")
         with archive.open(info) as stream:
-            found, by_column, dtype = npy_header(stream)
-            whole = stream.tell() + math.prod(shape) * dtype.itemsize
-        if found != shape or info.file_size != whole or dtype.kind not in ("iu" if name == "edge_index" else "iuf"):
-            raise ValueError(f"{name} of {dtype} {found} in {info.file_size} bytes, not {shape}")
+            stored, by_column, dtype = npy_header(stream)
+            size = stream.tell() + math.prod(shape) * dtype.itemsize
+        if stored != shape or info.file_size != size or dtype.kind not in ("iu" if name == "edge_index" else "iuf"):
+            raise ValueError(f"{name} of {dtype} {stored} in {info.file_size} bytes, not {shape}")
         return dtype, by_column
 
 
 def _member_bytes(path: Path, name: str, shape: tuple[int, int], size: int) -> Iterator[bytes]:
-    """The numbers of an array in pieces of `size` bytes; what is done with a piece is outside of `reading`."""
+    """The numbers of an array in pieces of `size` bytes; what the caller does with a piece is outside of `reading`."""
     with reading(path, f"the array {name}"), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         _, _, dtype = npy_header(stream)
-        left = math.prod(shape) * dtype.itemsize
-        while left:
-            content = stream.read(min(size, left))
+        remaining = math.prod(shape) * dtype.itemsize
+        while remaining:
+            content = stream.read(min(size, remaining))
             if not content:
-                raise ValueError(f"{left} bytes less than declared")
-            left -= len(content)
+                raise ValueError(f"{remaining} bytes less than declared")
+            remaining -= len(content)
             yield content

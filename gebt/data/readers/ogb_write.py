@@ -9,17 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebt.data.readers.ogb import PARTS, UNKNOWN, OgbGraph, OgbSet, read_ogb
+from gebt.data.readers.ogb import PARTS, UNKNOWN, OgbGraph, read_ogb
+from gebt.data.readers.ogb_sets import OgbSet
 from gebt.graph.graph import Graph, GraphError
 
 _TASKS = {"acc": "multiclass classification", "rocauc": "binary classification"}
 
 
 def write_ogb(folder: str | Path, graph: OgbGraph) -> dict[str, str]:
-    """Writes `graph` into the new `folder`, reads it back, and returns what ogb takes as `meta_dict`.
+    """Writes a data set into a new folder in OGB's layout, and reads it back.
 
-    float32 keeps its value exactly. With the `ogb` package, `NodePropPredDataset(name, meta_dict=...)` then reads it,
-    once: its cache of what it read is a pickle that newer torch refuses. Raises `GraphError` for a folder with files.
+    float32 values are exact. With the `ogb` package, `NodePropPredDataset(name, meta_dict=...)` then reads the folder,
+    once: its cache of what it read is a pickle that newer torch refuses.
+
+    Args:
+        folder: a new or an empty folder.
+        graph: the data set.
+
+    Returns:
+        What ogb takes as `meta_dict`.
+
+    Raises:
+        GraphError: for a folder with files.
+
+    Example:
+        >>> import tempfile
+        >>> from gebt.data import load_graph, ogb_graph
+        >>> digits = load_graph("digits")
+        >>> dataset = as_ogb(digits)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     meta = write_ogb(folder, dataset)
+        ...     back = ogb_graph(read_ogb(folder, dataset.info))
+        >>> meta["num classes"], back.fingerprint == digits.fingerprint
+        ('10', True)
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -42,7 +64,15 @@ def write_ogb(folder: str | Path, graph: OgbGraph) -> dict[str, str]:
 def as_ogb(graph: Graph, name: str = "ogbn-mine") -> OgbGraph:
     """A canonical graph as a node set of OGB: each pair once, dense features, a column of labels a task.
 
-    Raises `GraphError` for labels that are numbers, for which OGB has no place.
+    Args:
+        graph: labels are classes, or 0 and 1 in each of several tasks.
+        name: of the set.
+
+    Returns:
+        The data set.
+
+    Raises:
+        GraphError: for labels that are numbers, for which OGB has no place.
     """
     if graph.target == "regression":
         raise GraphError(f"graph {graph.name!r} (got labels of the kind 'regression'), expected classes or tasks")
@@ -80,8 +110,8 @@ def _save(path: Path, table: Tensor) -> None:
 def _write_binary(raw: Path, graph: OgbGraph) -> None:
     arrays = graph.node | graph.edge | ({} if graph.features is None else {"node_feat": graph.features})
     counts = {"num_nodes_list": np.array([graph.num_nodes]), "num_edges_list": np.array([graph.edges.shape[1]])}
-    held = {name: values.numpy() for name, values in arrays.items()}
-    arrays_of_edges = {"edge_index": graph.edges.numpy()} | counts | held
+    columns = {name: values.numpy() for name, values in arrays.items()}
+    arrays_of_edges = {"edge_index": graph.edges.numpy()} | counts | columns
     np.savez_compressed(raw / "data.npz", **arrays_of_edges)  # type: ignore[arg-type]
     if graph.labels is not None:
         labels = graph.labels.double().masked_fill(graph.labels == UNKNOWN, torch.nan)

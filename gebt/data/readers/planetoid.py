@@ -20,10 +20,20 @@ PICKLED = ("tx", "allx", "y", "ty", "ally", "graph")
 
 
 def read_planetoid(folder: Path, name: str) -> RawGraph:
-    """The graph in `folder`, files `ind.<name>.*`, with the node order and the masks that PyG gives it.
+    """The graph in the files `ind.<name>.*`, with the node order and the masks that PyG gives it.
 
     `allx` and `ally` describe the first nodes, row i of `tx` and `ty` the node in line i of `test.index`. A
     node in neither (15 in CiteSeer) has no features, label 0 and no part in the split.
+
+    Args:
+        folder: where the files are.
+        name: "cora", "citeseer" or "pubmed".
+
+    Returns:
+        The graph with its public split.
+
+    Source:
+        Yang et al. 2016, "Revisiting semi-supervised learning with graph embeddings".
     """
     parts = {part: read_pickle(folder / f"ind.{name}.{part}") for part in PICKLED}
     with reading(folder / f"ind.{name}.*", "Planetoid files that belong together"):
@@ -41,7 +51,7 @@ def _edges(lists: dict[Any, Any]) -> tuple[Tensor, int]:
     nodes = len(lists)
     if not all(type(node) is int and 0 <= node < nodes for node in lists):
         raise ValueError(f"a graph of {nodes} nodes not numbered 0 to {nodes - 1}")
-    # Lists of their own have no more entries than the file has bytes; one shared by all nodes could fill the memory.
+    # Separate lists have no more entries than the file has bytes; one shared by all nodes could fill the memory.
     if not all(isinstance(near, list) for near in lists.values()) or len({id(near) for near in lists.values()}) < nodes:
         raise ValueError("a graph without one list of neighbors for each node")
     degrees = [len(near) for near in lists.values()]
@@ -70,8 +80,8 @@ def _features(allx: Any, tx: Any, known: int, test: Tensor, nodes: int) -> Spars
     row, col, values, (rows, width) = _csr(allx)
     test_row, test_col, test_values, (test_rows, test_width) = _csr(tx)
     if (rows, test_rows, test_width) != (known, len(test), width):
-        found = f"allx {rows} x {width} and tx {test_rows} x {test_width}"
-        raise ValueError(f"{found}, expected {known} and {len(test)} rows of one width")
+        got = f"allx {rows} x {width} and tx {test_rows} x {test_width}"
+        raise ValueError(f"{got}, expected {known} and {len(test)} rows of one width")
     places = torch.cat((row, test[test_row])), torch.cat((col, test_col))
     return sparse_features(*places, np.concatenate((values, test_values)), (nodes, width))
 

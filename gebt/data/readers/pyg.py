@@ -1,4 +1,4 @@
-"""A graph of PyTorch Geometric, brought to canonical form."""
+"""Graphs of PyTorch Geometric brought to canonical form, and back."""
 
 from __future__ import annotations
 
@@ -20,12 +20,35 @@ MASKS = ("train_mask", "val_mask", "test_mask")
 def from_pyg(
     data: Data, name: str = "pyg", *, split: int = 0, num_classes: int | None = None, to_undirected: bool = False
 ) -> Graph:
-    """The canonical graph of a PyG `Data` with `x`, `edge_index`, `y` and the three masks.
+    """The canonical graph of a PyG `Data`; features are not changed.
 
-    `x` [N, F] may be dense or a torch sparse tensor; `y` is an integer class [N] or [N, 1], a number where it is
-    floating, or [N, T] with 0 or 1 in each of T tasks, NaN or -1 where that is unknown. A mask is [N] bool, or [N, S]
-    bool of which column `split` is taken. Features are kept as they are. Raises `GraphError` for a missing
-    attribute and for all that `canonical_graph` refuses; directed edges are refused unless `to_undirected`.
+    Args:
+        data: `x` [N, F], dense or a torch sparse tensor; `edge_index` [2, E]; `y`: an integer class [N] or [N, 1], a
+            number where it is floating, or [N, T] with 0 or 1 in each of T tasks, NaN or -1 where that is unknown; and
+            `train_mask`, `val_mask`, `test_mask`, each [N] or [N, S] bool.
+        name: of the graph.
+        split: column of masks [N, S].
+        num_classes: C; default from the labels.
+        to_undirected: accepts edges in one direction only.
+
+    Returns:
+        The graph.
+
+    Raises:
+        GraphError: for a missing attribute, for directed edges unless `to_undirected`, and for all else that
+            `canonical_graph` refuses.
+
+    Example:
+        >>> from torch_geometric.data import Data
+        >>> mask = torch.eye(4, dtype=torch.bool)
+        >>> path = Data(
+        ...     x=torch.ones(4, 2), y=torch.tensor([0, 1, 1, 0]),
+        ...     edge_index=torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]),
+        ...     train_mask=mask[0], val_mask=mask[1], test_mask=mask[2] | mask[3],
+        ... )
+        >>> graph = from_pyg(path, "path")
+        >>> graph.pairs.tolist(), graph.num_classes
+        ([[0, 1, 2], [1, 2, 3]], 2)
     """
     masks = [_attribute(data, part, name) for part in MASKS]
     if split and all(mask.dim() == 1 for mask in masks):
@@ -42,11 +65,11 @@ def _labels(y: Tensor, name: str) -> tuple[Tensor, Target]:
     if y.dim() != 2:
         return y, "regression" if y.is_floating_point() else "class"
     known = y.nan_to_num(-1)
-    whole = known.long()
-    if not torch.equal(whole.to(known), known):
-        got = known[whole != known][0].item()
+    integers = known.long()
+    if not torch.equal(integers.to(known), known):
+        got = known[integers != known][0].item()
         raise GraphError(f"labels of {name!r} (got {got:g}), expected 0 or 1 in each task, NaN where it is unknown")
-    return whole, "multilabel"
+    return integers, "multilabel"
 
 
 def _attribute(data: Data, key: str, name: str) -> Tensor:
@@ -86,7 +109,7 @@ def to_pyg(graph: Graph) -> Data:
     Example:
         >>> import gebt
         >>> to_pyg(gebt.load_graph("digits"))
-        Data(x=[1797, 64], edge_index=[2, 19856], y=[1797], train_mask=[1797], val_mask=[1797], test_mask=[1797])
+        Data(x=[1797, 64], edge_index=[2, 19858], y=[1797], train_mask=[1797], val_mask=[1797], test_mask=[1797])
     """
     from torch_geometric.data import Data
 

@@ -28,25 +28,33 @@ FILES = {
     "reddit": ("reddit_data.npz", "reddit_graph.npz"),
     "flickr": ("adj_full.npz", "feats.npy", "class_map.json", "role.json"),
 }
-# About what Python's objects of a JSON text take for each of its bytes.
+# About how many bytes Python's objects of a JSON text take for each of its bytes.
 _JSON_BYTES = 12
 
 
 def read_pyg_set(name: str, folder: Path) -> RawGraph:
-    """The set `name` of `FILES` from its raw files in `folder`.
+    """PPI, Reddit or Flickr from its raw files.
 
-    Raises `GraphError` naming the file for what is missing, cut short, or does not fit the others.
+    Args:
+        name: "ppi", "reddit" or "flickr".
+        folder: where the files of `FILES` are.
+
+    Returns:
+        The graph with its split.
+
+    Raises:
+        GraphError: naming the file, for what is missing, cut short, or does not fit the others.
     """
     missing = [file for file in FILES[name] if not (folder / file).is_file()]
     if missing:
         raise GraphError(f"folder {folder} (got no {', '.join(missing)}), expected PyG's raw files of {name!r}")
-    return {"ppi": read_ppi, "reddit": read_reddit, "flickr": read_flickr}[name](folder)
+    return {"ppi": _read_ppi, "reddit": _read_reddit, "flickr": _read_flickr}[name](folder)
 
 
-def read_ppi(folder: Path) -> RawGraph:
-    """All 24 graphs of PPI (Zitnik & Leskovec 2017) side by side as one; the parts of its split are whole graphs.
+def _read_ppi(folder: Path) -> RawGraph:
+    """All 24 graphs of PPI (Zitnik & Leskovec 2017) side by side as one; the parts of its split are full graphs.
 
-    `*_graph_id.npy` says of which graph a node is; a link between two of them is refused.
+    `*_graph_id.npy` has the graph of each node; a link between two of them is refused.
     """
     parts = [_ppi_part(folder, part) for part in PPI_PARTS]
     nodes = [len(features) for _, features, _ in parts]
@@ -82,7 +90,7 @@ def _ppi_part(folder: Path, part: str) -> tuple[NDArray[Any], NDArray[Any], NDAr
     return edges.astype(np.int64), features, labels.astype(np.int64)
 
 
-def read_reddit(folder: Path) -> RawGraph:
+def _read_reddit(folder: Path) -> RawGraph:
     """Reddit (Hamilton et al. 2017): node_types 1, 2 and 3 are the parts of its split."""
     path = folder / "reddit_data.npz"
     with reading(path, "features, labels and node_types, one row a node"), zipfile.ZipFile(path) as archive:
@@ -104,7 +112,7 @@ def read_reddit(folder: Path) -> RawGraph:
     return RawGraph(edges, _dense(features), known, masks)  # type: ignore[arg-type]
 
 
-def read_flickr(folder: Path) -> RawGraph:
+def _read_flickr(folder: Path) -> RawGraph:
     """Flickr as in GraphSAINT (Zeng et al. 2020): a CSR matrix, features, classes and the split by name."""
     features = read_npy(folder / "feats.npy")
     nodes = len(features) if features.ndim == 2 else 0
@@ -133,17 +141,17 @@ def read_flickr(folder: Path) -> RawGraph:
 def _json(path: Path) -> dict[str, Any]:
     check_room(f"content of {path}", _JSON_BYTES * path.stat().st_size, torch.device("cpu"))
     with reading(path, "an object in JSON"):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-        return found
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+        return content
 
 
 def _integers(values: list[Any]) -> NDArray[np.int64]:
-    found = np.array(values)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise ValueError(f"classes {found.dtype} {found.shape}")
-    return found.astype(np.int64)
+    classes = np.array(values)
+    if classes.ndim != 1 or classes.dtype.kind not in "iu":
+        raise ValueError(f"classes {classes.dtype} {classes.shape}")
+    return classes.astype(np.int64)
 
 
 def _dense(features: NDArray[Any]) -> Tensor:

@@ -31,59 +31,106 @@ _ALLOWED = {
 def read_table(
     path: Path, kind: type[np.int64 | np.float32], *, cols: int | None = None, rows: int | None = None, most: int
 ) -> Array:
-    """The numbers [rows, cols] in a text of commas and lines without a header; `.gz` is unpacked on the way.
+    r"""The numbers in a text of commas and lines without a header; `.gz` is unpacked on the way.
 
-    `rows`: exactly so many lines; else 1 to `most`. `cols`: None takes those of line 1. Never holds more than one block
-    beside the result, whose room is asked for first. Raises `GraphError` that names the line of a field that is
-    missing, no finite number, or (integers) beyond 18 digits, and for more or fewer lines than declared.
+    Never more than one block is in memory besides the result, for which free memory is checked first.
+
+    Args:
+        path: the file.
+        kind: int64 or float32.
+        cols: columns; default those of line 1.
+        rows: exact number of lines; default 1 to `most`.
+        most: most lines, where `rows` is not known.
+
+    Returns:
+        [rows, cols].
+
+    Raises:
+        GraphError: naming the line of a field that is missing, no finite number, or (integers) beyond 18 digits, and
+            for more or fewer lines than declared.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "edges.csv"
+        ...     _ = path.write_text("0,1\n1,2\n")
+        ...     read_table(path, np.int64, cols=2, most=10).tolist()
+        [[0, 1], [1, 2]]
     """
     with reading(path, "lines of numbers"), _opened(path) as stream:
         most = most if rows is None else rows
         table: Array = np.empty((0, 0), kind)
-        found = 0
+        count = 0
         for block in _blocks(stream):
-            values = _numbers(block, kind, cols, path, found)
+            values = _numbers(block, kind, cols, path, count)
             cols = values.shape[1]
-            end = found + len(values)
+            end = count + len(values)
             if end > most:
                 raise GraphError(
                     f"file {path} (got more than {most} lines), expected {most}; it is not what it should be"
                 )
             if end > len(table):
-                table = _grown(table[:found], max(end, rows or min(2 * end + FIRST_ROWS, most)), cols, path)
-            table[found:end] = values
-            found = end
-        if found == 0 or rows not in (None, found):
-            raise GraphError(f"file {path} (got {found} lines), expected {rows or 'at least 1'}; it is cut short")
-        return table[:found]
+                table = _grown(table[:count], max(end, rows or min(2 * end + FIRST_ROWS, most)), cols, path)
+            table[count:end] = values
+            count = end
+        if count == 0 or rows not in (None, count):
+            raise GraphError(f"file {path} (got {count} lines), expected {rows or 'at least 1'}; it is cut short")
+        return table[:count]
 
 
 def read_numbers(path: Path, *, cols: int | None = None, rows: int | None = None, most: int) -> Array:
-    """`read_table` of integers where every field is one, else of decimals, as OGB decides it."""
+    """`read_table` of integers where every field is one, else of decimals, as OGB decides it.
+
+    Args:
+        path: the file.
+        cols: as in `read_table`.
+        rows: as in `read_table`.
+        most: as in `read_table`.
+
+    Returns:
+        [rows, cols], int64 or float32.
+    """
     try:
         return read_table(path, np.int64, cols=cols, rows=rows, most=most)
-    except BadLineError:
+    except _BadLineError:
         return read_table(path, np.float32, cols=cols, rows=rows, most=most)
 
 
 def table_pieces(path: Path, kind: type[np.int64 | np.float32], *, cols: int, rows: int) -> Iterator[Array]:
-    """`read_table` a piece [n <= rows, cols] at a time; the number of lines is not checked."""
+    """`read_table` a piece at a time; the number of lines is not checked.
+
+    Args:
+        path: the file.
+        kind: int64 or float32.
+        cols: columns.
+        rows: most rows of a piece.
+
+    Yields:
+        [n <= rows, cols].
+    """
     with reading(path, "lines of numbers"), _opened(path) as stream:
-        found = 0
+        count = 0
         for block in _blocks(stream):
-            values = _numbers(block, kind, cols, path, found)
-            found += len(values)
+            values = _numbers(block, kind, cols, path, count)
+            count += len(values)
             for start in range(0, len(values), rows):
                 yield values[start : start + rows]
 
 
 def count_lines(path: Path) -> int:
-    """How many lines a text has; `.gz` is unpacked on the way."""
+    """How many lines a text has; `.gz` is unpacked on the way.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Number of lines.
+    """
     with reading(path, "lines of numbers"), _opened(path) as stream:
         return sum(block.count(b"\n") for block in _blocks(stream))
 
 
-class BadLineError(GraphError):
+class _BadLineError(GraphError):
     """A line that holds something else than the numbers it should."""
 
 
@@ -92,14 +139,14 @@ def _opened(path: Path) -> BufferedIOBase:
 
 
 def _blocks(stream: BufferedIOBase) -> Iterator[bytes]:
-    """The text in pieces of whole lines, read to the end, where gzip proves its checksum."""
+    """The text in pieces of complete lines, read to the end, where gzip checks its checksum."""
     rest = b""
     while piece := stream.read(BLOCK):
-        whole, newline, after = piece.rpartition(b"\n")
+        lines, newline, after = piece.rpartition(b"\n")
         if not newline and len(rest) + len(piece) > BLOCK:
             raise ValueError(f"a line of more than {BLOCK} bytes")
         if newline:
-            yield (rest + whole + newline).replace(b"\r\n", b"\n")
+            yield (rest + lines + newline).replace(b"\r\n", b"\n")
             rest = after
         else:
             rest += piece
@@ -108,7 +155,7 @@ def _blocks(stream: BufferedIOBase) -> Iterator[bytes]:
 
 
 def _numbers(block: bytes, kind: type[np.int64 | np.float32], cols: int | None, path: Path, before: int) -> Array:
-    """The numbers [n, cols] of whole lines; `before` lines came earlier."""
+    """The numbers [n, cols] of complete lines; `before` lines came earlier."""
     letter = np.dtype(kind).kind
     width = cols or block[: block.index(b"\n")].count(b",") + 1
     text = np.frombuffer(block, np.uint8)
@@ -138,7 +185,7 @@ def _in_rows(separators: Array, width: int) -> bool:
 
 
 def _line_by_line(block: bytes, kind: type[np.int64 | np.float32], width: int, path: Path, before: int) -> Array:
-    """The slow way, which knows what is wrong with which line."""
+    """The slow way, which finds what is wrong with which line."""
     field = INTEGER if kind is np.int64 else DECIMAL
     rows = []
     for number, line in enumerate(block[:-1].split(b"\n"), before + 1):
@@ -149,7 +196,7 @@ def _line_by_line(block: bytes, kind: type[np.int64 | np.float32], width: int, p
         with np.errstate(over="ignore"):
             if not np.isfinite(row.astype(np.float32)).all():
                 named = "integers" if kind is np.int64 else "finite numbers"
-                raise BadLineError(
+                raise _BadLineError(
                     f"line {number} of {path} (got {line[:60].decode('ascii', 'replace')!r}), expected {width} {named} "
                     "with commas between"
                 )

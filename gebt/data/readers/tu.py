@@ -1,4 +1,4 @@
-"""Reader of sets for graph classification in the text format of DGCNN and GIN (Xu et al. 2019): many small graphs."""
+"""Reader of data sets for graph classification in the text format of DGCNN and GIN (Xu et al. 2019)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ LARGEST_ARCHIVE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class GraphDataset:
-    """Graphs of one set as one graph of N nodes in which they are parts without a link between them.
+    """A data set for graph classification, as one graph of N nodes without links between its parts.
 
-    `pairs` [2, P] int64 as in `Graph`. `graph_of` [N] int64: the graph of each node, rising. `features` [N, F] one-hot.
-    `labels` [G] int64 in 0..C-1, one a graph. `folds`: for each the training and the test graphs, disjoint.
+    Attributes:
+        name: of the data set.
+        pairs: [2, P] int64, as in `Graph`.
+        graph_of: graph of each node [N] int64, rising.
+        features: one-hot [N, F].
+        labels: of the graphs [G] int64 in 0..C-1.
+        num_classes: C.
+        folds: for each the training and the test graphs, disjoint.
     """
 
     name: str
@@ -49,23 +55,35 @@ class GraphDataset:
 
 
 def read_graph_dataset(folder: str | Path, features: Literal["tags", "degrees"] | None = None) -> GraphDataset:
-    """The set in `folder`: NAME.txt and 10fold_idx.tar.gz, where NAME is the name of the folder.
+    """The data set for graph classification in a folder: NAME.txt and 10fold_idx.tar.gz, NAME the name of the folder.
 
-    NAME.txt: the number of graphs; for each a line "n label" and n lines "tag degree neighbor ...". `features`: a
-    column for each tag, or degree, that a node of the set has; None takes degrees where all tags are the same, as GIN.
-    Labels become 0..C-1 in their order. Raises `GraphError` naming file and line, also for a neighbor that is not
-    mutual, given twice, or the node itself.
+    NAME.txt: the number of graphs; for each a line "n label" and n lines "tag degree neighbor ...". Labels become
+    0..C-1 in their order.
+
+    Args:
+        folder: the folder.
+        features: "tags" or "degrees": a column for each that a node has; default degrees where all tags are the same,
+            else tags, as GIN.
+
+    Returns:
+        The data set.
+
+    Raises:
+        GraphError: naming file and line, also for a neighbor that is not mutual, listed twice, or the node itself.
+
+    Source:
+        Xu et al. 2019, "How powerful are graph neural networks?".
     """
     folder = Path(folder)
     path = folder / f"{folder.name}.txt"
     with reading(path, "graphs in the format of GIN"):
-        found = _Lines(path).read()
-        tags, degrees = torch.tensor(found.tags), torch.tensor([len(near) for near in found.near])
+        lines = _Lines(path).read()
+        tags, degrees = torch.tensor(lines.tags), torch.tensor([len(near) for near in lines.near])
         by_tag = bool((tags != tags[0]).any()) if features is None else features == "tags"
-        classes, labels = torch.tensor(found.labels).unique(return_inverse=True)
-        pairs = found.pairs(degrees)
+        classes, labels = torch.tensor(lines.labels).unique(return_inverse=True)
+        pairs = lines.pairs(degrees)
         one_hot = checked_features(folder.name, _one_hot(tags if by_tag else degrees), len(tags))
-    graph_of = torch.arange(len(found.sizes)).repeat_interleave(torch.tensor(found.sizes))
+    graph_of = torch.arange(len(lines.sizes)).repeat_interleave(torch.tensor(lines.sizes))
     folds = _folds(folder / "10fold_idx.tar.gz", len(labels))
     return GraphDataset(folder.name, pairs, graph_of, one_hot, labels, len(classes), folds)
 
@@ -102,7 +120,7 @@ class _Lines:
         return self
 
     def pairs(self, degrees: Tensor) -> Tensor:
-        """Each undirected pair once, in order, after proof that each node lists those that list it."""
+        """Each undirected pair once, in order, after a check that each node lists those that list it."""
         nodes = len(self.near)
         source = torch.arange(nodes).repeat_interleave(degrees)
         target = torch.tensor([other for near in self.near for other in near], dtype=torch.long)

@@ -1,1 +1,1 @@
-"""Runs over networks for images: what `gebt early-bird`, `gebt lottery` and `gebt init-prune` do."""
+"""Experiments with image networks: what `gebt early-bird`, `gebt lottery` and `gebt init-prune` run."""

@@ -1,1 +1,1 @@
-"""Comparisons over data sets, ratios, networks and seeds, several at a time: what `gebt sweep` does."""
+"""Sweeps over data sets, prune ratios, networks and seeds, several jobs at a time: what `gebt sweep` runs."""

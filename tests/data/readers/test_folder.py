@@ -1,4 +1,4 @@
-"""A graph of one's own in a folder: every form of each file, the writer, and what is refused by name and row."""
+"""A custom graph in a folder: every form of each file, the writer, and what is refused by name and row."""
 
 from __future__ import annotations
 
