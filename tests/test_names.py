@@ -23,7 +23,7 @@ FINE = {
     "gebt.prune.slim.slim": {"plan"},
     "gebt.data.graph_folds": {"fold"},
 }
-BRITISH = ("isation", "ise_", "neighbour", "colour", "labelled", "favour", "behaviour")
+BRITISH = ("isation", "alise", "marise", "neighbour", "colour", "labelled", "favour", "behaviour")
 
 
 def public_names(tree: ast.Module) -> Iterator[str]:

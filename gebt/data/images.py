@@ -66,27 +66,27 @@ class Images:
         """
         return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen])
 
-    def split(self, share: float, seed: int = 0) -> tuple[Images, Images]:
+    def split(self, fraction: float, seed: int = 0) -> tuple[Images, Images]:
         """Splits the images at random.
 
         Args:
-            share: of the first part, which has floor(share N) images.
+            fraction: of the first part, which has floor(fraction N) images.
             seed: of the random order.
 
         Returns:
             The first part, and the rest.
 
         Raises:
-            ValueError: for a share that leaves a part empty.
+            ValueError: for a fraction that leaves a part empty.
 
         Example:
             >>> train, val = load_images("digits").split(0.75, seed=0)
             >>> len(train), len(val)
             (1077, 360)
         """
-        count = int(share * len(self))
+        count = int(fraction * len(self))
         if not 0 < count < len(self):
-            raise ValueError(f"share (got {share} of {len(self)} images), expected one that leaves both parts some")
+            raise ValueError(f"fraction (got {fraction} of {len(self)} images), expected one that leaves both parts some")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[:count]), self.take(order[count:])
 

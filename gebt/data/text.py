@@ -59,22 +59,22 @@ class Texts:
         first, second = (column and tuple(column[i] for i in numbers) for column in (self.first, self.second))
         return replace(self, first=first or (), second=second, labels=self.labels[chosen])
 
-    def split(self, share: float, seed: int = 0) -> tuple[Texts, Texts]:
+    def split(self, fraction: float, seed: int = 0) -> tuple[Texts, Texts]:
         """Splits the texts at random.
 
         Args:
-            share: of the first part, which has floor(share N) texts.
+            fraction: of the first part, which has floor(fraction N) texts.
             seed: of the random order.
 
         Returns:
             The first part, and the rest.
 
         Raises:
-            ValueError: for a share that leaves a part empty.
+            ValueError: for a fraction that leaves a part empty.
         """
-        count = int(share * len(self))
+        count = int(fraction * len(self))
         if not 0 < count < len(self):
-            raise ValueError(f"share (got {share} of {len(self)} texts), expected one that leaves both parts some")
+            raise ValueError(f"fraction (got {fraction} of {len(self)} texts), expected one that leaves both parts some")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[:count]), self.take(order[count:])
 

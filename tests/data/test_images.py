@@ -181,7 +181,7 @@ def test_splits_are_disjoint_and_seeded() -> None:
     assert (len(first), len(rest)) == (3, 7)
     assert sorted([*first.labels.tolist(), *rest.labels.tolist()]) == list(range(10))
     assert torch.equal(images.split(0.3, seed=4)[0].labels, first.labels)
-    with pytest.raises(ValueError, match=r"share \(got 0.01 of 10 images\)"):
+    with pytest.raises(ValueError, match=r"fraction \(got 0.01 of 10 images\)"):
         images.split(0.01)
 
 

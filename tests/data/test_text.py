@@ -90,7 +90,7 @@ def test_take_and_split_choose_alike_in_all_columns(root: Path) -> None:
     one, other = texts.split(0.5, seed=3)
     assert sorted(one.first + other.first) == ["One.", "Two."]
     assert load_texts("cola", root=root).take(torch.tensor([1])).second is None
-    with pytest.raises(ValueError, match=r"share \(got 1\.0 of 2 texts\)"):
+    with pytest.raises(ValueError, match=r"fraction \(got 1\.0 of 2 texts\)"):
         texts.split(1.0)
 
 
