@@ -115,7 +115,7 @@ def test_a_lottery_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [level.mask for level in again.levels] == [level.mask for level in whole.levels]
     assert [level.result for level in again.levels] == [level.result for level in whole.levels]
     assert len(list(tmp_path.iterdir())) == 6
-    with pytest.raises(ValueError, match=r"folder .* \(got a lottery of other ratio\), expected the same one"):
+    with pytest.raises(ValueError, match=r"folder .* \(got a run with other ratio\), expected the same"):
         drawn(Net(), ratio=0.5, folder=tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_what_stays_goes_on_as_trained_also_after_a_stop(tmp_path: Path) -> None
         except KeyboardInterrupt:
             again.reset(9)
     assert all(torch.equal(own, again.state_dict()[name]) for name, own in model.state_dict().items())
-    with pytest.raises(ValueError, match=r"got a lottery of other stays\)"):
+    with pytest.raises(ValueError, match=r"got a run with other stays\)"):
         iterative_magnitude_pruning(again, Training(), folder=tmp_path, **{**given, "stays": stays[:1]})
     with pytest.raises(ValueError, match=r"stays \(got '9.bias'\), expected names of the state dict"):
         iterative_magnitude_pruning(Net(), Training(), ratio=(0.0,), stays=["9.bias"])
@@ -186,7 +186,7 @@ def test_controls_keep_what_they_say() -> None:
             assert all(torch.equal(own, mask[name]) for name, own in weights.items())
         if how == "shuffled":
             assert [int(own.sum()) for own in weights.values()] == [int(own.sum()) for own in mask.values()]
-    with pytest.raises(ValueError, match=r"control \(got 'luck'\)"):
+    with pytest.raises(ValueError, match=r"how \(got 'luck'\)"):
         found.baseline(model, Training(), 1, "luck")  # type: ignore[arg-type]
 
 
