@@ -328,7 +328,7 @@ def test_a_share_that_stays_is_settled_by_the_same_order() -> None:
 @pytest.mark.parametrize(
     ("min_keep", "message"),
     [
-        (1.5, r"min_keep \(got 1\.5\), expected 0 <= least <= 1"),
+        (1.5, r"min_keep \(got 1\.5\), expected 0 <= min_keep <= 1"),
         (0.8, r"\(got 0\.5, 0\.8\), expected at most 4 of 20"),
     ],
 )

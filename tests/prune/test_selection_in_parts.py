@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gebt.prune import make_mask
 from gebt.prune.selection import pruned_count
-from gebt.prune.selection_in_parts import Part, Parts, find_cut, keep_highest_in_parts, keys_of
+from gebt.prune.selection_in_parts import Part, Parts, _keys_of, find_cut, keep_highest_in_parts
 from gebt.prune.tie_breaking import TieBreaker
 
 FEW = [0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, 1e-45, 5e-324, -1e-40, 1.0000001, 1.0 + 2**-40]
@@ -104,7 +104,7 @@ def test_ranks_that_are_close_are_told_apart(values: list[float], ratio: float) 
 @given(values=st.lists(numbers, min_size=2, max_size=40), kind=KINDS)
 def test_keys_are_ordered_as_the_scores(values: list[float], kind: torch.dtype) -> None:
     scores = torch.tensor(values, dtype=kind)
-    keys = keys_of(scores)
+    keys = _keys_of(scores)
     assert torch.equal(keys.unsqueeze(0) < keys.unsqueeze(1), scores.unsqueeze(0) < scores.unsqueeze(1))
 
 
