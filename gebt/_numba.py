@@ -1,4 +1,4 @@
-"""Kernels compiled by numba, where it is installed (extra "compiled"), that run on torch's own threads.
+"""Kernels compiled by numba, where it is installed (extra "compiled"), that run on the threads of torch.
 
 A kernel is a C callback of one argument, an array of int64: sizes, and addresses of tensors. It is run by every thread
 of the OpenMP pool that torch uses. The pools of numba would be a second set of threads: torch's keep spinning for a

@@ -33,6 +33,7 @@ def enforce_mask(model: nn.Module, mask: Mask, optimizer: optim.Optimizer) -> Re
         ValueError: naming the tensor, when the mask does not fit the model or the optimizer.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> optimizer = optim.SGD(layer.parameters(), lr=0.1)
         >>> _ = enforce_mask(layer, Mask({"weight": torch.tensor([[True, False]])}), optimizer)

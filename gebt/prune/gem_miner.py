@@ -85,6 +85,7 @@ def gem_miner(
             weight that the loss does not depend on.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> data = [(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))]
         >>> result = gem_miner(nn.Linear(2, 2), lambda epoch: data, ratio=0.5, epochs=3, period=1)
         >>> result.mask.kept, result.frozen

@@ -146,8 +146,9 @@ def iterative_magnitude_pruning(
         ...     model(torch.ones(1, 2)).sum().backward()
         ...     optimizer.step()
         ...     return sum(int(p.count_nonzero()) for p in model.parameters())
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 2, bias=False))
-        >>> result = iterative_magnitude_pruning(model, train, ratio=0.75, levels=2)
+        >>> result = iterative_magnitude_pruning(model, train, ratio=0.75, levels=2, layerwise=True)
         >>> [(level.number, level.result) for level in result.levels]
         [(0, 16), (1, 8), (2, 4)]
     """

@@ -95,6 +95,7 @@ def synflow_mask(
         ValueError: as `synflow`, for rounds below 1, another schedule, and a ratio outside [0, 1).
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> synflow_mask(model, torch.zeros(1, 2), ratio=0.75, rounds=4).kept
         4
