@@ -66,12 +66,12 @@ def test_entries_may_lie_in_any_part_and_order_if_they_know_their_numbers(
     numbers = [shuffled[owner[shuffled] == shard] for shard in range(shards)]
 
     def parts() -> list[Part]:
-        return [(scores[own], own.int()) for own in numbers]
+        return [(scores[part], part.int()) for part in numbers]
 
     kept = torch.zeros(len(values), dtype=torch.bool)
     prune = pruned_count(len(values), ratio)
-    for own, stays in zip(numbers, keep_highest_in_parts(parts, prune, order), strict=True):
-        kept[own] = stays
+    for part, stays in zip(numbers, keep_highest_in_parts(parts, prune, order), strict=True):
+        kept[part] = stays
     assert torch.equal(kept, kept_by_select(scores, ratio, order))
 
 
@@ -95,7 +95,7 @@ class ByNumber(TieBreaker):
 
 
 @given(values=st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=64), ratio=st.sampled_from(RATIOS))
-def test_ranks_that_are_close_are_told_apart(values: list[float], ratio: float) -> None:
+def test_ranks_that_are_close_are_distinguished(values: list[float], ratio: float) -> None:
     scores, order = torch.tensor(values), ByNumber(0)
     kept = torch.cat(list(keep_highest_in_parts(in_runs(scores, [7]), pruned_count(len(values), ratio), order)))
     assert torch.equal(kept, kept_by_select(scores, ratio, order))
@@ -113,11 +113,11 @@ def test_processes_that_add_up_their_histograms_find_the_same_cut(ratio: float) 
     scores, order = torch.tensor([2.0, 1.0, 1.0, 0.0, -0.0, 1.0, 3.0, 1.0]), TieBreaker(3)
     halves = [scores[:2], scores[2:]]
     passes: list[Tensor] = []
-    find_cut(lambda: [(scores, 0)], pruned_count(8, ratio), order, total=lambda own: passes.append(own) or own)
+    find_cut(lambda: [(scores, 0)], pruned_count(8, ratio), order, total=lambda counts: passes.append(counts) or counts)
 
-    def of_both(own: Tensor) -> Tensor:
+    def of_both(counts: Tensor) -> Tensor:
         of_all = passes[len(seen)]
-        seen.append(own)
+        seen.append(counts)
         return of_all
 
     both = []
