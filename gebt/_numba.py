@@ -1,8 +1,8 @@
-"""Kernels compiled by numba, where it is installed (extra "compiled"), that run on torch's own threads.
+"""Kernels compiled by numba, where it is installed (extra "compiled"), that run on the threads of torch.
 
 A kernel is a C callback of one argument, an array of int64: sizes, and addresses of tensors. It is run by every thread
-of the OpenMP pool that torch itself uses. numba's own pools would be a second set of threads: torch's keep spinning for
-a while after each of its operations, and on a machine without idle cores the two then wait for each other's time slices
+of the OpenMP pool that torch uses. The pools of numba would be a second set of threads: torch's keep spinning for a
+while after each of its operations, and on a machine without idle cores the two then wait for each other's time slices
 (measured: 8 ms instead of 0.7 ms for one product; docs/method.md).
 """
 
@@ -17,27 +17,39 @@ from typing import Any
 
 import torch
 
-INSTALL = "pip install 'gebt[compiled]'"
+_INSTALL = "pip install 'gebt[compiled]'"
 
 
 @cache
 def missing() -> str | None:
-    """Why no kernel can be compiled in this process and what to do about it; None when one can."""
+    """Why no kernel can be compiled in this process.
+
+    Returns:
+        The reason and what to do about it; None when kernels can be compiled.
+    """
     if find_spec("numba") is None:
-        return f"numba is not installed; {INSTALL}"
+        return f"numba is not installed; {_INSTALL}"
     if _openmp() is None:
         return "torch here has no GNU OpenMP, on whose threads the kernels run; use another backend"
     return None
 
 
 def available() -> bool:
-    """True when kernels can be compiled."""
+    """Whether kernels can be compiled.
+
+    Returns:
+        True when they can.
+
+    Example:
+        >>> available() == (missing() is None)
+        True
+    """
     return missing() is None
 
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    # Only a copy that is already loaded, which is torch's own: a second one would bring a pool of its own.
+    # Only the copy that torch has loaded: a second one would bring a second pool of threads.
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0))
     except OSError:
@@ -49,10 +61,11 @@ def _openmp() -> ctypes.CDLL | None:
 
 @cache
 def toolbox() -> Any:
-    """What kernels are written with: `callback`, `inlined`, `thread`, `threads`.
+    """What kernels are written with.
 
-    `callback` makes a function of one int64 pointer a kernel, `inlined` one that kernels call; `thread()` and
-    `threads()` number the threads of the pool in both.
+    Returns:
+        A namespace: `callback` makes a function of one int64 pointer a kernel, `inlined` one that kernels call;
+        `thread()` and `threads()` give the number of the thread and of all threads of the pool in both.
     """
     from types import SimpleNamespace
 
@@ -64,15 +77,15 @@ def toolbox() -> Any:
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         binding.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     return SimpleNamespace(
-        callback=_kept(partial(numba.cfunc, types.void(types.CPointer(types.int64)))),
-        inlined=_kept(partial(numba.njit, nogil=True)),
+        callback=_cached(partial(numba.cfunc, types.void(types.CPointer(types.int64)))),
+        inlined=_cached(partial(numba.njit, nogil=True)),
         thread=types.ExternalFunction("omp_get_thread_num", types.int32()),
         threads=types.ExternalFunction("omp_get_num_threads", types.int32()),
     )
 
 
-def _kept(decorator: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """The decorator that keeps what it compiles on disk, wherever numba finds a folder to keep it in."""
+def _cached(decorator: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """The decorator with a cache on disk of what it compiles, wherever numba finds a folder for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -85,9 +98,14 @@ def _kept(decorator: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 
 
 def run(kernel: Any, *arguments: int | torch.Tensor) -> None:
-    """Runs a kernel on torch's threads. Tensors are passed by address and must stay alive meanwhile.
+    """Runs a kernel on torch's threads.
 
-    Raises `ValueError` for a tensor that is not contiguous in the machine's own memory.
+    Args:
+        kernel: made by `toolbox().callback`.
+        arguments: what it reads from its array; tensors are passed by address and must stay alive meanwhile.
+
+    Raises:
+        ValueError: for a tensor that is not contiguous in the memory of the CPU.
     """
     numbers = [_address(a) if isinstance(a, torch.Tensor) else a for a in arguments]
     packed = (ctypes.c_int64 * len(numbers))(*numbers)

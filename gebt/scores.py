@@ -1,4 +1,4 @@
-"""Every score of the pruning core by one name: how much each entry, or channel, is worth keeping. Needs torch alone."""
+"""All scores of the pruning core: how much each entry, or channel, is worth keeping. Needs torch alone."""
 
 from gebt.prune.saliency import grasp as grasp
 from gebt.prune.saliency import snip as snip

@@ -1,4 +1,4 @@
-"""The pruning core: masks, scores, selection, detector, holding. Needs torch alone."""
+"""The pruning core: masks, scores, selection, detector, enforcement. Needs torch alone."""
 
 from gebt.prune.detector import EarlyBird as EarlyBird
 from gebt.prune.detector import mask_distance as mask_distance

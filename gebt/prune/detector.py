@@ -1,4 +1,4 @@
-"""The early-bird detector: fires when the masks drawn epoch after epoch have stopped moving."""
+"""The early-bird detector: fires when the masks drawn epoch after epoch have stopped changing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,26 @@ Compare = Literal["previous", "window"]
 def mask_distance(a: Mask, b: Mask, per: Normalization = "hamming") -> float:
     """Hamming distance h of two masks of n entries, normalized.
 
-    "entry": h / n, the share of all entries that differ, in [0, 1].
-    "swap": h / (2 min(k, n - k)), k the kept entries of `a`: the share of the kept (or, when more than half is
-    kept, of the pruned) set that was exchanged. Two masks of equal count span all of [0, 1], so one threshold
-    means the same at every prune ratio. 0 when nothing, or everything, is pruned in both.
-    "first" is a normalization of a sequence: see `EarlyBird`; as a distance of two masks it equals "hamming".
-    Raises `ValueError` when names or shapes differ.
+    Args:
+        a: a mask; k is the number of entries it keeps.
+        b: a mask of the same names and shapes.
+        per: "hamming": h / n, the share of all entries that differ, in [0, 1].
+            "exchanged": h / (2 min(k, n - k)), the share of the kept (or, when more than half is kept, of the pruned)
+            set that was exchanged. Two masks of equal count span all of [0, 1], so one threshold means the same at
+            every prune ratio. 0 when nothing, or everything, is pruned in both.
+            "relative_to_first" normalizes a sequence: see `EarlyBird`; of two masks it equals "hamming".
+
+    Returns:
+        The distance.
+
+    Raises:
+        ValueError: when names or shapes differ.
+
+    Example:
+        >>> a = Mask({"w": torch.tensor([True, False, False, False])})
+        >>> b = Mask({"w": torch.tensor([False, True, False, False])})
+        >>> mask_distance(a, b), mask_distance(a, b, "exchanged")
+        (0.5, 1.0)
     """
     moved = _moved(a, b)
     if per != "exchanged":
@@ -51,18 +65,31 @@ def _laid_out_alike(a: Mask, b: Mask) -> bool:
 class EarlyBird:
     """Watches masks drawn once an epoch and fires when the last `window` distances are all under `threshold`.
 
-    `update(mask)` watches one mask; `update(weights, edges)` watches two, and `criterion` says what must be
-    small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g). `normalization` as in `mask_distance`; "relative_to_first" divides
-    every distance by the first non-zero one of its kind. The first `warmup` draws are recorded but do not
-    count, so the earliest possible firing is draw `warmup + window + 1`. `compare`: distances are those of draws one after
-    the other ("previous", as the papers say), or of the newest draw to each of the `window` before it, the largest
-    of which is watched ("window", as EB-Train's code has it: slow drift does not pass it).
-    Source: You et al., "Early-Bird Tickets" (ICLR 2020) and GEBT (AAAI 2022), Algorithms 1 and 2.
+    `update(mask)` watches one mask, `update(weights, edges)` two: d_w and d_g are their distances.
 
-    >>> bird = EarlyBird(threshold=0.1, window=2)
-    >>> same = Mask({"w": torch.tensor([True, False])})
-    >>> [bird.update(same) for _ in range(3)]
-    [False, False, True]
+    Args:
+        threshold: the distance that counts as small, above 0.
+        window: how many distances in a row must be small, at least 1.
+        normalization: as `per` of `mask_distance`; "relative_to_first" divides every distance by the first non-zero
+            one of its kind (weights or edges).
+        criterion: what must be small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g).
+        warmup: the first draws are recorded but do not count, so the earliest possible firing is draw
+            warmup + window + 1.
+        compare: "previous": distances of draws one after the other, as the papers say. "window": of the newest draw
+            to each of the `window` before it, the largest of which must be small, as in EB-Train's code (slow drift
+            does not pass).
+
+    Raises:
+        ValueError: for an option outside these.
+
+    Source:
+        You et al., "Early-Bird Tickets" (ICLR 2020); GEBT (AAAI 2022), Algorithms 1 and 2.
+
+    Example:
+        >>> bird = EarlyBird(threshold=0.1, window=2)
+        >>> same = Mask({"w": torch.tensor([True, False])})
+        >>> [bird.update(same) for _ in range(3)]
+        [False, False, True]
     """
 
     def __init__(
@@ -94,7 +121,18 @@ class EarlyBird:
         self._first: dict[str, float] = {}
 
     def update(self, mask: Mask, edges: Mask | None = None) -> bool:
-        """Takes the masks drawn this epoch; returns True from the epoch on at which the search may stop."""
+        """Takes the masks drawn this epoch.
+
+        Args:
+            mask: the mask of the weights, or the only one.
+            edges: the mask of the edges, in every draw or in none.
+
+        Returns:
+            True from the epoch on at which the search may stop.
+
+        Raises:
+            ValueError: for other masks than in the draw before, or none of the kind that `criterion` names.
+        """
         drawn = {"weights": mask} if edges is None else {"weights": mask, "edges": edges}
         if self._before and drawn.keys() != self._before[-1].keys():
             expected = sorted(self._before[-1])
@@ -102,8 +140,8 @@ class EarlyBird:
         self.draws += 1
         if self._before:
             moved = [{kind: self._normalized(kind, old[kind], drawn[kind]) for kind in drawn} for old in self._before]
-            now = {kind: max(own[kind] for own in moved) for kind in drawn}
-            now["criterion"] = max(self._watched(own) for own in moved)
+            now = {kind: max(distances[kind] for distances in moved) for kind in drawn}
+            now["criterion"] = max(self._criterion_of(distances) for distances in moved)
             self.trajectory.append(now)
             if self.draws > self.warmup + 1:
                 self._note(now["criterion"])
@@ -112,12 +150,12 @@ class EarlyBird:
             self.fired = True
         return self.fired
 
-    def _note(self, watched: float) -> None:
+    def _note(self, distance: float) -> None:
         if self.compare == "previous":
-            self._queue.append(watched)
+            self._queue.append(distance)
         elif self.draws > self.warmup + self.window:
             # One number stands for the distances to all draws of the window.
-            self._queue.extend([watched] * self.window)
+            self._queue.extend([distance] * self.window)
 
     def _normalized(self, kind: str, before: Mask, after: Mask) -> float:
         moved = mask_distance(after, before, self.normalization)
@@ -127,15 +165,19 @@ class EarlyBird:
             self._first.setdefault(kind, moved)
         return moved / self._first.get(kind, 1.0)
 
-    def _watched(self, now: dict[str, float]) -> float:
+    def _criterion_of(self, distances: dict[str, float]) -> float:
         if self.criterion == "sum":
-            return sum(now.values())
-        if self.criterion not in now:
+            return sum(distances.values())
+        if self.criterion not in distances:
             raise ValueError(f"criterion (got {self.criterion!r}), expected masks of that kind in update()")
-        return now[self.criterion]
+        return distances[self.criterion]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed search needs to go on as if it had never stopped (tensors, numbers, strings)."""
+        """Everything a resumed search needs to go on as if it had never stopped.
+
+        Returns:
+            Tensors, numbers and strings, by name.
+        """
         before = [{kind: mask.state() for kind, mask in drawn.items()} for drawn in self._before]
         return {
             "fired": self.fired,
@@ -147,7 +189,11 @@ class EarlyBird:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores what `state_dict` returned.
+
+        Args:
+            state: the state, of a detector of the same options.
+        """
         self.fired, self.draws = state["fired"], state["draws"]
         self.trajectory = [dict(row) for row in state["trajectory"]]
         self._queue = deque(state["queue"], maxlen=self.window)
@@ -157,7 +203,18 @@ class EarlyBird:
 
 
 def pairwise_distances(masks: Tensor) -> Tensor:
-    """Share of entries that differ between every two draws, from `masks` [T, n] boolean. Returns [T, T]."""
+    """Share of entries that differ between every two of T draws.
+
+    Args:
+        masks: [T, n] boolean, one draw a row.
+
+    Returns:
+        [T, T].
+
+    Example:
+        >>> pairwise_distances(torch.tensor([[True, False], [False, True], [True, True]])).tolist()
+        [[0.0, 1.0, 0.5], [1.0, 0.0, 0.5], [0.5, 0.5, 0.0]]
+    """
     bits = masks.float()
     kept = bits.sum(1)
     # |a xor b| = |a| + |b| - 2 |a and b|: one matrix product instead of T^2 comparisons.

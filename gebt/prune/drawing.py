@@ -28,13 +28,22 @@ FEW = 64
 class Drawing:
     """Draws masks of the same tensors again and again: `make_mask` on |values| * weight, and as exact.
 
-    `tensors` give names and shapes; `ratio` and `scope` as in `make_mask`; `tie_break` settles ties, by default `TieBreaker(0)`.
-    `weight` [n] >= 0, finite, multiplies the entries of all tensors, one after the other. A tensor may lose every
-    entry: see `check_no_layer_empty`. Raises `ValueError` for a ratio outside [0, 1) or another weight.
+    A tensor may lose every entry: see `check_no_layer_empty`.
 
-    >>> drawing = Drawing({"w": torch.zeros(4)}, ratio=0.5)
-    >>> drawing.draw({"w": torch.tensor([3.0, -1.0, 2.0, -4.0])})["w"]
-    tensor([ True, False, False,  True])
+    Args:
+        tensors: their names and shapes are taken; n entries together.
+        ratio: as in `make_mask`.
+        scope: as in `make_mask`.
+        tie_break: settles ties; default: `TieBreaker(0)`.
+        weight: [n] >= 0, finite, multiplies the entries of all tensors, one after the other.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1) or another weight.
+
+    Example:
+        >>> drawing = Drawing({"w": torch.zeros(4)}, ratio=0.5)
+        >>> drawing.draw({"w": torch.tensor([3.0, -1.0, 2.0, -4.0])})["w"]
+        tensor([ True, False, False,  True])
     """
 
     def __init__(
@@ -64,7 +73,14 @@ class Drawing:
     def draw(self, tensors: Mapping[str, Tensor]) -> Mask:
         """The mask of the present values.
 
-        Raises `ValueError` naming a tensor that holds a NaN, and for other tensors than the drawing was made for.
+        Args:
+            tensors: the values by name.
+
+        Returns:
+            The mask.
+
+        Raises:
+            ValueError: naming a tensor that holds a NaN, and for other tensors than the drawing was made for.
         """
         if not self._prune:
             refuse_nan(tensors)
@@ -144,6 +160,9 @@ class Bracket:
 
     It goes on as it went from the last draw but one to the last, give or take a few times the error of that guess. It
     is widened while next to nothing is inside, since a miss costs more, and narrowed when ranking what is would cost.
+
+    Args:
+        size: number of entries.
     """
 
     def __init__(self, size: int) -> None:
@@ -153,12 +172,21 @@ class Bracket:
         self._half = FIRST_HALF
 
     def guess(self) -> tuple[int, int]:
-        """Both ends of the span."""
-        centre = self._last + self._drift
-        return min(max(centre - self._half, 0), INFINITY), min(max(centre + self._half, 0), INFINITY)
+        """Where the next threshold is expected.
+
+        Returns:
+            Both ends of the span.
+        """
+        center = self._last + self._drift
+        return min(max(center - self._half, 0), INFINITY), min(max(center + self._half, 0), INFINITY)
 
     def learn(self, key: int, inside: int | None = None) -> None:
-        """Takes the threshold that was found, and how many entries were inside the guess, unless it was missed."""
+        """Takes the threshold of a draw.
+
+        Args:
+            key: its bits.
+            inside: how many entries were inside the guess; None when the guess missed it.
+        """
         if self.known:
             self._error = max(abs(key - self._last - self._drift), self._error * 3 // 4)
             self._drift = key - self._last

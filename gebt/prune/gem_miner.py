@@ -1,6 +1,6 @@
-"""Learned masks: Gem-Miner finds tickets at initialization by training scores.
+"""Gem-Miner: tickets at initialization, found by training a score for every weight.
 
-Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022.
+Source: Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ ScoreOptimizer = Callable[[list[nn.Parameter], int], tuple[optim.Optimizer, Any]
 
 @dataclass(frozen=True)
 class GemMinerResult:
-    """What a mining found: `mask`, the learned `scores` in [0, 1], and after each freezing (epoch, entries alive)."""
+    """The ticket of Gem-Miner and how it came about.
+
+    Attributes:
+        mask: the mask of the ticket.
+        scores: the learned scores by weight, in [0, 1].
+        frozen: (epoch, entries still alive) after each freezing.
+    """
 
     mask: Mask
     scores: dict[str, Tensor]
@@ -51,13 +57,39 @@ def gem_miner(
     """Trains a score p in [0, 1] for every weight, weights untouched, and freezes the lowest out every `period` epochs.
 
     Forward with w * m, m = 1[p > 0.5] f, f the entries still alive; backward as if m were p (straight through), so
-    dL/dp = f w dL/d(w m). Loss: `loss(model, batch)` + regularization * sum p^2. p starts uniform in [0, 1] and is held
-    there at every forward pass. After epochs period, 2 period, ... < epochs those alive are cut to
+    dL/dp = f w dL/d(w m). Loss: `loss(model, batch)` + regularization * sum p^2. p starts uniform in [0, 1] and is
+    clamped to it before every forward pass. After epochs period, 2 period, ... < epochs those alive are cut to
     n - floor((1 - (1 - ratio)^(j / K)) n), K events in all, lowest p first: the last one reaches the ratio exactly. The
-    mask is all that are alive then, ones with p <= 0.5 included (the paper's finetuning trains them all).
-    `batches(epoch)`: the batches of an epoch (from 1). `signed_constant`: first sets w to sign(w) sqrt(2 / fan in), the
-    paper's start, which `model` keeps; finetune it from there under the mask (`gebt.enforce_mask`).
-    Raises `ValueError` for a ratio outside [0, 1), fewer epochs than one event needs, and a weight the loss never sees.
+    mask is all that are alive then, ones with p <= 0.5 included (the paper's finetuning trains them all). Finetune
+    `model` under the mask with `gebt.enforce_mask`.
+
+    Args:
+        model: the network at initialization.
+        batches: `batches(epoch)` gives the batches of an epoch, numbered from 1.
+        ratio: share of the weights to prune.
+        epochs: epochs of training the scores, more than `period`.
+        period: epochs between two freezings.
+        regularization: factor of the penalty sum p^2.
+        loss: `loss(model, batch)`, the mean over the batch.
+        optimizer: makes what trains the scores; default: SGD of rate 0.1, momentum 0.9 and a cosine schedule.
+        weights: what gets scores, by name; default: `prunable_weights`.
+        signed_constant: first sets w to sign(w) sqrt(2 / fan in), the paper's start, which `model` keeps.
+        seed: of the first scores and the order of ties.
+        on_epoch: called with the epoch and its mean loss.
+
+    Returns:
+        Mask, scores and freezings.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1), fewer epochs than one freezing needs, a negative regularization, and a
+            weight that the loss does not depend on.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> data = [(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))]
+        >>> result = gem_miner(nn.Linear(2, 2), lambda epoch: data, ratio=0.5, epochs=3, period=1)
+        >>> result.mask.kept, result.frozen
+        (2, ((1, 3), (2, 2)))
     """
     chosen = dict(weights) if weights is not None else prunable_weights(model)
     pruned_count(1, ratio)
@@ -74,8 +106,22 @@ def gem_miner(
 
 
 def inverted(mask: Mask, *, generator: torch.Generator) -> Mask:
-    """As many entries of each tensor, none of them kept in `mask` while others are left: a sanity check of tickets."""
-    found = {}
+    """As many entries of each tensor, those that `mask` prunes first: a sanity check of tickets.
+
+    Args:
+        mask: the mask of a ticket.
+        generator: draws which of the pruned entries are kept.
+
+    Returns:
+        A mask that keeps as many entries of each tensor as `mask`; of those that `mask` keeps, only as many as the
+        pruned ones are too few.
+
+    Example:
+        >>> mask = Mask({"w": torch.tensor([True, False])})
+        >>> inverted(mask, generator=torch.Generator().manual_seed(0))["w"]
+        tensor([False,  True])
+    """
+    tensors = {}
     for name, kept in mask.items():
         flat = kept.flatten()
         order = torch.randperm(flat.numel(), generator=generator).to(flat.device)
@@ -83,8 +129,8 @@ def inverted(mask: Mask, *, generator: torch.Generator) -> Mask:
         ranked = order[flat[order].long().argsort(stable=True)]
         chosen = torch.zeros_like(flat)
         chosen[ranked[: int(flat.sum())]] = True
-        found[name] = chosen.view(kept.shape)
-    return Mask(found)
+        tensors[name] = chosen.view(kept.shape)
+    return Mask(tensors)
 
 
 class _Miner:
@@ -154,10 +200,10 @@ class _Miner:
     def _freeze(self, ratio: float) -> None:
         self._project()
         flat = torch.cat([score.detach().flatten() for score in self.scores.values()])
-        left = torch.cat([flag.flatten() for flag in self.alive.values()])
-        gone = left.numel() - int(left.sum())
-        kept = thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), self.tie_break)
-        parts = kept.split([flag.numel() for flag in self.alive.values()])
+        alive = torch.cat([flag.flatten() for flag in self.alive.values()])
+        pruned = alive.numel() - int(alive.sum())
+        alive = thinned(flat, alive, max(0, pruned_count(alive.numel(), ratio) - pruned), self.tie_break)
+        parts = alive.split([flag.numel() for flag in self.alive.values()])
         self.alive = {name: part.view(self.alive[name].shape) for name, part in zip(self.alive, parts, strict=True)}
 
 

@@ -1,6 +1,6 @@
-"""Lottery tickets of any network: train, prune, rewind, level after level, in anyone's training.
+"""Iterative magnitude pruning of any network: train, prune, rewind, level after level, with any training function.
 
-Frankle & Carbin 2019; rewinding to a later step: Frankle et al. 2020.
+Source: Frankle & Carbin 2019; rewinding to a later step: Frankle et al. 2020.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 
 class Train(Protocol):
-    """One's own training: from step (or epoch) `start` to `stop`, None: to its end.
+    """A training function: trains `model` from step (or epoch) `start` to `stop`; None: to the end.
 
     It makes a fresh optimizer, calls `enforce(optimizer)` once before the first step, sets its learning-rate schedule
     to `start`, and returns what it measured.
@@ -40,7 +40,13 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Level:
-    """One level: its number (0 is the dense network), the mask it trained with and what the training returned."""
+    """One level.
+
+    Attributes:
+        number: 0 is the dense network.
+        mask: the mask that the level trained with.
+        result: what the training returned.
+    """
 
     number: int
     mask: Mask
@@ -49,7 +55,12 @@ class Level:
 
 @dataclass(frozen=True)
 class ImpResult:
-    """All levels, and the state that weights, and all else in the state dict, were rewound to."""
+    """What `iterative_magnitude_pruning` returns.
+
+    Attributes:
+        levels: all levels, the dense network first.
+        rewound: the state dict (weights, buffers) that every level starts from.
+    """
 
     levels: tuple[Level, ...]
     rewound: State
@@ -57,10 +68,22 @@ class ImpResult:
     def baseline(
         self, model: nn.Module, train: Train, level: int, how: Baseline, *, start: int = 0, seed: int = 0
     ) -> Any:
-        """What the training returns without the ticket's luck; `model` ends as trained.
+        """Trains a baseline that a level's ticket must beat; `model` ends as trained.
 
-        "reinit": the level's mask on fresh weights of `model.reset(seed)`; "shuffled": its start weights, as many kept
-        entries elsewhere in each tensor, or "shuffled_global" tensors together. `start`: the rewind step.
+        Args:
+            model: the network that was pruned.
+            train: its training function.
+            level: whose mask.
+            how: "reinit": the level's mask on new weights, of `model.reset(seed)`. "shuffled": the start weights, and
+                as many kept entries elsewhere in each tensor; "shuffled_global": in all tensors together.
+            start: the rewind step.
+            seed: of the new weights or the shuffle.
+
+        Returns:
+            What the training returns.
+
+        Raises:
+            ValueError: for another `how`.
         """
         mask = self.levels[level].mask
         if how == "reinit":
@@ -70,7 +93,7 @@ class ImpResult:
             generator = torch.Generator().manual_seed(seed)
             mask = shuffled(mask, generator=generator, within="layer" if how == "shuffled" else "all")
         else:
-            raise ValueError(f"control (got {how!r}), expected 'reinit', 'shuffled' or 'shuffled_global'")
+            raise ValueError(f"how (got {how!r}), expected 'reinit', 'shuffled' or 'shuffled_global'")
         return _train(model, train, mask, start, None)
 
 
@@ -90,43 +113,76 @@ def iterative_magnitude_pruning(
 ) -> ImpResult:
     """Level 0 trains the dense network; each further level prunes the trained weights, rewinds and trains again.
 
-    Level l keeps n - floor((1 - (1 - ratio)^(l / levels)) n) weights: those of largest trained magnitude among the ones
-    left, all tensors together or each alone (`layerwise`), ties by a random order of `seed`; the last level has `ratio`
-    exactly, one level is one shot. Or `ratio` has those of all levels, rising, and `levels` is left out; a first one
-    above 0 prunes the magnitudes at the rewind point before anything is trained from there.
-    What is rewound is the whole state after step `rewind`, buffers too (0: as given), but for the tensors of the names
-    in `stays`, which go on from level to level as trained.
-    `folder`: every finished level is kept there, and a call with the same folder goes on after the last one; results
-    must then be what JSON can hold. `model` ends as the last level trained it.
-    Raises `ValueError` for a ratio outside [0, 1), fewer than 1 level, a ratio that empties a layer (unless
-    `allow_empty`), a name that the state does not have, or a folder of another lottery.
+    Level l keeps n - floor((1 - (1 - ratio)^(l / levels)) n) weights: of those not yet pruned, the ones of largest
+    trained magnitude. `model` ends as the last level trained it.
+
+    Args:
+        model: the network, with its start weights.
+        train: its training function (`Train`).
+        ratio: share of the weights pruned at the last level, exactly. Or those of all levels, rising, without `levels`;
+            a first one above 0 prunes the magnitudes at the rewind point before anything is trained from there.
+        levels: how many levels; 1 is one shot.
+        rewind: the step whose state (buffers too) every level starts from; 0: the state at the call.
+        weights: what is pruned, by name; default: `prunable_weights`.
+        layerwise: ranks each tensor alone instead of all together.
+        stays: names in the state dict of what is not rewound but goes on from level to level as trained.
+        allow_empty: a tensor may lose every entry.
+        seed: of the random order of ties.
+        folder: where every finished level is stored; a call with the same folder goes on after the last one. Results
+            must then be what JSON can hold.
+
+    Returns:
+        All levels and the state they start from.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1), fewer than 1 level, a ratio that empties a layer (unless `allow_empty`),
+            a name that the state does not have, a folder of a run with other options, or a training that leaves pruned
+            entries other than zero.
+
+    Example:
+        >>> def train(model, *, start, stop, enforce):
+        ...     optimizer = optim.SGD(model.parameters(), lr=0.1)
+        ...     enforce(optimizer)
+        ...     model(torch.ones(1, 2)).sum().backward()
+        ...     optimizer.step()
+        ...     return sum(int(p.count_nonzero()) for p in model.parameters())
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 2, bias=False))
+        >>> result = iterative_magnitude_pruning(model, train, ratio=0.75, levels=2, layerwise=True)
+        >>> [(level.number, level.result) for level in result.levels]
+        [(0, 16), (1, 8), (2, 4)]
     """
     if rewind < 0:
         raise ValueError(f"rewind (got {rewind}), expected at least 0")
     ratios = _ratios(ratio, levels)
     chosen = dict(weights) if weights is not None else prunable_weights(model)
-    own = ratios if levels is None else ratio
-    told: dict[str, Any] = {"ratio": own, "levels": levels, "rewind": rewind, "layerwise": layerwise, "seed": seed}
+    options: dict[str, Any] = {
+        "ratio": ratios if levels is None else ratio,
+        "levels": levels,
+        "rewind": rewind,
+        "layerwise": layerwise,
+        "seed": seed,
+    }
     if stays:
-        told["stays"] = sorted(stays)
-    kept = _Kept(Path(folder), told) if folder is not None else None
-    rewound = _rewind_point(model, train, rewind, kept)
+        options["stays"] = sorted(stays)
+    stored = _StoredLevels(Path(folder), options) if folder is not None else None
+    rewound = _rewind_point(model, train, rewind, stored)
     if unknown := sorted(set(stays) - rewound.keys()):
         raise ValueError(f"stays (got {unknown[0]!r}), expected names of the state dict, as {next(iter(rewound))!r}")
     model.load_state_dict(rewound)
-    tie_break, found, mask = TieBreaker(seed), list[Level](), Mask.ones(chosen)
+    tie_break, done, mask = TieBreaker(seed), list[Level](), Mask.ones(chosen)
     for number, share in enumerate(ratios):
         mask = _thinner(mask, magnitude(chosen), share, layerwise, tie_break, allow_empty)
-        if kept is not None and kept.has(number):
-            state, result = kept.level(number)
+        if stored is not None and stored.has(number):
+            state, result = stored.load(number)
             model.load_state_dict(state)
         else:
-            model.load_state_dict({name: own for name, own in rewound.items() if name not in stays}, strict=False)
+            model.load_state_dict({name: t for name, t in rewound.items() if name not in stays}, strict=False)
             result = _train(model, train, mask, rewind, None)
-            if kept is not None:
-                kept.keep(number, _copied(model), result)
-        found.append(Level(number, mask, result))
-    return ImpResult(tuple(found), rewound)
+            if stored is not None:
+                stored.save(number, _copied(model), result)
+        done.append(Level(number, mask, result))
+    return ImpResult(tuple(done), rewound)
 
 
 def _ratios(ratio: float | Sequence[float], levels: int | None) -> list[float]:
@@ -139,14 +195,14 @@ def _ratios(ratio: float | Sequence[float], levels: int | None) -> list[float]:
     return list(ratio)
 
 
-def _rewind_point(model: nn.Module, train: Train, rewind: int, kept: _Kept | None) -> State:
-    if kept is not None and kept.has("rewind"):
-        return kept.level("rewind")[0]
+def _rewind_point(model: nn.Module, train: Train, rewind: int, stored: _StoredLevels | None) -> State:
+    if stored is not None and stored.has("rewind"):
+        return stored.load("rewind")[0]
     if rewind:
         train(model, start=0, stop=rewind, enforce=lambda optimizer: None)
     state = _copied(model)
-    if kept is not None:
-        kept.keep("rewind", state, None)
+    if stored is not None:
+        stored.save("rewind", state, None)
     return state
 
 
@@ -154,10 +210,10 @@ def _train(model: nn.Module, train: Train, mask: Mask, start: int, stop: int | N
     mask.apply_(dict(model.named_parameters()))
     result = train(model, start=start, stop=stop, enforce=lambda optimizer: enforce_mask(model, mask, optimizer))
     parameters = dict(model.named_parameters())
-    for name, own in mask.items():
-        if bool(parameters[name].detach()[~own].any()):
+    for name, kept in mask.items():
+        if bool(parameters[name].detach()[~kept].any()):
             raise ValueError(
-                f"pruned entries of {name!r} (got non-zero), expected zero; call holding(optimizer) in train"
+                f"pruned entries of {name!r} (got non-zero), expected zero; call enforce(optimizer) in train"
             )
     return result
 
@@ -165,58 +221,57 @@ def _train(model: nn.Module, train: Train, mask: Mask, start: int, stop: int | N
 def _thinner(
     mask: Mask, scores: Mapping[str, Tensor], ratio: float, layerwise: bool, tie_break: TieBreaker, allow_empty: bool
 ) -> Mask:
-    def thin(flat: Tensor, left: Tensor) -> Tensor:
-        gone = left.numel() - int(left.sum())
-        return thinned(flat, left, max(0, pruned_count(left.numel(), ratio) - gone), tie_break)
+    def thin(flat: Tensor, kept: Tensor) -> Tensor:
+        pruned = kept.numel() - int(kept.sum())
+        return thinned(flat, kept, max(0, pruned_count(kept.numel(), ratio) - pruned), tie_break)
 
     if layerwise:
-        kept = {name: thin(scores[name].flatten(), own.flatten()).view(own.shape) for name, own in mask.items()}
+        tensors = {name: thin(scores[name].flatten(), kept.flatten()).view(kept.shape) for name, kept in mask.items()}
     else:
         together = thin(torch.cat([scores[name].flatten() for name in mask]), mask.flat())
-        parts = together.split([own.numel() for own in mask.values()])
-        kept = {name: part.view(mask[name].shape) for name, part in zip(mask, parts, strict=True)}
+        parts = together.split([shape.numel() for shape in mask.shapes.values()])
+        tensors = {name: part.view(mask[name].shape) for name, part in zip(mask, parts, strict=True)}
+    thinner = Mask(tensors)
     if not allow_empty:
-        check_no_layer_empty(Mask(kept), ratio)
-    return Mask(kept)
+        check_no_layer_empty(thinner, ratio)
+    return thinner
 
 
 def _copied(model: nn.Module) -> State:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-class _Kept:
-    """Finished levels in a folder: a state and a result each, whole or not there."""
+class _StoredLevels:
+    """Finished levels in a folder: a state and a result each, in full or not there."""
 
-    def __init__(self, folder: Path, told: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         about = folder / "lottery.json"
         if about.is_file():
             before = json.loads(about.read_text())
-            if before != told:
-                differs = sorted(name for name in told if before.get(name) != told[name])
-                raise ValueError(
-                    f"folder {folder} (got a lottery of other {', '.join(differs)}), expected the same one"
-                )
+            if before != options:
+                differs = sorted(name for name in options if before.get(name) != options[name])
+                raise ValueError(f"folder {folder} (got a run with other {', '.join(differs)}), expected the same")
         else:
-            write_atomically(about, json.dumps(told))
+            write_atomically(about, json.dumps(options))
 
     def has(self, number: int | str) -> bool:
         return self._path(number).is_file()
 
-    def level(self, number: int | str) -> tuple[State, Any]:
+    def load(self, number: int | str) -> tuple[State, Any]:
         from safetensors import safe_open
 
         with safe_open(self._path(number), framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return state, json.loads((file.metadata() or {})["result"])
 
-    def keep(self, number: int | str, state: State, result: Any) -> None:
+    def save(self, number: int | str, state: State, result: Any) -> None:
         from safetensors.torch import save
 
         # Tied tensors share memory, which the format does not; each is written by itself.
-        alone = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-        write_atomically(self._path(number), save(alone, {"result": json.dumps(result)}))
+        separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+        write_atomically(self._path(number), save(separate, {"result": json.dumps(result)}))
 
     def _path(self, number: int | str) -> Path:
         return self.folder / (f"level-{number}.safetensors" if isinstance(number, int) else f"{number}.safetensors")

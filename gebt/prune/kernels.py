@@ -29,14 +29,22 @@ ODD, PAIRS, NIBBLES, BYTES = U(0x5555555555555555), U(0x3333333333333333), U(0x0
 
 
 @intrinsic
-def pointer(typingctx: Any, address: Any) -> Any:
+def _pointer(typingctx: Any, address: Any) -> Any:
     """The int64 `address` as a pointer."""
     return types.voidptr(types.int64), lambda _, builder, __, args: builder.inttoptr(args[0], cgutils.voidptr_t)
 
 
 @inlined
 def rank(entry: Any, start: Any) -> Any:
-    """The rank of `gebt.prune.tie_breaking.TieBreaker`, as an unsigned number."""
+    """The rank of `gebt.prune.tie_breaking.TieBreaker`, as an unsigned number.
+
+    Args:
+        entry: number of the entry.
+        start: `TieBreaker.start`.
+
+    Returns:
+        uint64.
+    """
     mixed = U(entry) * GOLDEN_U + start
     mixed = (mixed ^ (mixed >> U(30))) * FIRST_U
     mixed = (mixed ^ (mixed >> U(27))) * SECOND_U
@@ -44,7 +52,7 @@ def rank(entry: Any, start: Any) -> Any:
 
 
 @inlined
-def ones(word: Any) -> Any:
+def _ones(word: Any) -> Any:
     """How many bits are set; LLVM knows these lines as one instruction."""
     word = word - ((word >> U(1)) & ODD)
     word = (word & PAIRS) + ((word >> U(2)) & PAIRS)
@@ -53,13 +61,13 @@ def ones(word: Any) -> Any:
 
 
 @inlined
-def score_of(values: Any, weight: Any, entry: Any) -> Any:
+def _score_of(values: Any, weight: Any, entry: Any) -> Any:
     """|value| * weight, or |value| where there are no weights."""
     return np.abs(values[entry]) * weight[entry] if weight.size else np.abs(values[entry])
 
 
 @intrinsic
-def compare(typingctx: Any, values: Any, weight: Any, begin: Any, low: Any, high: Any) -> Any:
+def _compare(typingctx: Any, values: Any, weight: Any, begin: Any, low: Any, high: Any) -> Any:
     """Two words of bits for the 64 entries from `begin` on: score > high, and not score < low, which is true of a NaN.
 
     `weight` may be None. Emitted as vectors, which LLVM splits into what the processor has.
@@ -90,51 +98,51 @@ def compare(typingctx: Any, values: Any, weight: Any, begin: Any, low: Any, high
 
 
 @inlined
-def compare_last(values: Any, weight: Any, begin: Any, low: Any, high: Any) -> Any:
-    """`compare` where fewer than 64 entries are left."""
+def _compare_last(values: Any, weight: Any, begin: Any, low: Any, high: Any) -> Any:
+    """`_compare` for the last entries, fewer than 64."""
     over, inside = U(0), U(0)
     for entry in range(begin, values.size):
-        score = score_of(values, weight, entry)
+        score = _score_of(values, weight, entry)
         over |= U(score > high) << U(entry - begin)
         inside |= U(not score < low) << U(entry - begin)
     return over, inside
 
 
 @inlined
-def share_of(words: Any) -> Any:
+def _share_of(words: Any) -> Any:
     """The words of this thread: from the first to before the second."""
     return words * thread() // threads(), words * (thread() + 1) // threads()
 
 
 @inlined
-def floats(low: Any, high: Any) -> Any:
-    """Two floats, given as their bits."""
+def _floats(low: Any, high: Any) -> Any:
+    """Two floats, from their bits."""
     bits = np.empty(2, np.uint32)
     bits[0], bits[1] = low, high
     return bits.view(np.float32)
 
 
 @inlined
-def scan_words(
+def _scan_words(
     values: Any, weight: Any, bounds: Any, cuts: Any, start: Any, words: Any, entries: Any, scores: Any
 ) -> Any:
     """This thread's part of `scan`: how many entries are above, how many inside, and whether one is NaN."""
     low, high = bounds[0], bounds[1]
     above, found, nan = U(0), 0, False
-    first, last = share_of(words.size)
+    first, last = _share_of(words.size)
     for j in range(first, last):
         if (j + 1) * WORD > values.size:
-            kept, left = compare_last(values, weight, j * WORD, low, high)
+            kept, left = _compare_last(values, weight, j * WORD, low, high)
         elif weight.size:
-            kept, left = compare(values, weight, j * WORD, low, high)
+            kept, left = _compare(values, weight, j * WORD, low, high)
         else:
-            kept, left = compare(values, None, j * WORD, low, high)
+            kept, left = _compare(values, None, j * WORD, low, high)
         left &= ~kept
         while left:
             bit = left & (~left + U(1))
             left ^= bit
-            entry = j * WORD + I64(ones(bit - U(1)))
-            score = score_of(values, weight, entry)
+            entry = j * WORD + I64(_ones(bit - U(1)))
+            score = _score_of(values, weight, entry)
             nan |= score != score
             if low == high:
                 place = rank(entry, start)
@@ -146,44 +154,49 @@ def scan_words(
                 entries[found], scores[found] = entry, score
             found += 1
         words[j] = kept
-        above += ones(kept)
+        above += _ones(kept)
     return I64(above), found, nan
 
 
 @callback
 def scan(p: Any) -> None:
-    """p: entries, entries of the weight, room, start of the ranks, low, high, both cuts; then the arrays below.
+    """Writes the bits of the entries above a span and collects those inside.
 
-    An entry is inside when low <= score <= high (floats, given as their bits) and, if these are equal, its rank is from
-    one cut to the other. `words` gets the bits of those above; `entries` and `scores`, `room` for each thread, those
-    inside as far as there is room; `out` [threads, 3] how many are above, how many inside, and whether one is NaN.
+    An entry is inside when low <= score <= high and, if these are equal, its rank is from one cut to the other.
+
+    Args:
+        p: entries, entries of the weight, room, start of the ranks, low, high (bits of floats), both cuts; then arrays:
+            values, weight; `words` gets the bits of those above; `entries` and `scores`, `room` for each thread, those
+            inside as far as there is room; `out` [threads, 3] how many are above, how many inside, and whether one is
+            NaN.
     """
     size, room = p[0], p[2]
     mine, everything = thread() * room, threads() * room
-    values, weight = carray(pointer(p[8]), size, F32), carray(pointer(p[9]), p[1], F32)
-    words = carray(pointer(p[10]), (size + WORD - 1) // WORD, U64)
-    entries = carray(pointer(p[11]), everything, I64)[mine : mine + room]
-    scores = carray(pointer(p[12]), everything, F32)[mine : mine + room]
-    out = carray(pointer(p[13]), (threads(), 3), I64)
-    bounds, cuts = floats(p[4], p[5]), (U(p[6]), U(p[7]))
-    above, inside, nan = scan_words(values, weight, bounds, cuts, U(p[3]), words, entries, scores)
+    values, weight = carray(_pointer(p[8]), size, F32), carray(_pointer(p[9]), p[1], F32)
+    words = carray(_pointer(p[10]), (size + WORD - 1) // WORD, U64)
+    entries = carray(_pointer(p[11]), everything, I64)[mine : mine + room]
+    scores = carray(_pointer(p[12]), everything, F32)[mine : mine + room]
+    out = carray(_pointer(p[13]), (threads(), 3), I64)
+    bounds, cuts = _floats(p[4], p[5]), (U(p[6]), U(p[7]))
+    above, inside, nan = _scan_words(values, weight, bounds, cuts, U(p[3]), words, entries, scores)
     out[thread(), 0], out[thread(), 1], out[thread(), 2] = above, inside, nan
 
 
 @callback
 def histogram(p: Any) -> None:
-    """p: entries, entries of the weight, upper, values, weight, counts.
+    """Counts scores by bits of their floats, which are ordered as non-negative floats are.
 
-    `counts` [threads, 65536] counts the scores by the upper 16 bits of their floats or, unless `upper` is -1, those
-    whose upper bits are `upper` by the lower 16. Bits of non-negative floats are ordered as the floats are.
+    Args:
+        p: entries, entries of the weight, upper, values, weight, counts. `counts` [threads, 65536] counts the scores by
+            the upper 16 bits or, unless `upper` is -1, those whose upper bits are `upper` by the lower 16.
     """
     size, upper = p[0], p[2]
-    values, weight = carray(pointer(p[3]), size, F32), carray(pointer(p[4]), p[1], F32)
-    counts = carray(pointer(p[5]), (threads(), BINS), I64)[thread()]
+    values, weight = carray(_pointer(p[3]), size, F32), carray(_pointer(p[4]), p[1], F32)
+    counts = carray(_pointer(p[5]), (threads(), BINS), I64)[thread()]
     score = np.zeros(1, np.float32)
     bits = score.view(np.uint32)
     for entry in range(size * thread() // threads(), size * (thread() + 1) // threads()):
-        score[0] = score_of(values, weight, entry)
+        score[0] = _score_of(values, weight, entry)
         key = I64(bits[0] & U32(0x7FFFFFFF))
         if upper < 0:
             counts[key >> 16] += 1
@@ -192,10 +205,10 @@ def histogram(p: Any) -> None:
 
 
 @inlined
-def kth_smallest(keys: Any, k: Any) -> Any:
+def _kth_smallest(keys: Any, k: Any) -> Any:
     """The k-th smallest (from 1) of unsigned numbers, which are moved about.
 
-    A histogram of their range says in which bin it lies, then one of that bin, until all that are left are equal.
+    A histogram of their range says in which bin it lies, then one of that bin, until all keys in it are equal.
     """
     counts = np.empty(1 << DIGIT_BITS, np.int64)
     size = keys.size
@@ -215,30 +228,30 @@ def kth_smallest(keys: Any, k: Any) -> Any:
         while k > counts[digit]:
             k -= counts[digit]
             digit += 1
-        left = 0
+        inside = 0
         for i in range(size):
             if (keys[i] - least) >> shift == U(digit):
-                keys[left] = keys[i]
-                left += 1
-        size = left
+                keys[inside] = keys[i]
+                inside += 1
+        size = inside
 
 
 @inlined
-def gathered(entries: Any, bits: Any, room: Any, found: Any) -> Any:
-    """Moves what the threads have found to the front; returns how many there are."""
+def _gathered(entries: Any, bits: Any, room: Any, counts: Any) -> Any:
+    """Moves what the threads have collected, `counts` [threads] entries, to the front; returns how many there are."""
     total = 0
-    for part in range(found.size):
-        for i in range(found[part]):
+    for part in range(counts.size):
+        for i in range(counts[part]):
             entries[total], bits[total] = entries[part * room + i], bits[part * room + i]
             total += 1
     return total
 
 
 @inlined
-def settle_entries(entries: Any, bits: Any, prune: Any, start: Any, words: Any) -> Any:
+def _settle_entries(entries: Any, bits: Any, prune: Any, start: Any, words: Any) -> Any:
     """Keeps all but the `prune` (at least 1) lowest of the entries; returns the highest score pruned, as bits."""
     keys = bits.astype(np.uint64)
-    threshold = np.uint32(kth_smallest(keys, prune))
+    threshold = np.uint32(_kth_smallest(keys, prune))
     tied = 0
     for i in range(entries.size):
         if bits[i] < threshold:
@@ -246,7 +259,7 @@ def settle_entries(entries: Any, bits: Any, prune: Any, start: Any, words: Any) 
         elif bits[i] == threshold:
             keys[tied] = rank(entries[i], start)
             tied += 1
-    last = kth_smallest(keys[:tied], prune) if prune < tied else ~U(0)
+    last = _kth_smallest(keys[:tied], prune) if prune < tied else ~U(0)
     for i in range(entries.size):
         if bits[i] > threshold or (bits[i] == threshold and rank(entries[i], start) > last):
             words[entries[i] // WORD] |= U(1) << U(entries[i] % WORD)
@@ -255,23 +268,29 @@ def settle_entries(entries: Any, bits: Any, prune: Any, start: Any, words: Any) 
 
 @callback
 def settle(p: Any) -> None:
-    """p: threads of the scan, words, room, start of the ranks, how many of those inside to prune; arrays as in `scan`.
+    """Sets the bits of the entries inside that are kept; out[0, 0] becomes the highest score pruned, as bits.
 
-    Sets the bits of the entries inside that are kept; out[0, 0] becomes the highest score pruned, as bits.
+    Args:
+        p: threads of the scan, words, room, start of the ranks, how many of those inside to prune; then the arrays
+            words, entries, scores, out as in `scan`.
     """
     parts, room = p[0], p[2]
-    words, out = carray(pointer(p[5]), p[1], U64), carray(pointer(p[8]), (parts, 3), I64)
-    entries, bits = carray(pointer(p[6]), parts * room, I64), carray(pointer(p[7]), parts * room, U32)
-    total = gathered(entries, bits, room, out[:, 1])
-    out[0, 0] = settle_entries(entries[:total], bits[:total], p[4], U(p[3]), words)
+    words, out = carray(_pointer(p[5]), p[1], U64), carray(_pointer(p[8]), (parts, 3), I64)
+    entries, bits = carray(_pointer(p[6]), parts * room, I64), carray(_pointer(p[7]), parts * room, U32)
+    total = _gathered(entries, bits, room, out[:, 1])
+    out[0, 0] = _settle_entries(entries[:total], bits[:total], p[4], U(p[3]), words)
 
 
 @callback
 def differing(p: Any) -> None:
-    """p: words, a, b, counts. counts[thread] becomes the number of bits in which a and b differ."""
-    first, last = share_of(p[0])
-    a, b = carray(pointer(p[1]), p[0], U64)[first:last], carray(pointer(p[2]), p[0], U64)[first:last]
+    """Counts the bits in which two arrays of words differ.
+
+    Args:
+        p: words, a, b, counts. counts[thread] becomes the number of bits in which a and b differ.
+    """
+    first, last = _share_of(p[0])
+    a, b = carray(_pointer(p[1]), p[0], U64)[first:last], carray(_pointer(p[2]), p[0], U64)[first:last]
     count = U(0)
     for i in range(a.size):
-        count += ones(a[i] ^ b[i])
-    carray(pointer(p[3]), threads(), I64)[thread()] = count
+        count += _ones(a[i] ^ b[i])
+    carray(_pointer(p[3]), threads(), I64)[thread()] = count

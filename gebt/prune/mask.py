@@ -15,8 +15,22 @@ from torch import Tensor
 class Mask(Mapping[str, Tensor]):
     """Named boolean tensors, True = kept; never changed after they are made.
 
-    Over weights the names are parameter names; over undirected edges there is one tensor named "edges".
-    Raises `ValueError` for a tensor that is not boolean or for no tensor at all.
+    Args:
+        kept: the tensors. Over weights the names are parameter names; over undirected edges there is one tensor named
+            "edges".
+
+    Attributes:
+        shapes: the shape of every tensor.
+
+    Raises:
+        ValueError: for a tensor that is not boolean or for no tensor at all.
+
+    Example:
+        >>> mask = Mask({"w": torch.tensor([True, False, False, True])})
+        >>> mask, mask.density
+        (Mask(1 tensors, 2 of 4 kept), 0.5)
+        >>> mask["w"].tolist()
+        [True, False, False, True]
     """
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
@@ -31,14 +45,27 @@ class Mask(Mapping[str, Tensor]):
 
     @staticmethod
     def ones(tensors: Mapping[str, Tensor]) -> Mask:
-        """The mask that keeps every entry of the given tensors."""
+        """The mask that keeps every entry.
+
+        Args:
+            tensors: their names and shapes are taken.
+
+        Returns:
+            The mask, on the tensors' devices.
+        """
         return Mask({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()})
 
     @staticmethod
     def of_words(words: Tensor, shapes: Mapping[str, torch.Size], kept: int) -> Mask:
-        """A mask of `kept` entries as bits, all tensors one after the other: [ceil(n / 64)] int64, the last bits 0.
+        """A mask stored as bits; boolean tensors are made of them when one is first asked for.
 
-        Laid out as `pack_bits` does. Boolean tensors are made of it when one is first asked for.
+        Args:
+            words: [ceil(n / 64)] int64: all tensors one after the other, laid out as `pack_bits` does, the last bits 0.
+            shapes: shape of every tensor.
+            kept: number of kept entries.
+
+        Returns:
+            The mask.
         """
         mask = Mask.__new__(Mask)
         mask._tensors, mask._words, mask.shapes = None, words, shapes
@@ -47,16 +74,34 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def words(self) -> Tensor | None:
-        """The bits that `of_words` was given; None for a mask made of boolean tensors."""
+        """The bits of a mask made by `of_words`; None for a mask made of boolean tensors."""
         return self._words
 
     @staticmethod
     def of_state(state: Mapping[str, Mapping[str, Any]]) -> Mask:
-        """The mask that `state` packed."""
-        return Mask({name: unpack_bits(own["bits"], tuple(own["shape"])) for name, own in state.items()})
+        """The mask that `state` packed.
+
+        Args:
+            state: what `state` returned.
+
+        Returns:
+            The mask.
+        """
+        return Mask({name: unpack_bits(packed["bits"], tuple(packed["shape"])) for name, packed in state.items()})
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Packed bits and shape of every tensor, for state dicts."""
+        """Packed bits and shape of every tensor, for state dicts.
+
+        Returns:
+            {name: {"bits": uint8, "shape": list}}.
+
+        Example:
+            >>> mask = Mask({"w": torch.tensor([True, False, True])})
+            >>> mask.state()
+            {'w': {'bits': tensor([5], dtype=torch.uint8), 'shape': [3]}}
+            >>> Mask.of_state(mask.state()) == mask
+            True
+        """
         return {name: {"bits": pack_bits(kept), "shape": list(kept.shape)} for name, kept in self.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -102,22 +147,47 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def sparsity(self) -> float:
-        """1 - density: the measured share removed."""
+        """1 - density: the measured share pruned."""
         return 1.0 - self.density
 
     def flat(self) -> Tensor:
-        """All entries in one [n] boolean vector, tensors in the mask's own order."""
+        """All entries in one vector, tensors in the order of their names in the mask.
+
+        Returns:
+            [n] boolean.
+        """
         tensors = list(self.values())
         return tensors[0].flatten() if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
 
     def at(self, entries: Tensor) -> Tensor:
-        """The entries of these numbers in `flat()`, without unpacking the others."""
+        """Some entries, without unpacking the others.
+
+        Args:
+            entries: their numbers in `flat()`, int64.
+
+        Returns:
+            Boolean, of the shape of `entries`.
+
+        Example:
+            >>> Mask({"a": torch.tensor([True]), "b": torch.tensor([False, True])}).at(torch.tensor([2, 1]))
+            tensor([ True, False])
+        """
         if self._words is None:
             return self.flat()[entries]
         return (self._words[entries >> 6] >> (entries & 63) & 1).bool()
 
     def apply_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets the pruned entries of the named tensors to zero, in place."""
+        """Sets the pruned entries to zero, in place.
+
+        Args:
+            tensors: at least those that the mask names; may be on other devices.
+
+        Example:
+            >>> w = torch.tensor([1.0, 2.0])
+            >>> Mask({"w": torch.tensor([False, True])}).apply_({"w": w})
+            >>> w
+            tensor([0., 2.])
+        """
         with torch.no_grad():
             for name, kept in self.items():
                 tensors[name].masked_fill_(~kept.to(tensors[name].device), 0)
@@ -130,7 +200,21 @@ class Mask(Mapping[str, Tensor]):
 
 
 def pack_bits(kept: Tensor) -> Tensor:
-    """A boolean tensor as bytes: [ceil(n / 8)] uint8, entry i in bit i % 8 of byte i // 8."""
+    """A boolean tensor as bits: entry i in bit i % 8 of byte i // 8.
+
+    Args:
+        kept: boolean, n entries of any shape.
+
+    Returns:
+        [ceil(n / 8)] uint8.
+
+    Example:
+        >>> packed = pack_bits(torch.tensor([[True, False], [True, True]]))
+        >>> packed
+        tensor([13], dtype=torch.uint8)
+        >>> unpack_bits(packed, (2, 2)).tolist()
+        [[True, False], [True, True]]
+    """
     flat = kept.flatten()
     padded = torch.zeros((flat.numel() + 7) // 8 * 8, dtype=torch.uint8, device=kept.device)
     padded[: flat.numel()] = flat
@@ -139,7 +223,18 @@ def pack_bits(kept: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The boolean tensor of the given shape that `pack_bits` packed; raises `ValueError` for a wrong length."""
+    """The boolean tensor that `pack_bits` packed.
+
+    Args:
+        packed: [ceil(n / 8)] uint8.
+        shape: of n entries.
+
+    Returns:
+        Boolean, of that shape.
+
+    Raises:
+        ValueError: for another length or type.
+    """
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
         got = f"{packed.dtype} {tuple(packed.shape)}"
@@ -149,18 +244,41 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def deflated(kept: Tensor) -> Tensor:
-    """A mask as bits, deflated: nine pruned of ten is 0.55 bits an entry, a mask of whole rows next to nothing."""
+    """A mask as bits, compressed: nine pruned of ten is 0.55 bits an entry, a mask of full rows next to nothing.
+
+    Args:
+        kept: boolean, any shape.
+
+    Returns:
+        A zlib stream, [bytes] uint8, on the CPU.
+
+    Example:
+        >>> kept = torch.arange(64) % 8 == 0
+        >>> torch.equal(inflated(deflated(kept), (64,)), kept)
+        True
+    """
     return torch.frombuffer(bytearray(zlib.compress(pack_bits(kept).cpu().numpy().tobytes(), 9)), dtype=torch.uint8)
 
 
 def inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The mask of that shape that `deflated` packed; raises `ValueError` or `zlib.error` for any other bytes."""
+    """The boolean tensor that `deflated` packed.
+
+    Args:
+        stored: the zlib stream, [bytes] uint8.
+        shape: of the tensor.
+
+    Returns:
+        Boolean, of that shape.
+
+    Raises:
+        ValueError: for bytes of another mask (`zlib.error` for any other bytes).
+    """
     length = (math.prod(shape) + 7) // 8
     inflating = zlib.decompressobj()
     # One byte more than there may be, so that a longer stream shows without being unpacked in full.
-    found = inflating.decompress(stored.numpy().tobytes(), length + 1)
-    if len(found) != length or not inflating.eof:
-        raise ValueError(f"mask (got {len(found)} bytes or more), expected {length} for shape {shape}")
+    content = inflating.decompress(stored.numpy().tobytes(), length + 1)
+    if len(content) != length or not inflating.eof:
+        raise ValueError(f"mask (got {len(content)} bytes or more), expected {length} for shape {shape}")
     if inflating.unused_data:
         raise ValueError(f"mask (got {len(inflating.unused_data)} bytes after its end), expected none")
-    return unpack_bits(torch.frombuffer(bytearray(found), dtype=torch.uint8), shape)
+    return unpack_bits(torch.frombuffer(bytearray(content), dtype=torch.uint8), shape)

@@ -1,4 +1,4 @@
-"""Fixed patterns inside weight matrices: two of every four, the one that sparse tensor cores multiply."""
+"""N:M sparsity of weight matrices: two of every four, the pattern that sparse tensor cores multiply."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from torch import Tensor
 from gebt.prune.mask import Mask
 from gebt.prune.tie_breaking import TieBreaker
 
-GROUP, KEPT = 4, 2
+_GROUP, _KEPT = 4, 2
 
 
 def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = None) -> Mask:
     """The mask that keeps the two highest scores of every four neighbors along the last dimension.
 
-    `scores`: matrices [out, in]; what is left of a row after its last full group of four is kept. Equal scores are
-    settled by `tie_break` (default: seed 0), numbered through all tensors. Source: Mishra et al. 2021.
-    Raises `ValueError` for a tensor of other dimensions or a NaN.
+    Args:
+        scores: matrices [out, in]; the rest of a row after its last full group of four is kept.
+        tie_break: settles equal scores, entries numbered through all tensors; default: `TieBreaker(0)`.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError: for a tensor of other dimensions or a NaN.
+
+    Source:
+        Mishra et al. 2021.
+
+    Example:
+        >>> two_of_four({"w": torch.tensor([[1.0, 4.0, 2.0, 3.0, 0.0]])})["w"].tolist()
+        [[False, True, False, True, True]]
     """
     tie_break, start, masks = tie_break or TieBreaker(0), 0, {}
     for name, score in scores.items():
@@ -28,20 +41,31 @@ def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = Non
             raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
         entries = torch.arange(start, start + score.numel(), device=score.device).view(score.shape)
         start += score.numel()
-        full = score.shape[1] // GROUP * GROUP
-        groups = score.detach()[:, :full].reshape(-1, GROUP)
+        full = score.shape[1] // _GROUP * _GROUP
+        groups = score.detach()[:, :full].reshape(-1, _GROUP)
         # Ranked by tie order first, then stably by score: the last two of each group stay.
-        by_order = tie_break.of(entries[:, :full].reshape(-1, GROUP)).argsort(1)
+        by_order = tie_break.of(entries[:, :full].reshape(-1, _GROUP)).argsort(1)
         by_score = groups.gather(1, by_order).argsort(dim=1, stable=True)
         kept = torch.zeros_like(groups, dtype=torch.bool)
-        kept.scatter_(1, by_order.gather(1, by_score)[:, GROUP - KEPT :], True)
+        kept.scatter_(1, by_order.gather(1, by_score)[:, _GROUP - _KEPT :], True)
         rest = torch.ones_like(score[:, full:], dtype=torch.bool)
         masks[name] = torch.cat((kept.view(score.shape[0], full), rest), 1)
     return Mask(masks)
 
 
 def is_two_of_four(kept: Tensor) -> bool:
-    """Whether every full group of four of a mask [out, in] keeps at most two, and `in` is a multiple of four."""
-    if kept.dim() != 2 or kept.shape[1] % GROUP:
+    """True for a mask that keeps at most two of every four neighbors of a row.
+
+    Args:
+        kept: boolean, any shape.
+
+    Returns:
+        False too for another shape than [out, in] and for an `in` that is no multiple of four.
+
+    Example:
+        >>> is_two_of_four(torch.tensor([[True, True, False, False]]))
+        True
+    """
+    if kept.dim() != 2 or kept.shape[1] % _GROUP:
         return False
-    return bool((kept.view(-1, GROUP).sum(1) <= KEPT).all())
+    return bool((kept.view(-1, _GROUP).sum(1) <= _KEPT).all())

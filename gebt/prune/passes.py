@@ -34,20 +34,39 @@ def _compiled() -> Any:
 
 
 def usable(tensor: Tensor) -> bool:
-    """True when the passes can be compiled here and can read this tensor.
+    """Whether the passes can be compiled here and can read this tensor.
 
-    Words of 64 bits are the bytes of `pack_bits` on little-endian machines alone.
+    Args:
+        tensor: values, or words of a mask.
+
+    Returns:
+        False on big-endian machines too: only on others are words of 64 bits the bytes of `pack_bits`.
     """
     return tensor.is_cpu and sys.byteorder == "little" and _compiled().available()
 
 
 def threads_for(entries: int) -> int:
-    """How many of torch's threads share a pass over so many entries."""
+    """How many of torch's threads share a pass.
+
+    Args:
+        entries: how many entries the pass goes over.
+
+    Returns:
+        The number of threads.
+    """
     return torch.get_num_threads() if entries >= PARALLEL_FROM else 1
 
 
 def differing(a: Tensor, b: Tensor) -> int:
-    """Bits in which two tensors of words [m] differ."""
+    """Counts the bits in which two tensors of words differ.
+
+    Args:
+        a: [m] int64.
+        b: [m] int64.
+
+    Returns:
+        The number of bits.
+    """
     threads = threads_for(a.numel())
     counts = _numbers(*[0] * threads)
     _caller("differing", threads)(_numbers(a.numel(), a.data_ptr(), b.data_ptr(), ctypes.addressof(counts)))
@@ -68,7 +87,14 @@ def _caller(kernel: str, threads: int) -> Callable[[Any], None]:
 
 
 class Span(NamedTuple):
-    """Scores from `low` to `high`, as bits of floats; if these are equal, only ranks from one cut to the other."""
+    """Scores from `low` to `high`; if these are equal, only entries with ranks from one cut to the other.
+
+    Attributes:
+        low: the lowest score, as bits of a float.
+        high: the highest one.
+        first_cut: the lowest rank, where `low` is `high`.
+        last_cut: the highest one.
+    """
 
     low: int
     high: int
@@ -77,7 +103,14 @@ class Span(NamedTuple):
 
 
 class Passes:
-    """The compiled passes over values, and their buffers."""
+    """The compiled passes over values, and their buffers.
+
+    Args:
+        size: number of values.
+        weight: [size] float32, multiplies the values.
+        start: `TieBreaker.start`.
+        threads: how many share a pass.
+    """
 
     def __init__(self, size: int, weight: Tensor | None, start: int, threads: int) -> None:
         self.threads, self._size, words = threads, size, (size + 63) // 64
@@ -96,14 +129,28 @@ class Passes:
         self.words = torch.empty(words, dtype=torch.int64)
 
     def over(self, values: Tensor) -> Passes:
-        """Itself, for these values and a new mask."""
+        """Sets the values and makes a new mask.
+
+        Args:
+            values: [size] float32.
+
+        Returns:
+            Itself.
+        """
         self._values, self.words = values, torch.empty_like(self.words)
         self._scanned[8], self._scanned[10] = values.data_ptr(), self.words.data_ptr()
         self._settled[5] = self.words.data_ptr()
         return self
 
     def scan(self, span: Span) -> tuple[int, int]:
-        """Keeps the entries above the span; returns how many are above and inside. Sets `nan` and `complete`."""
+        """Keeps the entries above the span. Sets `nan` and `complete`.
+
+        Args:
+            span: the span.
+
+        Returns:
+            How many entries are above and inside.
+        """
         self._scanned[4:8] = span
         ctypes.memset(self._out, 0, ctypes.sizeof(self._out))  # a region may get fewer threads than it asks for
         self._scan(self._scanned)
@@ -112,13 +159,28 @@ class Passes:
         return sum(self._out[0::3]), sum(inside)
 
     def settle(self, prune: int) -> int:
-        """Keeps all but the `prune` lowest of the entries inside; returns the highest score pruned, as bits."""
+        """Keeps all but the lowest of the entries inside.
+
+        Args:
+            prune: how many go.
+
+        Returns:
+            The highest score pruned, as bits.
+        """
         self._settled[4] = prune
         self._settle(self._settled)
         return int(self._out[0])
 
     def bin_of(self, k: int, upper: int) -> tuple[int, int, int]:
-        """The bin of the k-th smallest score (see `kernels.histogram`), how many are in those before it and in it."""
+        """The bin of the k-th smallest score (see `kernels.histogram`).
+
+        Args:
+            k: from 1.
+            upper: the upper bits of the scores counted, or -1.
+
+        Returns:
+            The bin, how many scores are in those before it, and how many in it.
+        """
         counts = torch.zeros(self.threads, BINS, dtype=torch.int64)
         arrays = (self._values.data_ptr(), self._weight.data_ptr(), counts.data_ptr())
         self._histogram(_numbers(self._size, self._weight.numel(), upper, *arrays))

@@ -1,4 +1,4 @@
-"""Masks by chance: the controls that a method must beat."""
+"""Random masks: baselines that a pruning method must beat."""
 
 from __future__ import annotations
 
@@ -19,16 +19,36 @@ Distribution = Literal["global", "uniform", "erk"]
 def random_mask(
     tensors: Mapping[str, Tensor], *, ratio: float, generator: torch.Generator, distribution: Distribution = "global"
 ) -> Mask:
-    """A mask that removes exactly floor(ratio n) entries at random.
+    """A mask that prunes exactly floor(ratio n) entries at random.
 
-    `distribution` of what stays: "global" draws from all tensors together; "uniform" gives every tensor the same density;
-    "erk" one proportional to (the sum of its sizes) / (their product), at most 1 (Erdos-Renyi-kernel, Evci et al.
-    2020). Raises `ValueError` for a ratio outside [0, 1) or another allotment.
+    Args:
+        tensors: their names and shapes are taken; n entries together.
+        ratio: share to prune.
+        generator: of the random numbers.
+        distribution: how the kept entries are spread over tensors. "global": drawn from all together; "uniform": every
+            tensor has the same density; "erk": a density proportional to (the sum of its sizes) / (their product), at
+            most 1 (Erdos-Renyi kernel).
+
+    Returns:
+        The mask, on the tensors' devices.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1) or another distribution.
+
+    Source:
+        "erk": Evci et al. 2020.
+
+    Example:
+        >>> tensors = {"a": torch.zeros(4), "b": torch.zeros(8)}
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> mask = random_mask(tensors, ratio=0.5, generator=generator, distribution="uniform")
+        >>> {name: int(kept.sum()) for name, kept in mask.items()}
+        {'a': 2, 'b': 4}
     """
     if distribution == "global":
         return make_mask(random(tensors, generator), ratio=ratio, allow_empty=True)
     if distribution not in ("uniform", "erk"):
-        raise ValueError(f"allotment (got {distribution!r}), expected 'global', 'uniform' or 'erk'")
+        raise ValueError(f"distribution (got {distribution!r}), expected 'global', 'uniform' or 'erk'")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     counts = kept_counts(shapes, ratio, distribution)
     kept = {}
@@ -42,7 +62,20 @@ def random_mask(
 def kept_counts(
     shapes: Mapping[str, torch.Size], ratio: float, distribution: Literal["uniform", "erk"]
 ) -> dict[str, int]:
-    """How many entries of each tensor stay; together exactly n - floor(ratio n), rounding by largest remainder."""
+    """How many entries of each tensor stay; together exactly n - floor(ratio n), rounded by largest remainder.
+
+    Args:
+        shapes: shape of every tensor; n entries together.
+        ratio: share to prune.
+        distribution: as in `random_mask`.
+
+    Returns:
+        The counts by name.
+
+    Example:
+        >>> kept_counts({"conv": torch.Size([4, 3, 3, 3]), "head": torch.Size([2, 4])}, 0.5, "erk")
+        {'conv': 50, 'head': 8}
+    """
     total = sum(shape.numel() for shape in shapes.values())
     kept = total - pruned_count(total, ratio)
     if distribution == "uniform":
@@ -50,13 +83,27 @@ def kept_counts(
     else:
         shares = _erk_shares(shapes, kept)
     counts = {name: math.floor(share) for name, share in shares.items()}
-    for name in sorted(shares, key=lambda own: counts[own] - shares[own])[: kept - sum(counts.values())]:
+    for name in sorted(shares, key=lambda key: counts[key] - shares[key])[: kept - sum(counts.values())]:
         counts[name] += 1
     return counts
 
 
 def shuffled(mask: Mask, *, generator: torch.Generator, within: Literal["layer", "all"] = "layer") -> Mask:
-    """The same number of kept entries elsewhere: in each tensor ("layer"), or in all together ("all")."""
+    """As many kept entries elsewhere.
+
+    Args:
+        mask: the mask whose counts are taken.
+        generator: of the random order.
+        within: "layer": as many in each tensor; "all": in all tensors together.
+
+    Returns:
+        A mask of the same names and shapes.
+
+    Example:
+        >>> mask = Mask({"w": torch.tensor([True, True, False, False])})
+        >>> shuffled(mask, generator=torch.Generator().manual_seed(0)).kept
+        2
+    """
     if within == "layer":
         return Mask({name: kept.flatten()[_order(kept, generator)].view(kept.shape) for name, kept in mask.items()})
     flat = mask.flat()
@@ -69,14 +116,14 @@ def _order(kept: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _erk_shares(shapes: Mapping[str, torch.Size], kept: int) -> dict[str, float]:
-    """Entries (not rounded) of each tensor: eps * the sum of its sizes; what would be more than all of it is whole."""
-    whole: set[str] = set()
+    """Entries (not rounded) of each tensor: eps * the sum of its sizes, or all where that would be more."""
+    dense: set[str] = set()
     while True:
-        rest = {name: shape for name, shape in shapes.items() if name not in whole}
-        left = kept - sum(shapes[name].numel() for name in whole)
-        eps = left / sum(sum(shape) for shape in rest.values()) if rest else 0.0
+        rest = {name: shape for name, shape in shapes.items() if name not in dense}
+        budget = kept - sum(shapes[name].numel() for name in dense)
+        eps = budget / sum(sum(shape) for shape in rest.values()) if rest else 0.0
         over = {name for name, shape in rest.items() if eps * sum(shape) > shape.numel()}
         if not over:
             part = {name: eps * sum(shape) for name, shape in rest.items()}
             return {name: part.get(name, float(shape.numel())) for name, shape in shapes.items()}
-        whole |= over
+        dense |= over

@@ -16,14 +16,26 @@ from gebt.prune.tie_breaking import TieBreak, TieBreaker, ranks
 EntryScope = Literal["global", "layer"]
 Scope = Literal[EntryScope, "channel"]
 
-RADIX_FROM = 8192
-WAY_OUT = "use a lower ratio, min_keep, or scope='layer'"
+_RADIX_FROM = 8192
+_WAY_OUT = "use a lower ratio, min_keep, or scope='layer'"
 
 
 def pruned_count(size: int, ratio: float) -> int:
-    """Entries to prune: floor(ratio * size), exact for decimal ratios (0.29 of 100 is 29).
+    """Entries to prune: floor(ratio * size), exact for decimal ratios.
 
-    Raises `ValueError` for a ratio outside [0, 1).
+    Args:
+        size: number of entries.
+        ratio: prune ratio.
+
+    Returns:
+        The number of entries to prune.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1).
+
+    Example:
+        >>> pruned_count(100, 0.29), int(0.29 * 100)
+        (29, 28)
     """
     if not 0.0 <= ratio < 1.0:
         raise ValueError(f"prune ratio (got {ratio}), expected 0 <= ratio < 1")
@@ -40,24 +52,39 @@ def make_mask(
     tie_break: TieBreak | None = None,
     allow_empty: bool = False,
 ) -> Mask:
-    """The mask that removes exactly the floor(ratio * n) entries, or channels, of lowest score.
+    """The mask that prunes exactly the floor(ratio * n) entries, or channels, of lowest score.
 
-    `scope`: "global" ranks the entries of all tensors together, "layer" those of each alone (a floor for each).
-    "channel" ranks the channels of all tensors together and keeps all or none of a channel's entries, as `gebt.slim`
-    takes them out. A channel is a slice along dimension 0, what comes out of a layer (not so in transposed
-    convolutions, whose weights are [in, out, ...]: turn their scores, and the mask back); in one dimension, as of
-    batch-norm scales, every entry is one. Its score is the mean of its entries' scores: a sum would favor channels
-    that read many others. Leave out the layer whose channels are the network's outputs, and score the scales of batch
-    norms, not the weights before them, which leave their norm's shift behind.
-    `min_keep`: where tensors are ranked together, the ceil(least * n) entries, or channels, of highest score of every
-    tensor of n stay all the same, so that none is emptied by scores that are smaller throughout.
-    Equal scores are settled by `tie_break` (a `TieBreaker`, or ranks [n] of which the larger stays), else by one drawn from
-    `generator`, else by `TieBreaker(0)`; never by position. Raises `ValueError` for a ratio outside [0, 1), a NaN score,
-    an unknown scope, a `min_keep` outside [0, 1] or one that leaves fewer to prune than `ratio` asks for, or a tensor that
-    would lose every entry (unless `allow_empty`).
+    Channels: a slice along dimension 0, what comes out of a layer (not so in transposed convolutions, whose weights are
+    [in, out, ...]: transpose their scores, and the mask back); in one dimension, as of batch-norm scales, every entry
+    is one. The score of a channel is the mean of its entries' scores: a sum would favor channels that read many others.
+    Leave out the layer whose channels are the network's outputs, and score the scales of batch norms, not the weights
+    before them, which would leave the shift of their norm in the network.
 
-    >>> select({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
-    tensor([ True, False, False,  True])
+    Args:
+        scores: scores by name, larger = more worth keeping.
+        ratio: share to prune.
+        scope: "global" ranks the entries of all tensors together, "layer" those of each alone (a floor for each).
+            "channel" ranks the channels of all tensors together and keeps all or none of a channel's entries, as
+            `gebt.slim` takes them out.
+        min_keep: where tensors are ranked together, the ceil(min_keep * n) entries, or channels, of highest score of
+            every tensor of n stay in any case, so that none is emptied by scores that are smaller throughout.
+        generator: draws the order of ties, without `tie_break`.
+        tie_break: settles equal scores: a `TieBreaker`, or ranks [n] of which the larger stays. Without it and
+            `generator`: `TieBreaker(0)`. Position never decides.
+        allow_empty: a tensor may lose every entry.
+
+    Returns:
+        The mask, on the scores' devices.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1), a NaN score, an unknown scope, a `min_keep` outside [0, 1] or one that
+            leaves fewer to prune than `ratio` asks for, or a tensor that would lose every entry (unless `allow_empty`).
+
+    Example:
+        >>> make_mask({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, ratio=0.5)["w"]
+        tensor([ True, False, False,  True])
+        >>> make_mask({"w": torch.tensor([[3.0, 1.0], [2.0, 4.0]])}, ratio=0.5, scope="channel")["w"].tolist()
+        [[False, False], [True, True]]
     """
     if scope not in ("global", "layer", "channel"):
         raise ValueError(f"scope (got {scope!r}), expected 'global', 'layer' or 'channel'")
@@ -65,12 +92,12 @@ def make_mask(
         channels = {name: _channel_scores(score.detach()) for name, score in scores.items()}
         refuse_nan(channels)
         kept = _selected(channels, ratio, min_keep, together=True, generator=generator, tie_break=tie_break)
-        kept = {name: _expanded(own, scores[name].shape) for name, own in kept.items()}
+        kept = {name: _expanded(flags, scores[name].shape) for name, flags in kept.items()}
         way_out = "use a lower ratio, or allow_empty=True: gebt.slim keeps one channel of such a layer"
     else:
         refuse_nan(scores)
         kept = _selected(scores, ratio, min_keep, together=scope == "global", generator=generator, tie_break=tie_break)
-        way_out = WAY_OUT
+        way_out = _WAY_OUT
     mask = Mask(kept)
     if not allow_empty:
         check_no_layer_empty(mask, ratio, way_out)
@@ -92,7 +119,7 @@ def _selected(
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     if min_keep and together:
         flat = [_protected(score, min_keep, ties, start) for score, start in zip(flat, starts, strict=True)]
-        free, size = sum(_unprotected(own, min_keep) for own in sizes), sum(sizes)
+        free, size = sum(_unprotected(n, min_keep) for n in sizes), sum(sizes)
         if pruned_count(size, ratio) > free:
             raise ValueError(
                 f"prune ratio, min_keep (got {ratio}, {min_keep}), expected at most {free} of {size} to go"
@@ -114,7 +141,7 @@ def _protected(score: Tensor, min_keep: float, ties: _Ties, start: int) -> Tenso
 
 def _unprotected(size: int, min_keep: float) -> int:
     if not 0 <= min_keep <= 1:
-        raise ValueError(f"min_keep (got {min_keep}), expected 0 <= least <= 1")
+        raise ValueError(f"min_keep (got {min_keep}), expected 0 <= min_keep <= 1")
     return size - math.ceil(Decimal(str(float(min_keep))) * size)
 
 
@@ -132,15 +159,31 @@ def _expanded(kept: Tensor, shape: torch.Size) -> Tensor:
 
 
 def refuse_nan(scores: Mapping[str, Tensor]) -> None:
-    """Raises `ValueError` naming the first tensor that holds a NaN."""
+    """Refuses scores that are not numbers.
+
+    Args:
+        scores: scores by name.
+
+    Raises:
+        ValueError: naming the first tensor that holds a NaN.
+    """
     for name, score in scores.items():
         # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
         if bool(torch.isnan(score.sum())) and bool(torch.isnan(score).any()):
             raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
 
 
-def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = WAY_OUT) -> None:
-    """Raises `ValueError` naming the first tensor that the mask would empty, and the way out."""
+def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = _WAY_OUT) -> None:
+    """Refuses a mask that empties a tensor.
+
+    Args:
+        mask: the mask.
+        ratio: the prune ratio, for the message.
+        way_out: the advice at the end of the message.
+
+    Raises:
+        ValueError: naming the first tensor that the mask would empty.
+    """
     for name, kept in mask.items():
         if kept.numel() and not int(torch.count_nonzero(kept)):
             raise ValueError(
@@ -171,9 +214,20 @@ def _kept(score: Tensor, ratio: float, ties: _Ties, start: int = 0) -> Tensor:
 
 
 def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Which entries of `score` [n] stay when the `prune` lowest (at least 1) go, and the highest score that goes.
+    """Keeps all but the `prune` lowest scores.
 
-    `ranks_of` gives the ranks of tied entries by their numbers; it is called only when a tie has to be settled.
+    Args:
+        score: [n].
+        prune: how many entries go, at least 1.
+        ranks_of: gives the ranks of tied entries by their numbers; called only when a tie has to be settled.
+
+    Returns:
+        Which entries stay, [n] boolean, and the highest score that goes.
+
+    Example:
+        >>> kept, threshold = keep_highest(torch.tensor([3.0, 1.0, 2.0]), 2, lambda tied: tied)
+        >>> kept.tolist(), float(threshold)
+        ([True, False, False], 2.0)
     """
     threshold = _kth_smallest(score, prune)
     kept = score > threshold
@@ -187,10 +241,24 @@ def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]
 
 
 def keep_within(score: Tensor, group: Tensor, ratio: float, rank: Tensor) -> Tensor:
-    """Which entries [n] stay when of each group of m entries the floor(ratio * m) of lowest `score` go.
+    """Prunes the floor(ratio * m) lowest scores of each group of m entries.
 
-    `group` [n]: the number of each entry's group; of equal scores those of larger `rank` [n] stay. Raises `ValueError`
-    for a ratio outside [0, 1) or a NaN score.
+    Args:
+        score: [n].
+        group: [n] int64, the number of each entry's group.
+        ratio: share to prune of each group.
+        rank: [n]; of equal scores those of larger rank stay.
+
+    Returns:
+        Which entries stay, [n] boolean.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1) or a NaN score.
+
+    Example:
+        >>> score, group = torch.tensor([1.0, 2.0, 4.0, 3.0]), torch.tensor([0, 0, 1, 1])
+        >>> keep_within(score, group, 0.5, torch.arange(4))
+        tensor([False,  True,  True, False])
     """
     refuse_nan({"entries": score})
     by_score = rank.argsort()
@@ -204,21 +272,35 @@ def keep_within(score: Tensor, group: Tensor, ratio: float, rank: Tensor) -> Ten
     return place >= gone[group]
 
 
-def thinned(scores: Tensor, left: Tensor, prune: int, tie_break: TieBreak) -> Tensor:
-    """`left` [n] boolean without the `prune` entries of lowest score among those it has; ties by `tie_break`."""
+def thinned(scores: Tensor, kept: Tensor, prune: int, tie_break: TieBreak) -> Tensor:
+    """Prunes more entries of a mask: those of lowest score among the ones it keeps.
+
+    Args:
+        scores: [n].
+        kept: [n] boolean, which entries the mask keeps so far.
+        prune: how many of them go.
+        tie_break: settles equal scores.
+
+    Returns:
+        Which entries stay, [n] boolean.
+
+    Example:
+        >>> thinned(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([False, True, True]), 1, TieBreaker(0))
+        tensor([False, False,  True])
+    """
     if not prune:
-        return left
-    entries = left.nonzero().squeeze(1)
+        return kept
+    entries = kept.nonzero().squeeze(1)
     stays, _ = keep_highest(scores[entries], prune, lambda tied: ranks(tie_break, entries[tied]))
-    kept = torch.zeros_like(left)
-    kept[entries[stays]] = True
-    return kept
+    thinner = torch.zeros_like(kept)
+    thinner[entries[stays]] = True
+    return thinner
 
 
 def _kth_smallest(score: Tensor, k: int) -> Tensor:
     # One pass of a radix selection: bits of non-negative floats are ordered as the floats, so a histogram of their
     # upper half says in which bin the k-th smallest lies. Quickselect alone mispredicts every other branch.
-    if score.dtype != torch.float32 or score.numel() < RADIX_FROM or score.device.type != "cpu":
+    if score.dtype != torch.float32 or score.numel() < _RADIX_FROM or score.device.type != "cpu":
         return torch.kthvalue(score, k).values
     upper = score.view(torch.int32) >> 16
     if int(upper.min()) < 0:

@@ -1,4 +1,4 @@
-"""Selection over scores that never are in one place: part by part, in one process or many, and as exact as `make_mask`.
+"""Selection over scores that are never in one place: part by part, in one process or many, and as exact as `make_mask`.
 
 Histograms of the scores' bits, 16 at a time from the top, say which score is the last that goes; should more entries
 stand there than may go, histograms of their 64-bit ranks say which of them are the last. Parts are gone through once
@@ -19,17 +19,19 @@ from gebt.prune.tie_breaking import TieBreaker
 Part = tuple[Tensor, Tensor | int]
 Parts = Callable[[], Iterable[Part]]
 
-DIGIT = 16
-BINS = 1 << DIGIT
-LOWEST = -1 << (DIGIT - 1)  # of all digits at the top, which have the sign
+_DIGIT = 16
+_BINS = 1 << _DIGIT
+_LOWEST = -1 << (_DIGIT - 1)  # of all digits at the top, which have the sign
 
 
 @dataclass(frozen=True)
 class Cut:
     """Where pruning ends: at a score and, among the entries of that score, at a rank.
 
-    `key`: the score, as the integer that `keys_of` makes of it. `rank`: entries of that score and a larger rank stay;
-    None when none of them does.
+    Attributes:
+        key: the score, as an integer (`_keys_of`).
+        rank: entries of that score and a larger rank stay; None when none of them does.
+        tie_break: gives the ranks.
     """
 
     key: int
@@ -37,8 +39,16 @@ class Cut:
     tie_break: TieBreaker
 
     def keeps(self, scores: Tensor, entries: Tensor | int) -> Tensor:
-        """Which entries of a part stay, [c] boolean; `entries` as in `Part`."""
-        keys = keys_of(scores)
+        """Which entries of a part stay.
+
+        Args:
+            scores: of the part, [c].
+            entries: their numbers, [c], or the first of a run of them.
+
+        Returns:
+            [c] boolean.
+        """
+        keys = _keys_of(scores)
         kept = keys > self.key
         if self.rank is not None:
             tied = (keys == self.key).nonzero().squeeze(1)
@@ -49,36 +59,56 @@ class Cut:
 def keep_highest_in_parts(
     parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Which entries stay when the `prune` lowest of all parts go, part by part: what `make_mask` keeps.
+    """Which entries stay when the `prune` lowest of all parts go: what `make_mask` keeps, part by part.
 
-    Arguments and errors as of `find_cut`.
+    Args:
+        parts: as in `find_cut`.
+        prune: as in `find_cut`.
+        tie_break: as in `find_cut`.
+        total: as in `find_cut`.
 
-    >>> parts = lambda: [(torch.tensor([3.0, 1.0]), 0), (torch.tensor([2.0, 4.0]), 2)]
-    >>> list(keep_highest_in_parts(parts, 2, TieOrder(0)))
-    [tensor([ True, False]), tensor([False,  True])]
+    Returns:
+        A boolean tensor [c] for each part.
+
+    Raises:
+        ValueError: as `find_cut`.
+
+    Example:
+        >>> parts = lambda: [(torch.tensor([3.0, 1.0]), 0), (torch.tensor([2.0, 4.0]), 2)]
+        >>> list(keep_highest_in_parts(parts, 2, TieBreaker(0)))
+        [tensor([ True, False]), tensor([False,  True])]
     """
     cut = find_cut(parts, prune, tie_break, total)
     return (cut.keeps(scores, entries) for scores, entries in parts())
 
 
 def find_cut(parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[Tensor], Tensor] | None = None) -> Cut:
-    """The cut below which the `prune` lowest entries are, ties by `tie_break` of their numbers.
+    """The cut below which the `prune` lowest entries are.
 
-    `parts()` goes through the same parts each time: at least one, be it empty, all float32 or all float64, entries
-    numbered differently throughout. `total` adds a tensor of counts [n] int64 up over processes, each of which then
-    finds the same cut of all their parts; it is called equally often in each.
-    Raises `ValueError` for scores of another type, a NaN, and more to prune than there are entries.
+    Args:
+        parts: goes through the same parts at every call: at least one, be it empty, all float32 or all float64; no two
+            entries have the same number.
+        prune: how many entries go.
+        tie_break: settles equal scores by the numbers of the entries.
+        total: adds a tensor of counts [n] int64 up over processes, each of which then finds the same cut of all their
+            parts; called equally often in each. Default: one process.
+
+    Returns:
+        The cut.
+
+    Raises:
+        ValueError: for scores of another type, a NaN, and more to prune than there are entries.
     """
-    total = total or _alone
+    total = total or _unchanged
     kind = next(iter(parts()))[0].dtype
     if kind not in (torch.float32, torch.float64):
         raise ValueError(f"scores (got {kind}), expected torch.float32 or torch.float64")
     bits = 8 * kind.itemsize
 
     def keys() -> Iterator[Tensor]:
-        return (keys_of(scores) for scores, _ in parts())
+        return (_keys_of(scores) for scores, _ in parts())
 
-    counts = total(_histogram(keys(), LOWEST, bits - DIGIT))
+    counts = total(_histogram(keys(), _LOWEST, bits - _DIGIT))
     size, nan = int(counts.sum()), int(counts[-1])
     if nan:
         raise ValueError(f"scores (got NaN for {nan} of {size} entries), expected numbers; did the training diverge?")
@@ -86,20 +116,20 @@ def find_cut(parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[T
         raise ValueError(f"entries to prune (got {prune}), expected 0 to {size}")
     if not prune:
         return Cut(-1 << (bits - 1), None, tie_break)  # lower than the key of any number
-    key, prune, tied = _last(keys, counts, LOWEST, bits - DIGIT, prune, total)
+    key, prune, tied = _last(keys, counts, _LOWEST, bits - _DIGIT, prune, total)
     if prune == tied:
         return Cut(key, None, tie_break)
 
     def ranks() -> Iterator[Tensor]:
         for scores, entries in parts():
-            yield tie_break.of(_numbers((keys_of(scores) == key).nonzero().squeeze(1), entries))
+            yield tie_break.of(_numbers((_keys_of(scores) == key).nonzero().squeeze(1), entries))
 
-    counts = total(_histogram(ranks(), LOWEST, 64 - DIGIT))
-    return Cut(key, _last(ranks, counts, LOWEST, 64 - DIGIT, prune, total)[0], tie_break)
+    counts = total(_histogram(ranks(), _LOWEST, 64 - _DIGIT))
+    return Cut(key, _last(ranks, counts, _LOWEST, 64 - _DIGIT, prune, total)[0], tie_break)
 
 
-def keys_of(scores: Tensor) -> Tensor:
-    """Integers of the scores' own width [c] that are ordered as they are, NaN last of all: int32 or int64."""
+def _keys_of(scores: Tensor) -> Tensor:
+    """Integers of the scores' width [c] that are ordered as they are, NaN last of all: int32 or int64."""
     scores = scores.detach()
     # Adding 0 makes 0 of -0, which is equal to it but not in its bits.
     bits = (scores + 0.0).view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
@@ -111,13 +141,13 @@ def keys_of(scores: Tensor) -> Tensor:
 
 
 def _histogram(keys: Iterable[Tensor], first: int, shift: int) -> Tensor:
-    """[65536]: how many keys have the upper bits (`shift` are left out) `first`, `first` + 1, ..."""
-    counts = torch.zeros(BINS, dtype=torch.int64)
-    for own in keys:
-        digits = (own >> shift) - first
-        if shift + DIGIT < 8 * own.itemsize:
-            digits = digits[(digits >= 0) & (digits < BINS)]
-        counts += torch.bincount(digits, minlength=BINS)
+    """[65536]: how many keys have the upper bits (without the lowest `shift`) `first`, `first` + 1, ..."""
+    counts = torch.zeros(_BINS, dtype=torch.int64)
+    for part in keys:
+        digits = (part >> shift) - first
+        if shift + _DIGIT < 8 * part.itemsize:
+            digits = digits[(digits >= 0) & (digits < _BINS)]
+        counts += torch.bincount(digits, minlength=_BINS)
     return counts
 
 
@@ -139,7 +169,7 @@ def _last(
     prune -= int(ends[digit]) - here
     if prune == here or not shift:
         return ((first + digit + 1) << shift) - 1, prune, here
-    first, shift = (first + digit) << DIGIT, shift - DIGIT
+    first, shift = (first + digit) << _DIGIT, shift - _DIGIT
     return _last(keys, total(_histogram(keys(), first, shift)), first, shift, prune, total)
 
 
@@ -147,5 +177,5 @@ def _numbers(places: Tensor, entries: Tensor | int) -> Tensor:
     return places + entries if isinstance(entries, int) else entries[places].long()
 
 
-def _alone(counts: Tensor) -> Tensor:
+def _unchanged(counts: Tensor) -> Tensor:
     return counts

@@ -1,4 +1,7 @@
-"""SynFlow (Tanaka et al., NeurIPS 2020): pruning before training, without data and without collapsing a layer."""
+"""SynFlow: pruning at initialization, without data and without collapsing a layer.
+
+Source: Tanaka et al., NeurIPS 2020.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,29 @@ def synflow(
 ) -> dict[str, Tensor]:
     """s_i = |w_i| dR/d|w_i|, R the sum of the outputs of the network of absolute values for an input of ones.
 
-    `example`: a batch of one whose shape is taken; `mask`: entries already pruned score 0. Runs on a copy in `dtype`
-    and evaluation mode, so the model keeps its signs bit for bit; normalization is the identity there but for the
-    magnitudes of its scale and shift (statistics of data would decide the score). R is conserved: the scores of all
-    weights (and biases) between input and output sum to it at every layer of a network of linear parts and ReLUs.
-    Raises `ValueError` when no signal reaches the output (a layer has collapsed), or is not finite in `dtype`.
+    Runs on a copy in evaluation mode, so the model keeps its signs bit for bit; normalization is the identity there but
+    for the magnitudes of its scale and shift (statistics of data would decide the score). R is conserved: the scores of
+    all weights (and biases) between input and output sum to it at every layer of a network of linear parts and ReLUs.
+
+    Args:
+        model: the network, usually at initialization.
+        example: a batch of one, whose shape is taken.
+        mask: entries already pruned, which score 0.
+        dtype: what the copy computes in.
+
+    Returns:
+        Scores of the names and shapes of `prunable_weights`.
+
+    Raises:
+        ValueError: when no signal reaches the output (a layer has collapsed), or is not finite in `dtype`.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[-1.0, 2.0]]))
+        >>> synflow(layer, torch.zeros(1, 2))["weight"].tolist()
+        [[1.0, 2.0]]
     """
-    network = _linearised(model, dtype)
+    network = _linearized(model, dtype)
     weights = prunable_weights(network)
     if mask is not None:
         mask.apply_(dict(network.named_parameters()))
@@ -57,10 +76,29 @@ def synflow_mask(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Mask:
-    """The mask that removes floor(ratio n) weights in so many rounds, scored anew in each.
+    """The mask that prunes floor(ratio n) weights in several rounds, scored anew in each.
 
-    Round j = 1..rounds ends at density (1 - ratio)^(j / rounds), or, "linear", at 1 - ratio j / rounds. Ties by a
-    random order of `seed`. Raises `ValueError` as `synflow`, for rounds below 1 and for a ratio outside [0, 1).
+    Args:
+        model: as in `synflow`.
+        example: as in `synflow`.
+        ratio: share to prune in the end.
+        rounds: how many, at least 1.
+        schedule: "exponential": round j = 1..rounds ends at density (1 - ratio)^(j / rounds); "linear": at
+            1 - ratio j / rounds.
+        dtype: as in `synflow`.
+        seed: of the random order of ties.
+
+    Returns:
+        The mask over `prunable_weights`.
+
+    Raises:
+        ValueError: as `synflow`, for rounds below 1, another schedule, and a ratio outside [0, 1).
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> synflow_mask(model, torch.zeros(1, 2), ratio=0.75, rounds=4).kept
+        4
     """
     if rounds < 1 or schedule not in ("exponential", "linear"):
         raise ValueError(f"rounds, schedule (got {(rounds, schedule)}), expected at least 1, 'exponential' or 'linear'")
@@ -77,7 +115,7 @@ def synflow_mask(
 
 
 class _ScaleAndShift(nn.Module):
-    """What is left of a normalization: |scale| x + |shift| along its channels."""
+    """A normalization without its statistics: |scale| x + |shift| along its channels."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -86,8 +124,8 @@ class _ScaleAndShift(nn.Module):
         super().__init__()
         self.last = isinstance(norm, nn.LayerNorm)
         for name in ("weight", "bias"):
-            own = getattr(norm, name, None)
-            self.register_buffer(name, None if own is None else own.detach().abs().to(dtype))
+            parameter = getattr(norm, name, None)
+            self.register_buffer(name, None if parameter is None else parameter.detach().abs().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = [1, -1, *[1] * (x.dim() - 2)]
@@ -101,7 +139,7 @@ class _ScaleAndShift(nn.Module):
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def _linearised(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _linearized(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     network = copy.deepcopy(model).to(dtype).eval()
     if isinstance(network, _NORMS):
         raise ValueError(f"model {type(model).__name__} (got a normalization alone), expected a network with weights")

@@ -47,7 +47,7 @@ def pruned_entries(model: nn.Module, mask: Mask) -> torch.Tensor:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_pruned_weights_are_zero_after_every_step(model: nn.Module, mask: Mask, kind: str, weight_decay: float) -> None:
     optimizer = MAKERS[kind](model.parameters(), weight_decay)
-    for seed in range(3):  # momentum that is warm when the holding begins is what leaks elsewhere
+    for seed in range(3):  # momentum that is warm when the mask is first enforced is what leaks elsewhere
         step(model, optimizer, seed)
     enforce_mask(model, mask, optimizer)
     assert not pruned_entries(model, mask).any()
@@ -58,7 +58,7 @@ def test_pruned_weights_are_zero_after_every_step(model: nn.Module, mask: Mask, 
     assert all(not torch.equal(dict(model.named_parameters())[n][mask[n]], old) for n, old in kept.items())
 
 
-def test_a_state_dict_is_untouched_by_holding_and_keeps_the_zeros_through_a_file(model: nn.Module, mask: Mask) -> None:
+def test_a_state_dict_is_untouched_and_keeps_the_zeros_through_a_file(model: nn.Module, mask: Mask) -> None:
     names = list(model.state_dict())
     optimizer = MAKERS["adam"](model.parameters(), 0.0)
     enforce_mask(model, mask, optimizer)

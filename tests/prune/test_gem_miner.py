@@ -33,13 +33,13 @@ def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
 
 
 def mined(model: nn.Module, **changes: Any) -> Any:
-    given: dict[str, Any] = {"ratio": 0.9, "epochs": 21, "period": 5, **changes}
-    return gem_miner(model, batches, **given)
+    options: dict[str, Any] = {"ratio": 0.9, "epochs": 21, "period": 5, **changes}
+    return gem_miner(model, batches, **options)
 
 
 def test_counts_are_geometric_and_exact_and_weights_stay() -> None:
-    model, told = network(), []
-    result = mined(model, on_epoch=lambda epoch, loss: told.append((epoch, loss)))
+    model, reported = network(), []
+    result = mined(model, on_epoch=lambda epoch, loss: reported.append((epoch, loss)))
     total = result.mask.size
     expected = [(5 * j, total - int((1 - 0.1 ** (j / 4)) * total)) for j in (1, 2, 3)] + [
         (20, total - int(0.9 * total))
@@ -51,7 +51,7 @@ def test_counts_are_geometric_and_exact_and_weights_stay() -> None:
         before = dict(start.named_parameters())[name]
         torch.testing.assert_close(weight, before.sign() * (2 / before.shape[1]) ** 0.5)
     assert all(0 <= float(score.min()) <= float(score.max()) <= 1 for score in result.scores.values())
-    assert [epoch for epoch, _ in told] == list(range(1, 22))
+    assert [epoch for epoch, _ in reported] == list(range(1, 22))
     again = mined(network())
     assert again.mask == result.mask
 
@@ -96,13 +96,13 @@ def test_a_mined_ticket_beats_random_shuffled_and_inverted_ones() -> None:
     model = network()
     ticket = mined(model, ratio=0.97, epochs=41, regularization=1e-5)
     generator = torch.Generator().manual_seed(1)
-    controls = {
+    baselines = {
         "random": random_mask(prunable_weights(model), ratio=0.97, generator=generator),
         "inverted": inverted(ticket.mask, generator=generator),
     }
-    own = accuracy(model, ticket.mask)
-    for name, control in controls.items():
-        assert own > accuracy(model, control) + 0.05, name
+    of_ticket = accuracy(model, ticket.mask)
+    for name, baseline in baselines.items():
+        assert of_ticket > accuracy(model, baseline) + 0.05, name
 
 
 def test_inversion_keeps_the_counts_and_none_of_the_entries() -> None:

@@ -1,4 +1,4 @@
-"""Masks by chance: exact counts in every allotment, ERK by its formula, shuffles that keep what they say."""
+"""Random masks: exact counts in every distribution, ERK by its formula, shuffles that keep what they say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_counts_are_exact_and_draws_follow_the_generator(distribution: str, rati
         assert mask != drawn(1, ratio=ratio, distribution=distribution)
 
 
-def test_even_densities_are_even() -> None:
+def test_uniform_densities_are_equal() -> None:
     mask = drawn(distribution="uniform")
     for kept in mask.values():
         assert int(kept.sum()) == pytest.approx(0.13 * kept.numel(), abs=1)
@@ -48,14 +48,14 @@ def test_erk_densities_follow_the_sizes_and_are_at_most_one() -> None:
 
 def test_shuffles_keep_counts_by_tensor_or_in_all() -> None:
     mask, generator = drawn(distribution="erk"), torch.Generator().manual_seed(1)
-    own = shuffled(mask, generator=generator)
-    assert {name: int(kept.sum()) for name, kept in own.items()} == {n: int(k.sum()) for n, k in mask.items()}
-    assert own != mask
+    by_layer = shuffled(mask, generator=generator)
+    assert {name: int(kept.sum()) for name, kept in by_layer.items()} == {n: int(k.sum()) for n, k in mask.items()}
+    assert by_layer != mask
     everywhere = shuffled(mask, generator=generator, within="all")
     assert everywhere.kept == mask.kept
     assert int(everywhere["wide"].sum()) != int(mask["wide"].sum())
 
 
-def test_another_allotment_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"allotment \(got 'fair'\), expected 'global', 'uniform' or 'erk'"):
+def test_another_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"distribution \(got 'fair'\), expected 'global', 'uniform' or 'erk'"):
         drawn(distribution="fair")

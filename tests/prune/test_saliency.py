@@ -67,9 +67,9 @@ def test_grasp_is_the_weight_times_hessian_times_gradient() -> None:
     blocks = torch.autograd.functional.hessian(loss, tuple(weights))
     rows = [torch.cat([b.reshape(w.numel(), -1) for b in row], 1) for row, w in zip(blocks, weights, strict=True)]
     expected = torch.cat([w.flatten() for w in weights]).detach() * (torch.cat(rows) @ gradient)
-    found = torch.cat([score.flatten() for score in grasp(model, [data]).values()])
-    torch.testing.assert_close(found, (expected / (expected.sum().abs() + 1e-10)).detach())
-    assert float(found.min()) < 0
+    scores = torch.cat([score.flatten() for score in grasp(model, [data]).values()])
+    torch.testing.assert_close(scores, (expected / (expected.sum().abs() + 1e-10)).detach())
+    assert float(scores.min()) < 0
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -109,7 +109,7 @@ def test_layers_of_any_kind_have_one_call(score: Any) -> None:
     expected = {"grouped.weight", "depthwise.weight", "transposed.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0"}
     expected |= {"attention.in_proj_weight", "attention.out_proj.weight", "head.weight"}
     assert set(scores) == expected
-    assert all(bool(torch.isfinite(own).all()) for own in scores.values())
+    assert all(bool(torch.isfinite(score).all()) for score in scores.values())
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -13,8 +13,8 @@ from gebt.prune.schedule import at_rate, cubic, cyclic, geometric, levels_at, li
 def test_geometric_levels_remove_equal_shares_of_what_is_left() -> None:
     ratios = geometric(0.9, 4)
     assert ratios[-1] == 0.9
-    left = [1.0, *(1 - ratio for ratio in ratios)]
-    assert [after / before for before, after in pairwise(left)] == pytest.approx([0.1**0.25] * 4)
+    kept = [1.0, *(1 - ratio for ratio in ratios)]
+    assert [after / before for before, after in pairwise(kept)] == pytest.approx([0.1**0.25] * 4)
     assert geometric(0.3, 1) == [0.3]
     assert geometric(0.0, 2) == [0.0, 0.0]
 
@@ -22,8 +22,8 @@ def test_geometric_levels_remove_equal_shares_of_what_is_left() -> None:
 def test_even_levels_remove_equal_shares_of_all() -> None:
     ratios = linear(0.9, 9)
     assert ratios == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    left = [1.0, *(1 - ratio for ratio in ratios)]
-    assert [1 - after / before for before, after in pairwise(left)] == pytest.approx(
+    kept = [1.0, *(1 - ratio for ratio in ratios)]
+    assert [1 - after / before for before, after in pairwise(kept)] == pytest.approx(
         [1 / parts for parts in range(10, 1, -1)]
     )
     assert linear(0.3, 1) == [0.3]
@@ -45,18 +45,18 @@ def test_levels_come_nearest_to_a_rate(rate: float, ratio: float, levels: int) -
 
 
 def test_cubic_is_the_formula_between_and_constant_outside() -> None:
-    given: dict[str, Any] = {"ratio": 0.8, "begin": 10, "end": 20, "initial": 0.2}
-    assert [cubic(step, **given) for step in (0, 10)] == [0.2, 0.2]
-    assert [cubic(step, **given) for step in (20, 99)] == [0.8, 0.8]
-    assert cubic(15, **given) == pytest.approx(0.8 - 0.6 / 8)
-    values = [cubic(step, **given) for step in range(10, 21)]
+    options: dict[str, Any] = {"ratio": 0.8, "begin": 10, "end": 20, "initial": 0.2}
+    assert [cubic(step, **options) for step in (0, 10)] == [0.2, 0.2]
+    assert [cubic(step, **options) for step in (20, 99)] == [0.8, 0.8]
+    assert cubic(15, **options) == pytest.approx(0.8 - 0.6 / 8)
+    values = [cubic(step, **options) for step in range(10, 21)]
     rises = [after - before for before, after in pairwise(values)]
     assert all(first > second > 0 for first, second in pairwise(rises))
 
 
 def test_cycles_start_low_and_the_last_one_stays() -> None:
-    given: dict[str, Any] = {"ratio": 0.6, "period": 10, "cycles": 3, "lowest": 0.1}
-    values = [cyclic(step, **given) for step in range(40)]
+    options: dict[str, Any] = {"ratio": 0.6, "period": 10, "cycles": 3, "lowest": 0.1}
+    values = [cyclic(step, **options) for step in range(40)]
     assert [values[step] for step in (0, 10, 20)] == [0.1] * 3
     assert values[30:] == [0.6] * 10
     assert values[:10] == values[10:20] == values[20:30]

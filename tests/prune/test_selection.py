@@ -215,8 +215,8 @@ def test_scope_channel_ranks_the_means_of_channels_of_all_tensors_together() -> 
     }
     for ratio, kept in expected.items():
         mask = make_mask(scores, ratio=ratio, scope="channel", allow_empty=True)
-        assert {name: own.shape for name, own in mask.items()} == {name: own.shape for name, own in scores.items()}
-        assert tuple(channels_kept(own) for own in mask.values()) == kept
+        assert mask.shapes == {name: score.shape for name, score in scores.items()}
+        assert tuple(channels_kept(tensor) for tensor in mask.values()) == kept
 
 
 @given(
@@ -232,7 +232,7 @@ def test_scope_channel_keeps_what_a_stable_sort_of_the_means_keeps(
     means = torch.cat([score.reshape(score.shape[0], -1).mean(1) for score in scores.values()])
     order = torch.randperm(len(means), generator=seeded(seed))
     mask = make_mask(scores, ratio=ratio, scope="channel", tie_break=order, allow_empty=True)
-    kept = [own for tensor in mask.values() for own in channels_kept(tensor)]
+    kept = [flag for tensor in mask.values() for flag in channels_kept(tensor)]
     assert kept == kept_by_stable_sort(means, order, pruned_count(len(means), ratio))
 
 
@@ -254,7 +254,7 @@ def test_channels_of_half_precision_and_of_numbers_without_fraction_are_ranked_e
 def test_scope_channel_takes_numbers_and_tensors_without_entries() -> None:
     scores = {"number": torch.tensor(5.0), "none": torch.ones(3, 0), "w": torch.tensor([[1.0, 1.0], [9.0, 9.0]])}
     mask = make_mask(scores, ratio=0.4, scope="channel")
-    assert {name: own.shape for name, own in mask.items()} == {name: own.shape for name, own in scores.items()}
+    assert mask.shapes == {name: score.shape for name, score in scores.items()}
     assert bool(mask["number"])
     assert channels_kept(mask["w"]) == [False, True]
 
@@ -280,7 +280,7 @@ def test_a_mask_of_channels_is_what_slim_takes_out() -> None:
     x = torch.randn(2, 3, 8, 8, generator=seeded())
     small = slim(network, mask, example=x)
     convolutions = [layer for layer in small.modules() if isinstance(layer, nn.Conv2d)]
-    assert [layer.out_channels for layer in convolutions] == [sum(channels_kept(own)) for own in mask.values()]
+    assert [layer.out_channels for layer in convolutions] == [sum(channels_kept(tensor)) for tensor in mask.values()]
     assert convolutions[0].out_channels + convolutions[1].out_channels == 24 - 7
     torch.testing.assert_close(small(x), masked_channels(network, mask)(x))
 
@@ -328,7 +328,7 @@ def test_a_share_that_stays_is_settled_by_the_same_order() -> None:
 @pytest.mark.parametrize(
     ("min_keep", "message"),
     [
-        (1.5, r"min_keep \(got 1\.5\), expected 0 <= least <= 1"),
+        (1.5, r"min_keep \(got 1\.5\), expected 0 <= min_keep <= 1"),
         (0.8, r"\(got 0\.5, 0\.8\), expected at most 4 of 20"),
     ],
 )

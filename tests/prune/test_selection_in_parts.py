@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gebt.prune import make_mask
 from gebt.prune.selection import pruned_count
-from gebt.prune.selection_in_parts import Part, Parts, find_cut, keep_highest_in_parts, keys_of
+from gebt.prune.selection_in_parts import Part, Parts, _keys_of, find_cut, keep_highest_in_parts
 from gebt.prune.tie_breaking import TieBreaker
 
 FEW = [0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, 1e-45, 5e-324, -1e-40, 1.0000001, 1.0 + 2**-40]
@@ -66,12 +66,12 @@ def test_entries_may_lie_in_any_part_and_order_if_they_know_their_numbers(
     numbers = [shuffled[owner[shuffled] == shard] for shard in range(shards)]
 
     def parts() -> list[Part]:
-        return [(scores[own], own.int()) for own in numbers]
+        return [(scores[part], part.int()) for part in numbers]
 
     kept = torch.zeros(len(values), dtype=torch.bool)
     prune = pruned_count(len(values), ratio)
-    for own, stays in zip(numbers, keep_highest_in_parts(parts, prune, order), strict=True):
-        kept[own] = stays
+    for part, stays in zip(numbers, keep_highest_in_parts(parts, prune, order), strict=True):
+        kept[part] = stays
     assert torch.equal(kept, kept_by_select(scores, ratio, order))
 
 
@@ -95,7 +95,7 @@ class ByNumber(TieBreaker):
 
 
 @given(values=st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=64), ratio=st.sampled_from(RATIOS))
-def test_ranks_that_are_close_are_told_apart(values: list[float], ratio: float) -> None:
+def test_ranks_that_are_close_are_distinguished(values: list[float], ratio: float) -> None:
     scores, order = torch.tensor(values), ByNumber(0)
     kept = torch.cat(list(keep_highest_in_parts(in_runs(scores, [7]), pruned_count(len(values), ratio), order)))
     assert torch.equal(kept, kept_by_select(scores, ratio, order))
@@ -104,7 +104,7 @@ def test_ranks_that_are_close_are_told_apart(values: list[float], ratio: float) 
 @given(values=st.lists(numbers, min_size=2, max_size=40), kind=KINDS)
 def test_keys_are_ordered_as_the_scores(values: list[float], kind: torch.dtype) -> None:
     scores = torch.tensor(values, dtype=kind)
-    keys = keys_of(scores)
+    keys = _keys_of(scores)
     assert torch.equal(keys.unsqueeze(0) < keys.unsqueeze(1), scores.unsqueeze(0) < scores.unsqueeze(1))
 
 
@@ -113,11 +113,11 @@ def test_processes_that_add_up_their_histograms_find_the_same_cut(ratio: float) 
     scores, order = torch.tensor([2.0, 1.0, 1.0, 0.0, -0.0, 1.0, 3.0, 1.0]), TieBreaker(3)
     halves = [scores[:2], scores[2:]]
     passes: list[Tensor] = []
-    find_cut(lambda: [(scores, 0)], pruned_count(8, ratio), order, total=lambda own: passes.append(own) or own)
+    find_cut(lambda: [(scores, 0)], pruned_count(8, ratio), order, total=lambda counts: passes.append(counts) or counts)
 
-    def of_both(own: Tensor) -> Tensor:
+    def of_both(counts: Tensor) -> Tensor:
         of_all = passes[len(seen)]
-        seen.append(own)
+        seen.append(counts)
         return of_all
 
     both = []

@@ -26,8 +26,8 @@ def by_definition(seed: int, entry: int) -> int:
 
 @given(seed=SEEDS, entries=st.lists(st.integers(0, 2**40), min_size=2, max_size=9))
 def test_ranks_are_ordered_as_the_unsigned_numbers_of_the_definition(seed: int, entries: list[int]) -> None:
-    found = TieBreaker(seed).of(torch.tensor(entries))
-    assert [int(rank) + 2**63 for rank in found] == [by_definition(seed, entry) for entry in entries]
+    ranked = TieBreaker(seed).of(torch.tensor(entries))
+    assert [int(rank) + 2**63 for rank in ranked] == [by_definition(seed, entry) for entry in entries]
 
 
 def test_no_two_entries_share_a_rank_and_seeds_differ() -> None:
