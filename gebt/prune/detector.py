@@ -16,7 +16,7 @@ Criterion = Literal["sum", "weights", "edges"]
 Compare = Literal["previous", "window"]
 
 
-def mask_distance(a: Mask, b: Mask, per: Normalization = "hamming") -> float:
+def mask_distance(a: Mask, b: Mask, normalization: Normalization = "hamming") -> float:
     """Hamming distance h of two masks of n entries, normalized.
 
     Args:
@@ -41,7 +41,7 @@ def mask_distance(a: Mask, b: Mask, per: Normalization = "hamming") -> float:
         (0.5, 1.0)
     """
     moved = _moved(a, b)
-    if per != "exchanged":
+    if normalization != "exchanged":
         return moved / a.size if a.size else 0.0
     reachable = 2 * min(a.kept, a.size - a.kept)
     return moved / reachable if reachable else float(moved > 0)

@@ -141,7 +141,7 @@ class _Miner:
     ) -> None:
         self.model, self.weights, self.loss, self.regularization = model, weights, loss, regularization
         generator = torch.Generator().manual_seed(seed)
-        self.tie_break = TieBreaker.drawn(generator)
+        self.tie_break = TieBreaker.from_generator(generator)
         drawn = {name: torch.rand(weight.shape, generator=generator).to(weight) for name, weight in weights.items()}
         self.scores = {name: nn.Parameter(score) for name, score in drawn.items()}
         self.alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}

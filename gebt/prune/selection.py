@@ -202,7 +202,7 @@ class _Ties:
 
     def of(self, entries: Tensor) -> Tensor:
         if self._tie_break is None:
-            self._tie_break = TieBreaker(0) if self._generator is None else TieBreaker.drawn(self._generator)
+            self._tie_break = TieBreaker(0) if self._generator is None else TieBreaker.from_generator(self._generator)
         return ranks(self._tie_break, entries)
 
 

@@ -31,7 +31,7 @@ class TieBreaker:
         self.start = _mixed((seed + GOLDEN) & ALL)
 
     @staticmethod
-    def drawn(generator: torch.Generator) -> TieBreaker:
+    def from_generator(generator: torch.Generator) -> TieBreaker:
         """An order of a random seed.
 
         Args:

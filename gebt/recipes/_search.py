@@ -96,13 +96,13 @@ class _Search:
         self.values = torch.ones(graph.num_pairs, device=graph.pairs.device, requires_grad=self.train_edges)
         ties = torch.Generator().manual_seed(seed)
         # One order for all draws of the search: ties settled anew each epoch would look like moving masks.
-        self.edge_order, self.weight_order = TieBreaker.drawn(ties), TieBreaker.drawn(ties)
-        place = (graph.pairs, graph.num_nodes, self.edge_order)
+        self.edge_tie_break, self.weight_tie_break = TieBreaker.from_generator(ties), TieBreaker.from_generator(ties)
+        place = (graph.pairs, graph.num_nodes, self.edge_tie_break)
         self.similarity = Similarity(*place) if by_similarity and edge_ratio else None
         weight = LocalDegree(*place).weight if settings.edge_score == "local_degree" else None
-        self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, tie_break=self.edge_order, weight=weight)
+        self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, tie_break=self.edge_tie_break, weight=weight)
         self.weight_drawing = Drawing(
-            self.weights, ratio=weight_ratio, scope=settings.scope, tie_break=self.weight_order
+            self.weights, ratio=weight_ratio, scope=settings.scope, tie_break=self.weight_tie_break
         )
 
     def draw(self) -> tuple[Mask, Mask]:
@@ -113,7 +113,7 @@ class _Search:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
             scores = {EDGES: self.edge_scores(self.similarity)}
-            edge_mask = make_mask(scores, ratio=self.ratios["edge_ratio"], tie_break=self.edge_order, allow_empty=True)
+            edge_mask = make_mask(scores, ratio=self.ratios["edge_ratio"], tie_break=self.edge_tie_break, allow_empty=True)
         return self.draw_weights(), edge_mask
 
     def draw_weights(self) -> Mask:
@@ -121,7 +121,7 @@ class _Search:
         if self.structured:
             return self.draw_units()
         if self.settings.weight_structure == "2:4":
-            return two_of_four(magnitude(self.weights), self.weight_order)
+            return two_of_four(magnitude(self.weights), self.weight_tie_break)
         return self.weight_drawing.draw(self.weights)
 
     def edge_scores(self, similarity: Similarity) -> Tensor:

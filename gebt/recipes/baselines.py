@@ -212,5 +212,5 @@ def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -
     scores = random({EDGES: torch.empty(graph.num_pairs)}, generator)
     if isinstance(graph, GraphClassificationFold):
         # As many of each graph as an edge scorer takes.
-        return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieBreaker.drawn(generator))})
+        return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieBreaker.from_generator(generator))})
     return make_mask(scores, ratio=edge_ratio)

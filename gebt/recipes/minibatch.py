@@ -180,9 +180,9 @@ class _Search:
         self.initial, self.detector = copy_state(model), settings.detector()
         ties = torch.Generator().manual_seed(seed)
         self.graph = adjacency_of(batched.plan.sampler.edges)
-        self.edge_order, weight_order = TieBreaker.drawn(ties), TieBreaker.drawn(ties)
+        self.edge_tie_break, weight_tie_break = TieBreaker.from_generator(ties), TieBreaker.from_generator(ties)
         self.weights = prunable_weights(model)
-        self.weight_drawing = Drawing(self.weights, ratio=ratios[1], scope=settings.scope, tie_break=weight_order)
+        self.weight_drawing = Drawing(self.weights, ratio=ratios[1], scope=settings.scope, tie_break=weight_tie_break)
         self.values = EdgeValueStore(
             batched.source.num_pairs,
             learning_rate=settings.edge_learning_rate,
@@ -219,7 +219,7 @@ class _Search:
         return self._ticket()
 
     def _draw(self, epoch: int, on_draw: Callable[[int, Mask, Mask], None] | None) -> bool:
-        edge_mask = self.values.draw(self.ratios["edge_ratio"], self.edge_order, self.weight)
+        edge_mask = self.values.draw(self.ratios["edge_ratio"], self.edge_tie_break, self.weight)
         self.drawn = (self.weight_drawing.draw(self.weights), edge_mask)
         stop = self.detector.update(*self.drawn)
         drawn = digest(*self.drawn, self.detector.trajectory)
@@ -243,7 +243,7 @@ class _Search:
     def _local_degree(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
         """w of `LocalDegree` by the numbers of pairs; the same in every draw, and stored where the values are."""
         degrees = self.graph.degrees(torch.arange(self.graph.num_nodes))
-        local_degree = LocalDegreeInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_order)
+        local_degree = LocalDegreeInParts(lambda: runs_of_pairs(self.graph, RUN), degrees, self.edge_tie_break)
         weight = MappedArray(self.graph.num_pairs, torch.float32, folder)
         for numbers, pairs in runs_of_pairs(self.graph, RUN):
             first, end = int(numbers[0]), int(numbers[-1]) + 1

@@ -145,7 +145,7 @@ def run(
     """
     settings = settings or SgcnSettings()
     generator = torch.Generator().manual_seed(seed)
-    edge_tie_break, weight_tie_break = TieBreaker.drawn(generator), TieBreaker.drawn(generator)
+    edge_tie_break, weight_tie_break = TieBreaker.from_generator(generator), TieBreaker.from_generator(generator)
     initial, weights = copy_state(model), prunable_weights(model)
     blank = {EDGES: torch.zeros(graph.num_pairs)}
     # So that a bad ratio is refused before any training.

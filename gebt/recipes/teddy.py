@@ -102,7 +102,7 @@ def run(
     settings = settings or TeddySettings()
     check_classes(graph, "TEDDY's distillation")
     pruned_count(1, weight_ratio)
-    tie_break = TieBreaker.drawn(torch.Generator().manual_seed(seed))
+    tie_break = TieBreaker.from_generator(torch.Generator().manual_seed(seed))
     scores = {EDGES: degree_score(graph.pairs, graph.num_nodes)}
     edge_mask = make_mask(scores, ratio=edge_ratio, tie_break=tie_break, allow_empty=True)
     initial = copy_state(model)

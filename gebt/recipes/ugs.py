@@ -160,7 +160,7 @@ class _Work:
     ) -> None:
         self.model, self.graph, self.settings, self.seed, self.on_epoch = model, graph, settings, seed, on_epoch
         self.generator = torch.Generator().manual_seed(seed)
-        self.tie_break = TieBreaker.drawn(self.generator)
+        self.tie_break = TieBreaker.from_generator(self.generator)
         self.initial, self.weights = copy_state(model), prunable_weights(model)
         pairs = graph.pairs
         self.ends = torch.cat((pairs, pairs.flip(0)), 1) if settings.directed else pairs

@@ -46,7 +46,7 @@ def test_the_order_of_neighbors_is_a_fair_coin() -> None:
 
 def test_an_order_drawn_is_that_of_its_generator_and_shapes_are_kept() -> None:
     entries = torch.arange(12).view(3, 4)
-    one, same, other = (TieBreaker.drawn(torch.Generator().manual_seed(s)).of(entries) for s in (1, 1, 2))
+    one, same, other = (TieBreaker.from_generator(torch.Generator().manual_seed(s)).of(entries) for s in (1, 1, 2))
     assert one.shape == (3, 4)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

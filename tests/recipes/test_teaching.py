@@ -51,7 +51,7 @@ def test_the_ticket_is_drawn_from_the_network_of_the_best_validation_epoch(spars
     history = fit(twin, NodeTask(sparse), [adam(twin, TAUGHT.training())], TAUGHT.max_epochs, seed=5)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
     assert (ticket.epoch_drawn, ticket.provenance["epochs"], ticket.fired) == (history.best_epoch, 12, False)
-    order = TieBreaker.drawn(torch.Generator().manual_seed(5))
+    order = TieBreaker.from_generator(torch.Generator().manual_seed(5))
     scores = Similarity(sparse.pairs, sparse.num_nodes, order)(logits_of(twin, sparse).softmax(1))
     assert ticket.edge_mask == make_mask({EDGES: scores}, ratio=0.4, tie_break=order)
     assert ticket.soft_labels is not None
