@@ -22,7 +22,7 @@ def mask_distance(a: Mask, b: Mask, normalization: Normalization = "hamming") ->
     Args:
         a: a mask; k is the number of entries it keeps.
         b: a mask of the same names and shapes.
-        per: "hamming": h / n, the share of all entries that differ, in [0, 1].
+        normalization: "hamming": h / n, the share of all entries that differ, in [0, 1].
             "exchanged": h / (2 min(k, n - k)), the share of the kept (or, when more than half is kept, of the pruned)
             set that was exchanged. Two masks of equal count span all of [0, 1], so one threshold means the same at
             every prune ratio. 0 when nothing, or everything, is pruned in both.
@@ -70,7 +70,7 @@ class EarlyBird:
     Args:
         threshold: the distance that counts as small, above 0.
         window: how many distances in a row must be small, at least 1.
-        normalization: as `per` of `mask_distance`; "relative_to_first" divides every distance by the first non-zero
+        normalization: as in `mask_distance`; "relative_to_first" divides every distance by the first non-zero
             one of its kind (weights or edges).
         criterion: what must be small: "sum" (d_w + d_g), "weights" (d_w) or "edges" (d_g).
         warmup: the first draws are recorded but do not count, so the earliest possible firing is draw
