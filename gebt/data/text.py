@@ -74,7 +74,9 @@ class Texts:
         """
         count = int(fraction * len(self))
         if not 0 < count < len(self):
-            raise ValueError(f"fraction (got {fraction} of {len(self)} texts), expected one that leaves both parts some")
+            raise ValueError(
+                f"fraction (got {fraction} of {len(self)} texts), expected one that leaves both parts some"
+            )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[:count]), self.take(order[count:])
 

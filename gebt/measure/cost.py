@@ -45,21 +45,6 @@ def macs_paper(*, nodes: int, pairs: float, features: int, weights: float, depth
     return heads * (depth * pairs * features + nodes * weights)
 
 
-def weight_entries(features: int, hidden: int, classes: int, depth: int = 2) -> int:
-    """Entries of the weight matrices of a network of L = `depth` layers: F H + (L - 2) H^2 + H C (F C for one)."""
-    if depth == 1:
-        return features * classes
-    return features * hidden + (depth - 2) * hidden**2 + hidden * classes
-
-
-def macs_paper_sampled(*, nodes: int, weights: float, neighbors: int) -> float:
-    """The convention's cost of a sampling network (GraphSAGE, FastGCN): r N W, r sampled `neighbors` of a node in all.
-
-    r is 100 for GraphSAGE on the citation sets (10 a layer, two layers), 1000 on PPI and Reddit. Edges are free.
-    """
-    return neighbors * nodes * weights
-
-
 def flops_executed(work: Callable[[], object]) -> int:
     """Flops (2 a multiply-add) of the products that `work` runs: dense ones by shape, sparse ones by their entries."""
     with FlopCounterMode(display=False) as counter:

@@ -56,32 +56,6 @@ class Cut:
         return kept
 
 
-def keep_highest_in_parts(
-    parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[Tensor]:
-    """Which entries stay when the `prune` lowest of all parts go: what `make_mask` keeps, part by part.
-
-    Args:
-        parts: as in `find_cut`.
-        prune: as in `find_cut`.
-        tie_break: as in `find_cut`.
-        total: as in `find_cut`.
-
-    Returns:
-        A boolean tensor [c] for each part.
-
-    Raises:
-        ValueError: as `find_cut`.
-
-    Example:
-        >>> parts = lambda: [(torch.tensor([3.0, 1.0]), 0), (torch.tensor([2.0, 4.0]), 2)]
-        >>> list(keep_highest_in_parts(parts, 2, TieBreaker(0)))
-        [tensor([ True, False]), tensor([False,  True])]
-    """
-    cut = find_cut(parts, prune, tie_break, total)
-    return (cut.keeps(scores, entries) for scores, entries in parts())
-
-
 def find_cut(parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[Tensor], Tensor] | None = None) -> Cut:
     """The cut below which the `prune` lowest entries are.
 
@@ -98,6 +72,12 @@ def find_cut(parts: Parts, prune: int, tie_break: TieBreaker, total: Callable[[T
 
     Raises:
         ValueError: for scores of another type, a NaN, and more to prune than there are entries.
+
+    Example:
+        >>> parts = [(torch.tensor([3.0, 1.0]), 0), (torch.tensor([2.0, 4.0]), 2)]
+        >>> cut = find_cut(lambda: parts, 2, TieBreaker(0))
+        >>> [cut.keeps(scores, entries).tolist() for scores, entries in parts]
+        [[True, False], [False, True]]
     """
     total = total or _unchanged
     kind = next(iter(parts()))[0].dtype

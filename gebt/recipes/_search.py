@@ -100,7 +100,9 @@ class _Search:
         place = (graph.pairs, graph.num_nodes, self.edge_tie_break)
         self.similarity = Similarity(*place) if by_similarity and edge_ratio else None
         weight = LocalDegree(*place).weight if settings.edge_score == "local_degree" else None
-        self.edge_drawing = Drawing({EDGES: self.values}, ratio=edge_ratio, tie_break=self.edge_tie_break, weight=weight)
+        self.edge_drawing = Drawing(
+            {EDGES: self.values}, ratio=edge_ratio, tie_break=self.edge_tie_break, weight=weight
+        )
         self.weight_drawing = Drawing(
             self.weights, ratio=weight_ratio, scope=settings.scope, tie_break=self.weight_tie_break
         )
@@ -113,7 +115,9 @@ class _Search:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
             scores = {EDGES: self.edge_scores(self.similarity)}
-            edge_mask = make_mask(scores, ratio=self.ratios["edge_ratio"], tie_break=self.edge_tie_break, allow_empty=True)
+            edge_mask = make_mask(
+                scores, ratio=self.ratios["edge_ratio"], tie_break=self.edge_tie_break, allow_empty=True
+            )
         return self.draw_weights(), edge_mask
 
     def draw_weights(self) -> Mask:

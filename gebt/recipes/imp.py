@@ -117,7 +117,10 @@ class _Levels:
         self.model, self.graph, self.ratios = model, graph, ratios
         self.settings, self.seed, self.on_epoch = settings, seed, on_epoch
         generator = torch.Generator().manual_seed(seed)
-        self.edge_tie_break, self.weight_tie_break = TieBreaker.from_generator(generator), TieBreaker.from_generator(generator)
+        self.edge_tie_break, self.weight_tie_break = (
+            TieBreaker.from_generator(generator),
+            TieBreaker.from_generator(generator),
+        )
         self.pairs = torch.ones(graph.num_pairs, dtype=torch.bool, device=graph.pairs.device)
         self.kept = Mask.ones(prunable_weights(model))
         self.initial = copy_state(model)

@@ -234,11 +234,8 @@ class _Search:
         if processes.count == 1:
             return None
         parts = plan.clusters if plan.settings.strategy == "cluster" else torch.arange(source.num_nodes)
-        count = int(parts.max()) + 1
-        owner = torch.empty(source.num_pairs, dtype=torch.int16)
-        for numbers, pairs in runs_of_pairs(self.graph, RUN):
-            owner[numbers] = (parts[pairs[0]] * processes.count // count).short()
-        return Shards(owner, rank=processes.rank, world=processes.count)
+        runs = runs_of_pairs(self.graph, RUN)
+        return Shards.by_smaller_end(runs, source.num_pairs, parts, rank=processes.rank, world=processes.count)
 
     def _local_degree(self, folder: Path | None) -> Callable[[Tensor], Tensor]:
         """w of `LocalDegree` by the numbers of pairs; the same in every draw, and stored where the values are."""

@@ -5,7 +5,8 @@ Tensors alone are sent, by `torch.distributed`; with one process nothing is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -41,18 +42,33 @@ class Shards:
 
     @staticmethod
     def by_smaller_end(
-        pairs: Tensor, parts: Tensor, *, rank: int, world: int, group: ProcessGroup | None = None
+        runs: Iterable[tuple[Any, Tensor]],
+        num_pairs: int,
+        parts: Tensor,
+        *,
+        rank: int,
+        world: int,
+        group: ProcessGroup | None = None,
     ) -> Shards:
-        """The owner of a pair [2, P] is that of the part of its smaller end; processes own runs of parts.
+        """The owner of a pair is that of the part of its smaller end; processes own runs of parts.
 
-        `parts` [N]: part 0..count-1 of every node (`gebt.graph.batches`); part i belongs to process
-        i * world // count, so that with fewer parts than processes some own no pair.
+        Args:
+            runs: places of some pairs (a slice, or their numbers) and the pairs [2, p], all of them in turn.
+            num_pairs: how many pairs there are.
+            parts: part 0..count-1 of every node [N]; part i belongs to process i * world // count, so that with fewer
+                parts than processes some own no pair.
+            rank: number of this process.
+            world: how many processes there are.
+            group: the processes; default: all.
+
+        Returns:
+            The shards, as this process sees them.
         """
         count = int(parts.max()) + 1 if parts.numel() else 1
         of_node = (parts * world // count).to(_narrowest(world))
-        owner = torch.empty(pairs.shape[1], dtype=of_node.dtype)
-        for here, run in zip(owner.split(RUN), pairs.split(RUN, dim=1), strict=True):
-            here.copy_(of_node[run.amin(0)])
+        owner = torch.empty(num_pairs, dtype=of_node.dtype)
+        for places, pairs in runs:
+            owner[places] = of_node[pairs.amin(0)]
         return Shards(owner, rank=rank, world=world, group=group)
 
     def local(self, ids: Tensor) -> Tensor:

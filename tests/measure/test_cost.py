@@ -14,12 +14,10 @@ from gebt.measure.cost import (
     flops_executed,
     in_fresh_process,
     macs_paper,
-    macs_paper_sampled,
     measure_in_turn,
     measure_seconds,
     state_bytes,
     stored_bytes,
-    weight_entries,
 )
 from gebt.models import GCN
 from gebt.sparse import SparseMatrix
@@ -32,6 +30,21 @@ PPI = (56944, 818716, 50, 121)
 REDDIT = (232965, 11606919, 602, 41)
 ARXIV = (169343, 1166243, 128, 40)
 COLLAB = (235868, 1285465, 128, 2)
+
+
+def weight_entries(features: int, hidden: int, classes: int, depth: int = 2) -> int:
+    """Entries of the weight matrices of a network of L = `depth` layers: F H + (L - 2) H^2 + H C (F C for one)."""
+    if depth == 1:
+        return features * classes
+    return features * hidden + (depth - 2) * hidden**2 + hidden * classes
+
+
+def macs_paper_sampled(*, nodes: int, weights: float, neighbors: int) -> float:
+    """The convention's cost of a sampling network (GraphSAGE, FastGCN): r N W, r sampled `neighbors` of a node in all.
+
+    r is 100 for GraphSAGE on the citation sets (10 a layer, two layers), 1000 on PPI and Reddit. Edges are free.
+    """
+    return neighbors * nodes * weights
 
 
 def macs(data, hidden=16, depth=2, heads=1, edge_ratio=0.0, weight_ratio=0.0):

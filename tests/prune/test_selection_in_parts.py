@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,18 @@ from torch import Tensor
 
 from gebt.prune import make_mask
 from gebt.prune.selection import pruned_count
-from gebt.prune.selection_in_parts import Part, Parts, _keys_of, find_cut, keep_highest_in_parts
+from gebt.prune.selection_in_parts import Part, Parts, _keys_of, find_cut
 from gebt.prune.tie_breaking import TieBreaker
 
 FEW = [0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, 1e-45, 5e-324, -1e-40, 1.0000001, 1.0 + 2**-40]
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.75, 0.999]
 KINDS = st.sampled_from([torch.float32, torch.float64])
+
+
+def keep_highest_in_parts(parts: Parts, prune: int, order: TieBreaker, total: Any = None) -> Iterator[Tensor]:
+    """Which entries stay when the `prune` lowest of all parts go, part by part."""
+    cut = find_cut(parts, prune, order, total)
+    return (cut.keeps(scores, entries) for scores, entries in parts())
 
 
 def in_runs(scores: Tensor, sizes: list[int]) -> Parts:

@@ -188,7 +188,9 @@ def test_pairs_belong_to_the_process_of_the_part_of_their_smaller_end() -> None:
     parts = torch.tensor([2, 0, 1, 3, 0, 1])
     owners = [2, 2, 1, 3, 0]
     for world in (1, 2, 3, 9):
-        shards = [Shards.by_smaller_end(pairs, parts, rank=rank, world=world) for rank in range(world)]
+        shards = [
+            Shards.by_smaller_end([(slice(None), pairs)], 5, parts, rank=rank, world=world) for rank in range(world)
+        ]
         assert shards[0].owner.tolist() == [part * world // 4 for part in owners]
         assert torch.cat([own.own for own in shards]).sort().values.tolist() == list(range(5))
         for own in shards:
@@ -196,9 +198,10 @@ def test_pairs_belong_to_the_process_of_the_part_of_their_smaller_end() -> None:
 
 
 def test_shards_of_many_pairs() -> None:
-    nodes = torch.randint(50, (2, 600_000), generator=seeded())  # more than two runs
+    nodes = torch.randint(50, (2, 600_000), generator=seeded())
     parts = torch.arange(50)
-    shards = Shards.by_smaller_end(nodes, parts, rank=1, world=3)
+    runs = [(slice(begin, begin + 250_000), nodes[:, begin : begin + 250_000]) for begin in range(0, 600_000, 250_000)]
+    shards = Shards.by_smaller_end(runs, 600_000, parts, rank=1, world=3)
     assert torch.equal(shards.owner, (nodes.amin(0) * 3 // 50).to(torch.uint8))
     assert torch.equal(shards.own.long(), (shards.owner == 1).nonzero().squeeze(1))
 
