@@ -45,7 +45,7 @@ def wanted(options: RunOptions) -> bool:
     return options.batching is not None or is_mapped(options) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def goes_on(resume: bool) -> bool:
+def resumes(resume: bool) -> bool:
     """Whether a run is to go on from what its folder holds: it was asked for, or torchrun has started it again."""
     return resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
