@@ -69,7 +69,7 @@ def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
 
 def bench_table(record: dict[str, Any]) -> str:
     """The table of `gebt bench` as aligned text: one column an arm, ratios against dense; seconds: median, range."""
-    variants, notes = record["bench"]["arms"], record["bench"]["notes"]
+    variants, notes = record["bench"]["variants"], record["bench"]["notes"]
     rows = [["", *(BENCH_NAMES[variant] for variant in variants)]]
     for part, part_name in BENCH_PARTS.items():
         for measure, name in BENCH_MEASURES.items():
@@ -91,7 +91,7 @@ def bench_table(record: dict[str, Any]) -> str:
 
 def bench_picture(record: dict[str, Any], folder: Path) -> Path:
     """Draws what every arm of `gebt bench` takes, in % of dense, into `folder`/bench.png; returns the path."""
-    variants = record["bench"]["arms"]
+    variants = record["bench"]["variants"]
     figure = Figure(figsize=(12, 4.5))
     panels = figure.subplots(1, len(BENCH_PARTS), sharex=True, sharey=True)
     measures = list(BENCH_MEASURES)

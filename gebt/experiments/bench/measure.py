@@ -113,7 +113,7 @@ class _Measurement:
                 for measure in ("flops_executed", "seconds", "peak_bytes", "own_bytes", "joules"):
                     self.variants[variant][part].setdefault(measure, NOT_MEASURED)
         epochs = {"dense": self.bench.options.epochs, "retrain": self.bench.options.retrain_epochs}
-        return {"arms": self.variants, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
+        return {"variants": self.variants, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
 
     def _networks(self) -> dict[str, dict[str, Network]]:
         """For every arm the network that infers and the one that trains: one and the same but for the compacted."""
