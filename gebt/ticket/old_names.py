@@ -76,11 +76,11 @@ def renamed_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         A new mapping.
     """
-    renamed = _renamed_keys(provenance, {"batches": "batching"})
+    renamed = dict(provenance)
     if isinstance(renamed.get("settings"), Mapping):
         renamed["settings"] = renamed_options(renamed["settings"])
-    if isinstance(renamed.get("batching"), Mapping):
-        renamed["batching"] = _renamed_values(_renamed_keys(renamed["batching"], _BATCHES))
+    if isinstance(renamed.get("batches"), Mapping):
+        renamed["batches"] = _renamed_values(_renamed_keys(renamed["batches"], _BATCHES))
     if "trajectory" in renamed:
         renamed["trajectory"] = _renamed_trajectory(renamed["trajectory"])
     if isinstance(renamed.get("method"), str):

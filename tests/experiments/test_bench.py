@@ -21,7 +21,7 @@ from gebt.cli.main import main
 from gebt.experiments import report
 from gebt.experiments.bench import PARTS, VARIANTS, bench, checks, measure, variants
 from gebt.experiments.bench.pyg import PygTraining
-from gebt.experiments.bench.variants import Ours, Workbench
+from gebt.experiments.bench.variants import GebtTraining, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import read_record
 from gebt.experiments.setup import find_ticket, model_for
@@ -144,7 +144,7 @@ def test_a_whole_run_is_search_and_training_and_pyg_s_is_scaled(finished: Any) -
         assert sum(answer["variants"][variant]["run"]["phases"].values()) <= high * 1.0001
     assert answer["variants"]["dense"]["run"]["phases"].keys() == {"dense"}
     assert answer["variants"]["pyg"]["run"]["scaled_from_epochs"] == 3
-    assert answer["notes"]["PyG, whole run"] == f"3 epochs measured, scaled to {EPOCHS}"
+    assert answer["notes"]["PyG, full run"] == f"3 epochs measured, scaled to {EPOCHS}"
     assert answer["epochs"] == {"dense": EPOCHS, "retrain": RETRAINED}
     assert answer["search"]["differing_entries"] == 0
     assert answer["search"]["entries"] == PAIRS + FEATURES * HIDDEN + HIDDEN * CLASSES
@@ -173,13 +173,13 @@ def test_folder_table_and_picture(finished: Any, ticket: Path) -> None:
     assert text in done.stderr
     assert text.splitlines()[0].split("  ")[0] == ""
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
-    for part in ("inference", "training step", "whole run"):
+    for part in ("inference", "training step", "full run"):
         for name in ("macs_paper", "flops_executed", "seconds", "peak memory", "joules"):
             assert f"{part}, {name}" in lines
     found = record["bench"]["variants"]
     for variant in ("masked", "pyg"):
         ratio = found[variant]["run"]["seconds"]["median"] / found["dense"]["run"]["seconds"]["median"]
-        assert f"({ratio:.2f}x)" in lines["whole run, seconds"]
+        assert f"({ratio:.2f}x)" in lines["full run, seconds"]
     assert f"({found['masked']['file_bytes'] / found['dense']['file_bytes']:.2f}x)" in lines["bytes on disk"]
 
 
@@ -333,7 +333,7 @@ def test_a_measurement_leaves_random_state_alone(ticket: Path, options: RunOptio
 def test_a_timed_step_is_a_step_of_fit(options: RunOptions, ticket: Path, digits: Graph) -> None:
     workbench = Workbench(options, Ticket.load(ticket), digits)
     network = workbench.network("dense")
-    assert isinstance(network, Ours)
+    assert isinstance(network, GebtTraining)
     network.infer()  # leaves the network in evaluation mode
     with seeded(5):
         losses = [float(network.step()) for _ in range(3)]
@@ -357,21 +357,21 @@ def test_masked_steps_keep_pruned_weights_at_zero(options: RunOptions, ticket: P
     loaded = Ticket.load(ticket)
     workbench = Workbench(options, loaded, digits)
     masked = workbench.network("masked")
-    assert isinstance(masked, Ours)
+    assert isinstance(masked, GebtTraining)
     assert masked.task.edges.num_pairs == loaded.edge_mask.kept
     for _ in range(2):
         masked.step()
     for name, kept in loaded.weight_mask.items():
         assert not dict(masked.model.named_parameters())[name][~kept].any()
     small = workbench.network("compacted")
-    assert isinstance(small, Ours)
+    assert isinstance(small, GebtTraining)
     assert state_bytes(small.model) < state_bytes(masked.model)
     assert small.task.edges.num_pairs == loaded.edge_mask.kept
 
 
 def test_inference_keeps_nothing_of_the_features(options: RunOptions, ticket: Path, digits: Graph) -> None:
     network = Workbench(options, Ticket.load(ticket), digits).network("dense")
-    assert isinstance(network, Ours)
+    assert isinstance(network, GebtTraining)
     before = network.infer()
     digits.features.add_(1)
     try:
@@ -390,7 +390,7 @@ def test_without_dropout_pyg_s_training_is_ours(
     settings = options.training()
     model = build(name, graph.num_features, 6, graph.num_classes, depth, 0.0, 0, heads=2)
     theirs = PygTraining(graph, model, settings)
-    ours = Ours(model, graph, NodeTask(graph).edges, settings)
+    ours = GebtTraining(model, graph, NodeTask(graph).edges, settings)
     torch.testing.assert_close(ours.infer(), theirs.infer())
     for _ in range(4):
         torch.testing.assert_close(ours.step(), theirs.step())

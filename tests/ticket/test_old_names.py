@@ -24,7 +24,7 @@ from gebt.train.search_settings import SearchSettings
 FILES = Path(__file__).parent / "files" / "0.1.0"
 FOLDERS = ("run", "graphs", "batched")
 # Every name that 0.1.0 wrote and that is another today.
-OLD = {"batches", "draw", "edge_values", "normalisation", "parts", "parts_together", "per_step", "smoothing", "spread",
+OLD = {"draw", "edge_values", "normalisation", "parts", "parts_together", "per_step", "smoothing", "spread",
        "symmetrise", "together", "cut", "watched", "rule", "random_edges", "arm", "arms"}  # fmt: skip
 
 
@@ -64,8 +64,8 @@ def test_values_of_settings_have_todays_names() -> None:
 
 
 def test_batches_of_a_ticket_are_settings_of_today() -> None:
-    batching = Ticket.load(FILES / "batched" / "ticket.safetensors").provenance["batching"]
-    settings = BatchSettings(**{**batching, "fanouts": tuple(batching["fanouts"])})
+    batches = Ticket.load(FILES / "batched" / "ticket.safetensors").provenance["batches"]
+    settings = BatchSettings(**{**batches, "fanouts": tuple(batches["fanouts"])})
     assert settings == BatchSettings("cluster", 6, 1, 512, (10, 10), 3, accumulate_batches=2, sampler="own")
 
 
@@ -106,6 +106,7 @@ def test_a_record_has_todays_names_and_a_table(folder: str, tmp_path: Path) -> N
     config = record["config"]
     assert config.keys() <= set(RunOptions.__dataclass_fields__)
     assert config["preset"] == "early-bird"
+    assert "batches" not in config
     assert (config.get("batching"), config["num_parts"]) == (("cluster", 6) if folder == "batched" else (None, 10))
     assert config["stack_seeds"] == (folder != "run")
     assert list(record["summary"]) == ["dense", "random", "random_edges_control", "ticket"]
@@ -131,7 +132,7 @@ def test_an_old_configuration_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_todays_names_stay() -> None:
     options = {"edge_score": "similarity", "batching": "random-walk", "num_parts": 3, "score": ["uniform"], "seeds": 2}
     assert renamed_options(options) == options
-    provenance = {"method": "random_edges_control", "batching": {"strategy": "neighbor"}, "trajectory": []}
+    provenance = {"method": "random_edges_control", "batches": {"strategy": "neighbor"}, "trajectory": []}
     assert renamed_provenance(provenance) == provenance
 
 

@@ -1,4 +1,4 @@
-"""One ticket, measured: dense, masked, compacted and PyG, in inference, in a training step and in the whole run."""
+"""One ticket, measured: dense, masked, compacted and PyG, in inference, in a training step and in the full run."""
 
 from gebt.experiments.bench.measure import NOT_MEASURED as NOT_MEASURED
 from gebt.experiments.bench.measure import bench as bench

@@ -1,1 +1,1 @@
-"""Comparisons over data sets, ratios, networks and seeds, several at a time: what `gebt sweep` does."""
+"""Comparisons over data sets, ratios, networks and seeds, several at a time: `gebt sweep`."""
