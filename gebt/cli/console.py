@@ -1,4 +1,4 @@
-"""How the command speaks: answers on standard output, everything else on standard error."""
+"""What commands print: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -9,24 +9,41 @@ from tqdm import tqdm
 
 
 def print_result(text: str) -> None:
-    """Says what was asked for."""
-    print(text)  # noqa: T201 - the command's answer
+    """Prints a result to standard output."""
+    print(text)  # noqa: T201 - the result of a command
 
 
 def log(line: str) -> None:
-    """Says what happens meanwhile."""
-    print(line, file=sys.stderr)  # noqa: T201 - the command's own voice
+    """Prints a line about the progress of a command to standard error."""
+    print(line, file=sys.stderr)  # noqa: T201 - no part of the result
 
 
 def progress_bar(total: int, what: str, unit: str = "epoch") -> tqdm[Any]:
-    """A progress bar."""
+    """A progress bar on standard error.
+
+    Args:
+        total: number of units until it is full.
+        what: the text before it.
+        unit: what is counted.
+
+    Returns:
+        The bar, a context.
+    """
     # In a log file every refresh is a line.
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, mininterval=interval)
 
 
 def tick(shown: tqdm[Any], where: str) -> bool:
-    """One unit more; never asks to stop."""
+    """Advances a progress bar by one unit.
+
+    Args:
+        shown: the bar.
+        where: the text after it.
+
+    Returns:
+        False: as a callback after an epoch it never asks to stop.
+    """
     shown.set_postfix_str(where, refresh=False)
     shown.update()
     return False

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-Out = Annotated[Path | None, Parameter(name="--out")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
+from gebt.experiments.option_groups import RUN
+
+Out = Annotated[Path | None, RUN, Parameter(name="--out")]
+AsJson = Annotated[bool, RUN, Parameter(name="--json", negative="", show_default=False)]
+Flag = Annotated[bool, RUN, Parameter(negative="", show_default=False)]

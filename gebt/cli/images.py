@@ -18,13 +18,13 @@ from gebt.experiments.images.options import ImageOptions
 from gebt.experiments.record import RECORD, RunFolder, machine
 
 Shared = Annotated[ImageOptions, Parameter(name="*")]
-# Options that a run may be gone on with differently: they change no level that is there.
+# Options that may differ where a run is resumed: they change no level that is done.
 FREE = ("controls", "seeds", "threads", "data_root")
 Rows = Callable[[ImageOptions, Any, int, Path, runs.Tick], Iterator[runs.Row]]
 
 
 def add_to(app: App) -> None:
-    """Makes them commands of `app`."""
+    """Adds the commands to `app`."""
     app.command(early_bird, name="early-bird")
     app.command(lottery, name="lottery")
     app.command(init_prune, name="init-prune")
@@ -38,21 +38,19 @@ def early_bird(
     as_json: AsJson = False,
     force: Flag = False,
 ) -> None:
-    """Finds early-bird tickets of channels, takes the others out for real, trains the rest, beside dense and random.
+    """Prunes channels of image networks early in training (EB-Train).
 
-    Parameters
-    ----------
-    out
-        Run folder; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
+    Compares early-bird tickets with the dense network and random channels.
+
+    Args:
+        out: Run folder; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
     """
-    own = watch or runs.Watch()
+    search = watch or runs.Watch()
     resolved = (options or ImageOptions()).resolved("preresnet20")
-    most = 1 + 1 + 2 * len(own.ratios)
-    _run("early-bird", resolved, own, runs.early_bird, most, out, as_json, force)
+    trainings = 1 + 1 + 2 * len(search.ratios)
+    _run("early-bird", resolved, search, runs.early_bird, trainings, out, as_json, force)
 
 
 def lottery(
@@ -64,23 +62,20 @@ def lottery(
     force: Flag = False,
     resume: Flag = False,
 ) -> None:
-    """Finds lottery tickets: trains, prunes the smallest weights, rewinds, level after level, beside their controls.
+    """Prunes weights of image networks by iterative magnitude pruning (lottery tickets).
 
-    Parameters
-    ----------
-    out
-        Run folder; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
-    resume
-        Go on with the run that the folder holds, after its last finished level.
+    Trains, prunes and rewinds, level after level, and compares every level with its baselines.
+
+    Args:
+        out: Run folder; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
+        resume: Continue the run in the folder, after its last finished level.
     """
-    own = levels or runs.Levels()
+    pruning = levels or runs.Levels()
     resolved = (options or ImageOptions()).resolved("lenet")
-    most = 1 + own.levels * (1 + len(own.controls))
-    _run("lottery", resolved, own, runs.lottery_levels, most, out, as_json, force, resume)
+    trainings = 1 + pruning.levels * (1 + len(pruning.controls))
+    _run("lottery", resolved, pruning, runs.lottery_levels, trainings, out, as_json, force, resume)
 
 
 def init_prune(
@@ -91,49 +86,47 @@ def init_prune(
     as_json: AsJson = False,
     force: Flag = False,
 ) -> None:
-    """Prunes a network before its training by SynFlow or another score, and trains it beside dense and random.
+    """Prunes weights of image networks at initialization (SynFlow, SNIP, GraSP, ...).
 
-    Parameters
-    ----------
-    out
-        Run folder; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
+    Compares the trained networks with the dense one and random masks.
+
+    Args:
+        out: Run folder; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
     """
-    own = at_init or runs.AtInit()
+    pruning = at_init or runs.AtInit()
     resolved = (options or ImageOptions()).resolved("preresnet20")
-    most = 1 + len(own.ratios) * sum(1 + (score == "gem-miner") for score in own.variants())
-    _run("init-prune", resolved, own, runs.init_prune, most, out, as_json, force)
+    trainings = 1 + len(pruning.ratios) * sum(1 + (score == "gem-miner") for score in pruning.variants())
+    _run("init-prune", resolved, pruning, runs.init_prune, trainings, out, as_json, force)
 
 
 def _run(
-    command: str, options: ImageOptions, own: Any, rows_of: Rows, most: int, out: Path | None, as_json: bool,
+    command: str, options: ImageOptions, pruning: Any, rows_of: Rows, trainings: int, out: Path | None, as_json: bool,
     force: bool, resume: bool = False,
 ) -> None:  # fmt: skip
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    # What cannot be had is said before a folder is made.
-    own.check(options, options.network(options.parts(0)[0], 0))
+    # Errors come before a folder is made.
+    pruning.check(options, options.network(options.parts(0)[0], 0))
     folder = RunFolder(out or RunFolder.named(f"{Path(options.data).name}-{command}"), force=force, resume=resume)
-    config = json.loads(json.dumps({**json.loads(options.to_json()), **dataclasses.asdict(own)}))
+    config = json.loads(json.dumps({**json.loads(options.to_json()), **dataclasses.asdict(pruning)}))
     if resume:
         folder.refuse_another(config, FREE)
     folder.write_config(json.dumps(config, indent=1) + "\n")
     record: dict[str, Any] = {"command": command, "complete": False, "config": config, "machine": machine()}
     record |= {"rows": [], "summary": []}
-    with progress_bar(options.seeds * most * int(options.epochs or 0), f"{command} {options.data}") as shown:
+    with progress_bar(options.seeds * trainings * int(options.epochs or 0), f"{command} {options.data}") as shown:
         for seed in range(options.seeds):
-            for row in rows_of(options, own, seed, folder.path, lambda where: tick(shown, where)):
+            for row in rows_of(options, pruning, seed, folder.path, lambda where: tick(shown, where)):
                 record["rows"].append(row)
                 record["summary"] = report.summarized(record["rows"])
                 folder.write(record)
     folder.write({**record, "complete": True})
     drawn = report.pictures(record, folder.path)
-    tell = log if as_json else print_result
-    tell(report.table(record))
-    tell(f"\nrecord    {folder.path / RECORD}")
-    tell(f"pictures  {' '.join(str(path) for path in drawn)}")
+    show = log if as_json else print_result
+    show(report.table(record))
+    show(f"\nrecord    {folder.path / RECORD}")
+    show(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
         print_result(json.dumps({"command": command, "data": options.data, "summary": record["summary"]}))

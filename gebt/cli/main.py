@@ -1,4 +1,4 @@
-"""The command `gebt`: what others add to it, and inspect and data."""
+"""The command `gebt`: the commands of the other modules, inspect and data."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from gebt.cli import images as image_commands
 from gebt.cli import sweep as sweep_commands
 from gebt.cli.console import log, print_result
 from gebt.cli.flags import AsJson
+from gebt.cli.help_page import FORMATTER
 from gebt.data import check_dataset, check_folder, data_root, dataset_info, dataset_names, names_here
-from gebt.experiments.options import RunOptions
+from gebt.experiments.option_groups import DATA, RUN
 from gebt.graph import GraphError
 from gebt.graph.edges import EDGES
 from gebt.sparse import backends
@@ -31,13 +32,12 @@ from gebt.ticket import Ticket
 from gebt.ticket.old_names import renamed_options
 from gebt.train.processes import LostProcessError
 
-Options = Annotated[RunOptions, Parameter(name="*")]
-
 app = App(
     name="gebt",
     help="Sparse graph + model tickets: found early, trained alone, measured in seconds.",
     version=__version__,
     help_format="plaintext",
+    help_formatter=FORMATTER,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
@@ -46,20 +46,17 @@ run.add_to(app)
 image_commands.add_to(app)
 convert.add_to(app)
 sweep_commands.add_to(app)
-data = App(name="data", help="The data sets: list them, check their files.")
+data = App(name="data", help="Lists the data sets, and checks their files.")
 app.command(data)
 
 
 @app.command
 def inspect(ticket: Path, /, *, as_json: AsJson = False) -> None:
-    """Shows every tensor of a ticket: kept, pruned, and why.
+    """Shows what a ticket keeps and prunes, tensor by tensor.
 
-    Parameters
-    ----------
-    ticket
-        A ticket.safetensors.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
+    Args:
+        ticket: A ticket.safetensors.
+        as_json: Print one JSON object to standard output, everything else to standard error.
     """
     loaded = Ticket.load(ticket)
     settings = loaded.provenance.get("settings")
@@ -71,7 +68,7 @@ def inspect(ticket: Path, /, *, as_json: AsJson = False) -> None:
             why = f"pruned to weight_ratio {loaded.provenance['weight_ratio']:g}, {ranked}"
             tensors.append(_mask_row(name, loaded.weight_mask[name], why))
         else:
-            why = "kept whole: one dimension (biases and scales are not masked)"
+            why = "kept: one dimension (biases and scales are not masked)"
             tensors.append(_mask_row(name, torch.ones(tensor.shape, dtype=torch.bool), why))
     facts = {key: value for key, value in loaded.provenance.items() if key != "trajectory"}
     if as_json:
@@ -86,12 +83,10 @@ def inspect(ticket: Path, /, *, as_json: AsJson = False) -> None:
 
 @data.command(name="list")
 def data_list(*, as_json: AsJson = False) -> None:
-    """Lists the data sets.
+    """Lists the data sets, with sizes, splits and licenses.
 
-    Parameters
-    ----------
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
+    Args:
+        as_json: Print one JSON object to standard output, everything else to standard error.
     """
     infos = [dataset_info(name) for name in dataset_names()]
     keys = ("name", "nodes", "pairs", "features", "classes", "split", "license")
@@ -106,15 +101,14 @@ def data_list(*, as_json: AsJson = False) -> None:
 
 
 @data.command(name="check")
-def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-root")] = None) -> None:
-    """Checks raw files against the manifest, and folders of your own; exits with 1 when one is missing or unsound.
+def data_check(*names: str, root: Annotated[Path | None, DATA, Parameter(name="--data-root")] = None) -> None:
+    """Checks the files of data sets and custom graphs.
 
-    Parameters
-    ----------
-    names
-        Data sets, or folders with a graph; default: all data sets, of the large ones those that are there.
-    root
-        Folder of the raw data; default $GEBT_DATA.
+    Raw files are compared with the manifest. The exit status is 1 where one is missing or unsound.
+
+    Args:
+        names: Data sets, or folders with a graph; default: all data sets, large ones only where they are present.
+        root: Folder of the raw data; default: $GEBT_DATA.
     """
     sound = True
     log(f"under {data_root(root)}")
@@ -140,7 +134,11 @@ def data_check(*names: str, root: Annotated[Path | None, Parameter(name="--data-
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(name="--config", help="JSON file of options; the shell's win.")] = None,
+    config: Annotated[
+        Path | None,
+        RUN,
+        Parameter(name="--config", help="JSON file of options; the command line overrides it."),
+    ] = None,
 ) -> None:
     if config is not None:
         app.config = (_options_of(config),)
@@ -148,7 +146,7 @@ def _launch(
 
 
 def _options_of(path: Path) -> Dict:
-    """The options of a configuration file, also of one that 0.1.0 wrote."""
+    """The options of a configuration file, also of one by version 0.1.0."""
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -159,18 +157,25 @@ def _options_of(path: Path) -> Dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; a user's mistake ends in one line and exit status 2, an interrupt in 130."""
+    """Entry point of the command.
+
+    Args:
+        arguments: words of the command line; default: those of the process.
+
+    Raises:
+        SystemExit: with status 2 and one line of text for a user's mistake, with 130 for an interrupt.
+    """
     use_huge_pages()
-    _tell_choices()
-    app.config = ()  # what an earlier call in this process may have set
+    _log_backends()
+    app.config = ()  # an earlier call in this process may have set one
     try:
         app.meta(list(arguments) if arguments is not None else None, exit_on_error=False, print_error=False)
     except LostProcessError as error:
         log(f"gebt: error: {error}")
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not by way of destructors: torch's reducer would wait, holding the interpreter, for a thread of gloo that
-        # waits for the interpreter to let go of the tensors of what was cut off.
+        # Without destructors: torch's reducer would wait, holding the interpreter, for a thread of gloo that waits for
+        # the interpreter to release the tensors of the interrupted call.
         os._exit(2)
     except (CycloptsError, ValueError, OSError) as error:
         log(f"gebt: error: {error}")
@@ -185,15 +190,15 @@ def _mask_row(name: str, kept: torch.Tensor, why: str) -> dict[str, Any]:
     return {"name": name, "shape": list(kept.shape), "kept": count, "pruned": kept.numel() - count, "why": why}
 
 
-class _Voice(logging.Handler):
-    """Says on standard error what the package logs."""
+class _Handler(logging.Handler):
+    """Prints log records of the package to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log(record.getMessage())
 
 
-def _tell_choices() -> None:
-    # "auto" says which engine it takes; without the command's handler nobody would hear it.
+def _log_backends() -> None:
+    # "auto" logs which engine it takes; without a handler that would be lost.
     if not backends.log.handlers:
-        backends.log.addHandler(_Voice())
+        backends.log.addHandler(_Handler())
         backends.log.setLevel(logging.INFO)

@@ -18,6 +18,7 @@ from gebt.cli.flags import AsJson, Flag, Out
 from gebt.data import dataset_info
 from gebt.experiments import compare_in_batches, report
 from gebt.experiments.compare import run
+from gebt.experiments.option_groups import RUN
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import MODEL, RECORD, RunFolder, read_record
 from gebt.experiments.setup import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
@@ -30,7 +31,7 @@ Options = Annotated[RunOptions, Parameter(name="*")]
 
 
 def add_to(app: App) -> None:
-    """Makes them commands of `app`."""
+    """Adds the commands to `app`."""
     app.command(run_command, name="run")
     app.command(search_command, name="search")
     app.command(retrain_command, name="retrain")
@@ -45,80 +46,71 @@ def run_command(
     force: Flag = False,
     resume: Flag = False,
 ) -> None:
-    """Finds, retrains and measures tickets beside dense and random ones, seed by seed.
+    """Finds, retrains and measures tickets, against dense and random networks.
 
-    Parameters
-    ----------
-    out
-        Run folder; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
-    resume
-        Go on with the run in batches that the folder holds, after its last checkpoint.
+    Args:
+        out: Run folder; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
+        resume: Continue the run with --batching in the folder, after its last checkpoint.
     """
-    given = (options or RunOptions()).resolved()
-    if compare_in_batches.wanted(given):
-        _run_in_batches(given, out, as_json, force, compare_in_batches.goes_on(resume))
+    chosen = (options or RunOptions()).resolved()
+    if compare_in_batches.wanted(chosen):
+        _run_in_batches(chosen, out, as_json, force, compare_in_batches.resumes(resume))
         return
     if resume:
         raise ValueError("--resume (got it without --batching), expected --batching: other runs have no checkpoints")
-    resolved, folder = _prepare(given, out, force, "")
+    resolved, folder = _prepare(chosen, out, force, "")
     with progress_bar(epochs_of(resolved), f"{resolved.dataset}, {resolved.seeds} seed(s)") as shown:
         record = run(resolved, folder, lambda variant, seed: tick(shown, f"seed {seed} {variant}"))
-    _tell_run(resolved, record, folder, as_json)
+    _show_run(resolved, record, folder, as_json)
 
 
 def _run_in_batches(options: RunOptions, out: Path | None, as_json: bool, force: bool, resume: bool) -> None:
-    """A run batch by batch, by this process and those that torchrun has started beside it; the first one speaks."""
+    """A run batch by batch, in this process or all that torchrun started; the first one prints."""
     if options.batching is None:
         options = dataclasses.replace(options, batching="cluster").resolved()
     _set_up(options)
-    with processes(options.device, options.timeout) as own:
-        if out is None and own.count > 1:
+    with processes(options.device, options.timeout) as ranks:
+        if out is None and ranks.count > 1:
             raise ValueError("--out (got none under torchrun), expected a folder, which a restart finds again")
         path = out or RunFolder.named(_stem(options, ""))
-        folder = compare_in_batches.open_folder(options, path, own, force, resume)
-        what = f"{options.dataset}, {options.seeds} seed(s), {own.count} process(es)"
-        with progress_bar(epochs_of(options), what) if own.first else nullcontext() as shown:
-            told = (
+        folder = compare_in_batches.open_folder(options, path, ranks, force, resume)
+        what = f"{options.dataset}, {options.seeds} seed(s), {ranks.count} process(es)"
+        with progress_bar(epochs_of(options), what) if ranks.first else nullcontext() as shown:
+            on_epoch = (
                 (lambda variant, seed: tick(shown, f"seed {seed} {variant}"))
                 if shown is not None
                 else lambda variant, seed: None
             )
-            record = compare_in_batches.run(options, folder, own, told)
-        if own.first:
-            _tell_run(options, record, folder, as_json)
+            record = compare_in_batches.run(options, folder, ranks, on_epoch)
+        if ranks.first:
+            _show_run(options, record, folder, as_json)
 
 
-def _tell_run(resolved: RunOptions, record: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
+def _show_run(resolved: RunOptions, record: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     drawn = report.pictures(record, folder.path)
-    tell = log if as_json else print_result
-    tell(report.table(record))
-    tell(f"\nrecord    {folder.path / RECORD}")
-    tell(f"pictures  {' '.join(str(path) for path in drawn)}")
+    show = log if as_json else print_result
+    show(report.table(record))
+    show(f"\nrecord    {folder.path / RECORD}")
+    show(f"pictures  {' '.join(str(path) for path in drawn)}")
     if as_json:
-        print_result(json.dumps(_answer(resolved, record)))
+        print_result(json.dumps(_summary_of(resolved, record)))
 
 
 def search_command(
     options: Options | None = None, *, out: Out = None, as_json: AsJson = False, force: Flag = False
 ) -> None:
-    """Finds tickets, one a seed, and writes them.
+    """Finds tickets, one for each seed, and saves them.
 
-    Parameters
-    ----------
-    out
-        Folder of the tickets; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
+    Args:
+        out: Folder of the tickets; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
     """
     resolved, folder = _prepare(options, out, force, "-search")
     folder.write_config(resolved.to_json())
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     searched: list[dict[str, Any]] = []
     draws = DrawLog()
     with progress_bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as shown:  # type: ignore[operator]
@@ -126,20 +118,20 @@ def search_command(
             graphs = graphs_for(resolved, seeds)
             models = [model_for(resolved, graph, seed) for graph, seed in zip(graphs, seeds, strict=True)]
             on_epoch = lambda number, *_, group=seeds: tick(shown, f"seed {group[number]}")  # noqa: E731
-            watch = None if found else draws
+            watch = None if rows else draws
             for seed, ticket in zip(seeds, find_tickets(resolved, graphs, models, seeds, watch, on_epoch), strict=True):
                 path = ticket.save(folder.ticket(seed, resolved.seeds))
-                found.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
-                searched.append({"seed": seed, "ticket": {**found[-1], "trajectory": ticket.provenance["trajectory"]}})
+                rows.append({"ticket": str(path), "seed": seed, **_ticket_facts(ticket)})
+                searched.append({"seed": seed, "ticket": {**rows[-1], "trajectory": ticket.provenance["trajectory"]}})
             folder.write(
                 {
-                    **opening(resolved, graphs[0], complete=len(found) == resolved.seeds),
+                    **opening(resolved, graphs[0], complete=len(rows) == resolved.seeds),
                     "per_seed": searched,
                     "pairwise": draws.pairwise(),
                 }
             )
     report.pictures(read_record(folder.path), folder.path)
-    _show(found, as_json)
+    _show(rows, as_json)
 
 
 def retrain_command(
@@ -151,18 +143,13 @@ def retrain_command(
     as_json: AsJson = False,
     force: Flag = False,
 ) -> None:
-    """Trains a ticket on the graph it was found on, its pruned edges and weights gone.
+    """Trains a ticket on its graph, without the pruned edges and weights.
 
-    Parameters
-    ----------
-    ticket
-        A ticket.safetensors. Data set, network and settings must be those of its search.
-    out
-        Folder of the result; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
+    Args:
+        ticket: A ticket.safetensors. Data set, network and settings must be those of its search.
+        out: Folder of the result; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
     """
     loaded = Ticket.load(ticket)
     seed = loaded.provenance["seed"]
@@ -193,47 +180,41 @@ def bench_command(
     /,
     options: Options | None = None,
     *,
-    repeats: int = 3,
+    repeats: Annotated[int, RUN] = 3,
     out: Out = None,
     as_json: AsJson = False,
     force: Flag = False,
 ) -> None:
-    """Measures a ticket, masked and compacted, beside the dense network and PyG: work, seconds, memory, bytes, joules.
+    """Measures time, memory and energy of a ticket, against the dense network and PyG.
 
-    Parameters
-    ----------
-    ticket
-        A ticket.safetensors. Data set, network and settings must be those of its search.
-    repeats
-        Rounds of whole runs.
-    out
-        Folder of the result; default: a new one under runs/.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the run that the folder holds.
+    Args:
+        ticket: A ticket.safetensors. Data set, network and settings must be those of its search.
+        repeats: How often full runs are timed.
+        out: Folder of the result; default: a new one under runs/.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the run in the folder.
     """
-    from gebt.experiments.bench import bench  # PyG, which it measures too, takes seconds to load
+    from gebt.experiments.bench import bench  # PyG, which it measures too, takes seconds to import
 
-    Ticket.load(ticket)  # a ticket that cannot be read is said before a folder is made
+    Ticket.load(ticket)  # its errors come before a folder is made
     resolved, folder = _prepare(options, out, force, "-bench")
-    found, graph = bench(resolved, ticket, repeats, lambda what: log(f"bench {resolved.dataset}: {what}"))
+    measured, graph = bench(resolved, ticket, repeats, lambda what: log(f"bench {resolved.dataset}: {what}"))
     folder.write_config(resolved.to_json())
-    record = {**opening(resolved, graph, complete=True), "ticket": str(ticket), "bench": found}
+    record = {**opening(resolved, graph, complete=True), "ticket": str(ticket), "bench": measured}
     folder.write(record)
     drawn = report.bench_picture(record, folder.path)
-    tell = log if as_json else print_result
-    tell(report.bench_table(record))
-    tell(f"\nrecord    {folder.path / RECORD}")
-    tell(f"picture   {drawn}")
+    show = log if as_json else print_result
+    show(report.bench_table(record))
+    show(f"\nrecord    {folder.path / RECORD}")
+    show(f"picture   {drawn}")
     if as_json:
-        print_result(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **found}))
+        print_result(json.dumps({"dataset": resolved.dataset, "ticket": str(ticket), **measured}))
 
 
 def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: str) -> tuple[RunOptions, RunFolder]:
     resolved = (options or RunOptions()).resolved()
     _set_up(resolved)
-    graph_for(resolved, 0)  # data that cannot be had is said before a folder is made
+    graph_for(resolved, 0)  # its errors come before a folder is made
     return resolved, RunFolder(out or RunFolder.named(_stem(resolved, kind)), force=force)
 
 
@@ -248,7 +229,7 @@ def _stem(options: RunOptions, kind: str) -> str:
     return f"{name}-g{100 * options.edge_ratio:g}-w{100 * options.weight_ratio:g}{kind}"
 
 
-def _answer(options: RunOptions, record: dict[str, Any]) -> dict[str, Any]:
+def _summary_of(options: RunOptions, record: dict[str, Any]) -> dict[str, Any]:
     return {"dataset": options.dataset, "seeds": options.seeds, **record["summary"]}
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from gebt.cli.console import log, print_result, progress_bar, tick
-from gebt.cli.flags import Flag
+from gebt.cli.flags import AsJson, Flag, Out
+from gebt.experiments.option_groups import RUN
 from gebt.experiments.record import RECORD, RunFolder, machine
 from gebt.experiments.sweep import report
 from gebt.experiments.sweep.engine import Engine, JobResult, run_jobs
@@ -19,42 +20,37 @@ from gebt.experiments.sweep.jobs import Job, SweepOptions, plan_jobs
 from gebt.experiments.sweep.pool import Pool
 from gebt.experiments.sweep.ray import Ray
 
-# Options that a sweep may be gone on with differently: they say how its jobs are run.
+# Options that may differ where a sweep is resumed: they say how its jobs are run.
 FREE = ("threads", "data_root")
 Shared = Annotated[SweepOptions, Parameter(name="*")]
 
 
 def add_to(app: App) -> None:
-    """Makes it a command of `app`."""
+    """Adds the command to `app`."""
     app.command(sweep)
 
 
 def sweep(
     options: Shared | None = None,
     *,
-    out: Annotated[Path | None, Parameter(name="--out")] = None,
-    engine_name: Annotated[Literal["pool", "ray"], Parameter(name="--engine")] = "pool",
-    workers: int = 1,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    out: Out = None,
+    engine_name: Annotated[Literal["pool", "ray"], RUN, Parameter(name="--engine")] = "pool",
+    workers: Annotated[int, RUN] = 1,
+    as_json: AsJson = False,
     force: Flag = False,
     resume: Flag = False,
 ) -> None:
-    """Compares tickets with dense and random ones over data sets, networks, ratios and seeds, several at a time.
+    """Runs many comparisons in parallel: over data sets, networks, ratios and seeds.
 
-    Parameters
-    ----------
-    out
-        Folder of the sweep; default: a new one under runs/.
-    engine_name
-        Where jobs run: "pool", processes of this machine, or "ray", this machine or the cluster at $RAY_ADDRESS.
-    workers
-        Cells that run at a time.
-    as_json
-        Print one JSON object on standard output, everything else on standard error.
-    force
-        Replace the sweep that the folder holds.
-    resume
-        Go on with the sweep that the folder holds: run the jobs that are missing.
+    Args:
+        out: Folder of the sweep; default: a new one under runs/.
+        engine_name: Where jobs run.
+            pool: processes of this machine.
+            ray: Ray, on this machine or the cluster at $RAY_ADDRESS.
+        workers: Number of jobs that run at a time.
+        as_json: Print one JSON object to standard output, everything else to standard error.
+        force: Replace the sweep in the folder.
+        resume: Continue the sweep in the folder: run the jobs that are missing.
     """
     chosen = options or SweepOptions()
     if workers < 1:
@@ -63,7 +59,7 @@ def sweep(
         raise ValueError("--force, --resume (got both), expected at most one of them")
     runs, path = chosen.runs(), (out or RunFolder.named("sweep")).resolve()
     threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    # What cannot be had is said before a folder is made.
+    # Errors come before a folder is made.
     jobs = plan_jobs(runs, threads, path)
     with_engine: Engine = Pool(workers) if engine_name == "pool" else Ray(workers, threads)
     folder = RunFolder(path, force=force, resume=resume)
@@ -75,7 +71,7 @@ def sweep(
     record |= {"machine": {**machine(), "threads": threads}, "engine": engine_name, "workers": workers}
     record |= {"rows": report.rows_of(jobs), "missing": missing}
     folder.write(record)
-    _tell(record, folder.path, as_json)
+    _show(record, folder.path, as_json)
     if missing:
         for name, fault in missing.items():
             log(f"missing: {name}: {fault}")
@@ -84,27 +80,27 @@ def sweep(
 
 
 def _run(jobs: list[Job], with_engine: Engine) -> dict[str, str]:
-    """Runs the jobs with a bar over them; returns why each missing one is."""
+    """Runs the jobs with a progress bar; returns why a job is missing, for those that are."""
     if not jobs:
         return {}
     with progress_bar(len(jobs), "sweep", "job") as shown, with_engine:
 
-        def told(end: JobResult, again: bool) -> None:
-            if end.fault:
-                shown.write(f"{end.job.name}: {end.fault}" + ("; tried again" if again else ""), file=sys.stderr)
+        def on_end(result: JobResult, again: bool) -> None:
+            if result.fault:
+                shown.write(f"{result.job.name}: {result.fault}" + ("; tried again" if again else ""), file=sys.stderr)
             if not again:
-                tick(shown, end.job.name)
+                tick(shown, result.job.name)
 
-        return run_jobs(jobs, with_engine, told)
+        return run_jobs(jobs, with_engine, on_end)
 
 
-def _tell(record: dict[str, Any], folder: Path, as_json: bool) -> None:
-    tell = log if as_json else print_result
+def _show(record: dict[str, Any], folder: Path, as_json: bool) -> None:
+    show = log if as_json else print_result
     if record["rows"]:
         drawn = report.picture(record["rows"], folder)
-        tell(report.table(record["rows"]))
-        tell("\n± of accuracies: unbiased std over seeds; of the difference: 95 % interval, paired by seed")
-        tell(f"picture   {drawn}")
-    tell(f"record    {folder / RECORD}")
+        show(report.table(record["rows"]))
+        show("\n± of accuracies: unbiased std over seeds; of the difference: 95 % interval, paired by seed")
+        show(f"picture   {drawn}")
+    show(f"record    {folder / RECORD}")
     if as_json:
         print_result(json.dumps({key: record[key] for key in ("complete", "rows", "missing")}))

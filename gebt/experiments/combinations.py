@@ -1,4 +1,4 @@
-"""Which options of a run go together: what tasks, and runs in batches, do not do is refused before anything is done."""
+"""Which options of a run go together: combinations that do not are refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Chosen(Protocol):
-    """What is read here of the options of a run (`gebt.experiments.options.RunOptions`)."""
+    """The options of a run that are checked here (`gebt.experiments.options.RunOptions`)."""
 
     @property
     def task(self) -> str | None: ...
@@ -19,17 +19,24 @@ class Chosen(Protocol):
     def other_methods(self) -> tuple[str, ...]: ...
 
 
-# Ways to a ticket that need no opinions on classes.
+# Methods that need no predictions of classes.
 OF_LINKS = ("ugs", "imp", "one-shot", "dropedge")
-# What there is alone for a set of graphs, and in batches.
+# The only values for a set of graphs, and in batches.
 OF_GRAPHS = {"model": "gin", "edge_score": "learned", "edge_weights": "one", "label_propagation": 0.0}
 IN_BATCHES = {"algorithm": "joint", "weight_structure": "entry"}
-# Cuts into batches whose pairs are all that there are among their nodes: the links to find.
+# Batches with all pairs among their nodes, as links need.
 OF_LINKS_IN_BATCHES = ("random", "cluster", "random-walk")
 
 
 def check_together(options: Chosen) -> None:
-    """Raises `ValueError` naming the option of resolved `options` that does not go with another."""
+    """Refuses options that do not go together.
+
+    Args:
+        options: resolved.
+
+    Raises:
+        ValueError: naming the option that does not go with another.
+    """
     if options.task == "links" and (unfit := [name for name in options.other_methods if name not in OF_LINKS]):
         raise ValueError(f"--method (got {', '.join(map(repr, unfit))}), expected some of {OF_LINKS} for links")
     if options.task == "graphs":

@@ -1,4 +1,4 @@
-"""One run: dense, random, joint search and retraining for every seed, measured the same way."""
+"""One run: dense and random networks, search and retraining, for every seed, all measured in the same way."""
 
 from __future__ import annotations
 
@@ -47,10 +47,18 @@ Tick = Callable[[int, int, History], bool]
 
 
 def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda variant, seed: None) -> dict[str, Any]:
-    """Runs every arm for every seed of resolved `options` and returns the record.
+    """Runs every variant for every seed.
 
-    Seeds are trained in groups (`experiment.groups`). The record and the tickets of a group are on disk as soon as it
-    is done; an interrupted run keeps them, with "complete" false. `progress(variant, seed)` is called once a trained epoch.
+    Seeds are trained in groups (`experiments.setup.groups`). Record and tickets of a group are written as soon as it is
+    done; an interrupted run keeps them, with "complete" false.
+
+    Args:
+        options: resolved.
+        folder: of the run.
+        progress: called with variant and seed after every epoch.
+
+    Returns:
+        The record.
     """
     folder.write_config(options.to_json())
     per_seed: list[dict[str, Any]] = []
@@ -62,7 +70,7 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda vari
             _warm_up(options, graphs[0])
         comparison = Comparison(options, graphs, seeds, progress)
         for row, ticket in zip(comparison.rows(), comparison.tickets, strict=True):
-            per_seed.append(_filed(row, ticket, folder, options.seeds))
+            per_seed.append(_saved(row, ticket, folder, options.seeds))
         record = {
             **opening(options, graphs[0], complete=len(per_seed) == options.seeds),
             "summary": summarize(per_seed),
@@ -73,7 +81,7 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda vari
     return record
 
 
-def _filed(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -> dict[str, Any]:
+def _saved(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -> dict[str, Any]:
     path = ticket.save(folder.ticket(row["seed"], seeds))
     row["ticket"]["file"] = str(path.relative_to(folder.path))
     for variant in ("random", "random_edges_control", "ticket"):
@@ -94,7 +102,19 @@ class _Variant:
 
 
 class Comparison:
-    """All arms of a group of seeds, each on its graph. Seconds are a seed's share of what the group took."""
+    """All variants of a group of seeds, each on its graph; seconds are a seed's share of the group's.
+
+    Args:
+        options: resolved.
+        graphs: one for each seed.
+        seeds: those of the group.
+        progress: called with variant and seed after every epoch.
+
+    Attributes:
+        draws: the masks that the search of the first seed drew.
+        tickets: one for each seed.
+        search_seconds: share of a seed.
+    """
 
     def __init__(self, options: RunOptions, graphs: Sequence[Graph], seeds: Sequence[int], progress: Progress) -> None:
         self.options, self.graphs, self.seeds, self.progress = options, graphs, seeds, progress
@@ -103,7 +123,11 @@ class Comparison:
         self.search_seconds = 0.0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Trains and measures every arm; `tickets` and `draws` are set afterwards."""
+        """Trains and measures every variant, and sets `tickets` and `draws`.
+
+        Returns:
+            A row for each seed.
+        """
         dense = self._train("dense", self._dense)
         models, start = self._models(), time.perf_counter()
         self.tickets = find_tickets(self.options, self.graphs, models, self.seeds, self.draws, self._tick("search"))
@@ -119,11 +143,11 @@ class Comparison:
             row["dense"] = self._row(dense[number], None, None, 0.0)
             searched = self._search_flops(models[number], graph, ticket)
             for variant, tickets in variants.items():
-                found = None if variant == "random" else ticket
-                row[variant] = self._row(trained[variant][number], tickets[number], found, searched)
+                source = None if variant == "random" else ticket
+                row[variant] = self._row(trained[variant][number], tickets[number], source, searched)
             row["ticket"]["epoch_drawn"], row["ticket"]["fired"] = ticket.epoch_drawn, ticket.fired
             row["ticket"]["trajectory"] = ticket.provenance["trajectory"]
-            row |= {rival: self._rival(rival, graph, seed) for rival in self.options.other_methods}
+            row |= {name: self._method_row(name, graph, seed) for name in self.options.other_methods}
             rows.append(row)
         return rows
 
@@ -144,61 +168,61 @@ class Comparison:
             {name: origin.get(name) for name in ("edge_ratio", "weight_ratio", "feature_ratio")} for origin in origins
         ]
         structure = self.options.search().weight_structure
-        given = zip(self._models(), self.graphs, self.seeds, ratios, strict=True)
+        inputs = zip(self._models(), self.graphs, self.seeds, ratios, strict=True)
         return [
-            baselines.random_ticket(model, graph, seed=seed, weight_structure=structure, **own)  # type: ignore[arg-type]
-            for model, graph, seed, own in given
+            baselines.random_ticket(model, graph, seed=seed, weight_structure=structure, **of_seed)  # type: ignore[arg-type]
+            for model, graph, seed, of_seed in inputs
         ]
 
     def _random_edges(self) -> list[Ticket]:
-        given = zip(self.tickets, self.graphs, self.seeds, strict=True)
-        return [baselines.random_edges(ticket, graph, seed=seed) for ticket, graph, seed in given]
+        inputs = zip(self.tickets, self.graphs, self.seeds, strict=True)
+        return [baselines.random_edges(ticket, graph, seed=seed) for ticket, graph, seed in inputs]
 
     def _dense(self, models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.training()
         if len(models) > 1:
-            found = baselines.dense_stacked(
+            histories = baselines.dense_stacked(
                 cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
             )
-            return [(history, None) for history in found]
+            return [(history, None) for history in histories]
         alone = partial(tick, 0)
         return [(baselines.dense(models[0], self.graphs[0], settings, seed=self.seeds[0], on_epoch=alone), None)]
 
     def _retrain(self, tickets: list[Ticket], models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
         settings = self.options.retraining()
         if len(models) > 1:
-            found = retrain.run_stacked(
+            results = retrain.run_stacked(
                 tickets, cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
             )
         else:
-            given = (tickets[0], models[0], self.graphs[0], settings)
-            found = [retrain.run(*given, seed=self.seeds[0], on_epoch=partial(tick, 0))]
-        return [(trained.history, trained.edges) for trained in found]
+            inputs = (tickets[0], models[0], self.graphs[0], settings)
+            results = [retrain.run(*inputs, seed=self.seeds[0], on_epoch=partial(tick, 0))]
+        return [(result.history, result.edges) for result in results]
 
     def _train(self, variant: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Variant]:
         models = self._models()
         with peak_memory(self.options.device) as peak:
             start = time.perf_counter()
-            found = work(models, self._tick(variant))
+            results = work(models, self._tick(variant))
             seconds = (time.perf_counter() - start) / len(models)
         return [
             _Variant(model, graph, edges, history, seconds, peak.bytes)
-            for model, graph, (history, edges) in zip(models, self.graphs, found, strict=True)
+            for model, graph, (history, edges) in zip(models, self.graphs, results, strict=True)
         ]
 
     def _row(
-        self, trained: _Variant, ticket: Ticket | None, found: Ticket | None, search_flops: float
+        self, trained: _Variant, ticket: Ticket | None, source: Ticket | None, search_flops: float
     ) -> dict[str, Any]:
-        """The measures of one arm of one seed; `found`: the ticket whose search it owes its mask to."""
+        """The measures of one variant of one seed; `source`: the ticket whose search its mask comes from."""
         history, task = trained.history, task_for(trained.graph, trained.edges)
-        whole, kept = (macs_for(self.options, trained.graph, own) for own in (None, ticket))
+        dense, pruned = (macs_for(self.options, trained.graph, masked) for masked in (None, ticket))
         epochs = len(history.losses)
-        searched = self._search_epochs(found) if found else 0
+        searched = self._search_epochs(source) if source else 0
         model = trained.model.eval()
         with torch.no_grad():
             inference = measure_seconds(lambda: task.logits(model), repeats=20, warmup=3)
             inference_flops = flops_executed(lambda: task.logits(model))
-        search_seconds = self.search_seconds if found else 0.0
+        search_seconds = self.search_seconds if source else 0.0
         return {
             "accuracy": history.accuracy,
             "val_accuracy": history.val_accuracy[history.best_epoch - 1],
@@ -207,25 +231,25 @@ class Comparison:
             "parameters": parameters_of(self.options, trained.graph, model, ticket),
             "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
             "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
-            "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + searched * whole)},
+            "macs_paper": {"inference": pruned, "training": 3 * (epochs * pruned + searched * dense)},
             "flops_executed": {
                 "inference": inference_flops,
-                "training": epochs * _step_flops(model, task, None) + (search_flops if found else 0.0),
+                "training": epochs * _step_flops(model, task, None) + (search_flops if source else 0.0),
             },
             "peak_bytes": trained.peak_bytes,
             "file_bytes": state_bytes(trained.model),
         }
 
-    def _rival(self, name: OtherMethod, graph: Graph, seed: int) -> dict[str, Any]:
+    def _method_row(self, name: OtherMethod, graph: Graph, seed: int) -> dict[str, Any]:
         """The measures of another method's ticket; "retrain" is its last training, "search" all before."""
-        model, clock = model_for(self.options, graph, seed), _Clock(lambda: self.progress(name, seed))
+        model, timer = model_for(self.options, graph, seed), _Timer(lambda: self.progress(name, seed))
         with peak_memory(self.options.device) as peak:
-            found = run_method(name, self.options, graph, model, seed, clock)
-            search_seconds, seconds = clock.split()
-        trained = _Variant(model, graph, found.edges, found.history, seconds, peak.bytes)
-        row = self._row(trained, found.ticket, None, 0.0)
+            result = run_method(name, self.options, graph, model, seed, timer)
+            search_seconds, seconds = timer.split()
+        trained = _Variant(model, graph, result.edges, result.history, seconds, peak.bytes)
+        row = self._row(trained, result.ticket, None, 0.0)
         row["seconds"]["search"] = search_seconds
-        phases = found.phases
+        phases = result.phases
         row["macs_paper"]["training"] = 3 * sum(
             phase.epochs * macs_with(self.options, graph, phase.pairs, phase.weights) for phase in phases
         )
@@ -257,8 +281,8 @@ class Comparison:
         return drawn + self.options.epochs * _step_flops(model, task, None)  # type: ignore[operator]
 
 
-class _Clock:
-    """Told of every epoch; knows when the last training began."""
+class _Timer:
+    """Called after every epoch; it knows when the last training began."""
 
     def __init__(self, tick: Callable[[], object]) -> None:
         self.tick, self.start = tick, time.perf_counter()
@@ -276,7 +300,7 @@ class _Clock:
 
 
 def _step_flops(model: nn.Module, task: NodeTask, gates: Gates, train_weights: bool = True) -> int:
-    # On a copy and under a seed of its own: counting must not move the gradients or random state of a run.
+    # On a copy and under a fixed seed: counting must not move the gradients or random state of a run.
     counted = copy.deepcopy(model).train().requires_grad_(train_weights)
 
     def step() -> None:
@@ -288,7 +312,7 @@ def _step_flops(model: nn.Module, task: NodeTask, gates: Gates, train_weights: b
 
 
 def _warm_up(options: RunOptions, graph: Graph) -> None:
-    # The first products of a process pay for allocations and thread start; no arm should.
+    # The first products of a process pay for allocations and thread start; no variant should.
     model = model_for(options, graph, 0)
     ticket = baselines.random_ticket(model, graph, edge_ratio=options.edge_ratio, weight_ratio=options.weight_ratio)
     retrain.run(ticket, model, graph, retrain.RetrainSettings(TrainingSettings(epochs=3)))

@@ -1,4 +1,4 @@
-"""One run batch by batch, in one process or many: dense, random and ticket, each from its last checkpoint on."""
+"""One run batch by batch, in one process or many; every variant goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -36,37 +36,73 @@ from gebt.train.minibatch import Batched
 from gebt.train.processes import Processes
 
 Progress = Callable[[str, int], object]
-# Options that say how a run is done and not what it finds: those of a run that goes on may differ.
+# Options that change how a run is done but not its results: they may differ where a run is resumed.
 FREE = ("checkpoint_every", "data_root", "threads", "timeout")
 
 
 def wanted(options: RunOptions) -> bool:
-    """Whether a run is to go batch by batch: asked for, of a mapped graph, or by several processes of torchrun."""
+    """Whether a run is done batch by batch.
+
+    Args:
+        options: resolved.
+
+    Returns:
+        True with `batching`, for a mapped graph, and in several processes of torchrun.
+    """
     return options.batching is not None or is_mapped(options) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def goes_on(resume: bool) -> bool:
-    """Whether a run is to go on from what its folder holds: it was asked for, or torchrun has started it again."""
+def resumes(resume: bool) -> bool:
+    """Whether a run goes on from the files in its folder.
+
+    Args:
+        resume: whether the user asked for it.
+
+    Returns:
+        True also where torchrun has restarted the process.
+    """
     return resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def open_folder(options: RunOptions, path: Path, own: Processes, force: bool, resume: bool) -> RunFolder:
-    """The folder of the run, made by the first process; raises `ValueError` as `RunFolder` and for another run's."""
+def open_folder(options: RunOptions, path: Path, ranks: Processes, force: bool, resume: bool) -> RunFolder:
+    """The folder of the run, made by the first process.
+
+    Args:
+        options: resolved.
+        path: of the folder.
+        ranks: the processes.
+        force: replace a run that it holds.
+        resume: continue it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: as `RunFolder`, and for the folder of a run with other options.
+    """
     config = json.loads(options.to_json())
-    if own.first:
+    if ranks.first:
         folder = RunFolder(path, force=force, resume=resume)
         folder.refuse_another(config, FREE)
         folder.write_config(options.to_json())
-    own.wait()
+    ranks.wait()
     return RunFolder(path, resume=True)
 
 
-def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progress) -> dict[str, Any]:
-    """Runs every arm for every seed of resolved `options` and returns the record, which the first process writes.
+def run(options: RunOptions, folder: RunFolder, ranks: Processes, progress: Progress) -> dict[str, Any]:
+    """Runs every variant for every seed; a variant that is done is not trained again.
 
-    An arm that is done is never trained again, one that was interrupted goes on from its last checkpoint.
-    `progress(variant, seed)` is called once a trained epoch. Raises `ValueError` before any training when the processes
-    differ in code, data or options, naming them.
+    Args:
+        options: resolved.
+        folder: of the run.
+        ranks: the processes; the first one writes the record.
+        progress: called with variant and seed after every epoch.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: before any training, naming the processes that differ in code, data or options.
     """
     check_same_on_all_ranks("code", _code())
     config = {name: value for name, value in json.loads(options.to_json()).items() if name not in FREE}
@@ -74,39 +110,39 @@ def run(options: RunOptions, folder: RunFolder, own: Processes, progress: Progre
     per_seed: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        variants = _Arms(options, folder, own, seed, progress)
+        variants = _Variants(options, folder, ranks, seed, progress)
         per_seed.append(variants.row())
         record = {
             **opening(options, variants.source, complete=len(per_seed) == options.seeds),
-            "processes": own.count,
+            "processes": ranks.count,
             "summary": summarize(per_seed),
             "per_seed": per_seed,
             "pairwise": record.get("pairwise") or variants.ticket[1]["pairwise"],
         }
-        if own.first:
+        if ranks.first:
             folder.write(record)
-    Checkpoints(folder.path / CHECKPOINTS, own).clear()
+    Checkpoints(folder.path / CHECKPOINTS, ranks).clear()
     return record
 
 
-class _Arms:
-    """The arms of one seed."""
+class _Variants:
+    """The variants of one seed."""
 
-    def __init__(self, options: RunOptions, folder: RunFolder, own: Processes, seed: int, progress: Progress) -> None:
-        self.options, self.folder, self.own, self.seed = options, folder, own, seed
+    def __init__(self, options: RunOptions, folder: RunFolder, ranks: Processes, seed: int, progress: Progress) -> None:
+        self.options, self.folder, self.ranks, self.seed = options, folder, ranks, seed
         self.progress, self.at = progress, folder.path / CHECKPOINTS / f"seed-{seed}"
         source: Any = source_for(options, seed)
         check_same_on_all_ranks("data", source.fingerprint)
         edges = Edges.from_pairs(source.pairs, source.num_nodes) if isinstance(source, Graph) else None
         links = isinstance(source, LinkGraph)
         train = torch.arange(source.num_nodes) if links else source.train_mask.nonzero().squeeze(1)
-        # In memory it is the edges that give the rows.
-        plan = BatchSchedule(Sampler(edges or source), train, options.batch_settings(own.count), seed)
+        # In memory the edges give the rows.
+        schedule = BatchSchedule(Sampler(edges or source), train, options.batch_settings(ranks.count), seed)
         if options.batching == "cluster":
-            check_same_on_all_ranks("clusters of the graph", digest(plan.clusters))
+            check_same_on_all_ranks("clusters of the graph", digest(schedule.clusters))
         self.source = source
-        scratch = None if edges is not None else self.at / f"rows-{own.rank}"
-        self.batched = Batched(source, plan, own, edges=edges, device=options.device, scratch=scratch)
+        scratch = None if edges is not None else self.at / f"rows-{ranks.rank}"
+        self.batched = Batched(source, schedule, ranks, edges=edges, device=options.device, scratch=scratch)
 
     def row(self) -> dict[str, Any]:
         """Everything measured of this seed."""
@@ -118,9 +154,9 @@ class _Arms:
             "random_edges_control": baselines.random_edges(ticket, self.source, seed=self.seed),
             "ticket": ticket,
         }
-        for variant, own in tickets.items():
-            found = searched if variant != "random" else None
-            row[variant] = self._done(variant, partial(self._retrained, variant, own, found))
+        for variant, masked in tickets.items():
+            search = searched if variant != "random" else None
+            row[variant] = self._done(variant, partial(self._retrained, variant, masked, search))
         path = self.folder.ticket(self.seed, self.options.seeds)
         row["ticket"] |= {"epoch_drawn": ticket.epoch_drawn, "fired": ticket.fired}
         row["ticket"] |= {
@@ -133,7 +169,7 @@ class _Arms:
 
     @cached_property
     def ticket(self) -> tuple[Ticket, dict[str, Any]]:
-        """The ticket, from its file if it has been found before, and what its search took."""
+        """The ticket, from its file where the search is done, and the cost of the search."""
         path = self.folder.ticket(self.seed, self.options.seeds)
         searched = self._done("search", lambda: self._search(path))
         return Ticket.load(path), searched
@@ -143,31 +179,31 @@ class _Arms:
         return {"edge_ratio": self.options.edge_ratio, "weight_ratio": self.options.weight_ratio}
 
     def _done(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `work` returned when it was done, now or before an interruption."""
+        """The result of `work`, of now or from before an interruption."""
         path = self.at / f"{name}.json"
         if not path.is_file():
-            found = work()
-            self.own.wait()
-            if self.own.first:
-                write_atomically(path, json.dumps(found))
-            self.own.wait()
-            Checkpoints(self.at / name, self.own).clear()
+            result = work()
+            self.ranks.wait()
+            if self.ranks.first:
+                write_atomically(path, json.dumps(result))
+            self.ranks.wait()
+            Checkpoints(self.at / name, self.ranks).clear()
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _search(self, path: Path) -> dict[str, Any]:
-        model, clock, draws = self._model(), _Clock(self, "search"), DrawLog()
-        values_in = None if self.batched.edges is not None else self.at / "search" / f"values-{self.own.rank}"
+        model, timer, draws = self._model(), _Timer(self, "search"), DrawLog()
+        values_in = None if self.batched.edges is not None else self.at / "search" / f"values-{self.ranks.rank}"
         ticket = minibatch.joint(
             model, self.batched, **self._ratios, settings=self.options.search(), seed=self.seed, values_in=values_in,
-            checkpoints=Checkpoints(self.at / "search", self.own), every=self.options.checkpoint_every,
-            on_draw=draws, on_epoch=clock,
+            checkpoints=Checkpoints(self.at / "search", self.ranks), every=self.options.checkpoint_every,
+            on_draw=draws, on_epoch=timer,
         )  # fmt: skip
-        if self.own.first:
+        if self.ranks.first:
             ticket.save(path)
         epochs = ticket.epochs_searched
         flops = epochs * self._epoch_flops(model, self.batched, searches=True)
         pairwise = draws.pairwise()  # of the epochs since the last start
-        return {"epochs": epochs, "seconds": clock.seconds(epochs), "flops": flops, "pairwise": pairwise}
+        return {"epochs": epochs, "seconds": timer.seconds(epochs), "flops": flops, "pairwise": pairwise}
 
     def _dense(self) -> dict[str, Any]:
         return self._measured("dense", self._model(), None, None, lambda model, **more: minibatch.train(
@@ -182,14 +218,14 @@ class _Arms:
         self, variant: str, model: nn.Module, ticket: Ticket | None, searched: dict[str, Any] | None,
         work: Callable[..., History],
     ) -> dict[str, Any]:  # fmt: skip
-        clock = _Clock(self, variant)
+        timer = _Timer(self, variant)
         with peak_memory(self.options.device) as peak:
             history = work(
-                model, seed=self.seed, evaluate_every=self.options.evaluate_every, on_epoch=clock,
-                checkpoints=Checkpoints(self.at / variant, self.own), every=self.options.checkpoint_every,
+                model, seed=self.seed, evaluate_every=self.options.evaluate_every, on_epoch=timer,
+                checkpoints=Checkpoints(self.at / variant, self.ranks), every=self.options.checkpoint_every,
             )  # fmt: skip
         seen = self.batched.seen_by(ticket) if ticket else self.batched
-        whole, kept = (macs_for(self.options, self.source, own) for own in (None, ticket))
+        dense, pruned = (macs_for(self.options, self.source, masked) for masked in (None, ticket))
         seconds, flops = self._inference(seen, model)
         epochs, search_epochs = len(history.losses), searched["epochs"] if searched else 0
         return {
@@ -198,13 +234,13 @@ class _Arms:
             "best_epoch": history.best_epoch,
             "seconds": {
                 "search": searched["seconds"] if searched else 0.0,
-                "retrain": clock.seconds(epochs),
+                "retrain": timer.seconds(epochs),
                 "inference": seconds,
             },
             "parameters": parameters_of(self.options, self.source, model, ticket),
             "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
             "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
-            "macs_paper": {"inference": kept, "training": 3 * (epochs * kept + search_epochs * whole)},
+            "macs_paper": {"inference": pruned, "training": 3 * (epochs * pruned + search_epochs * dense)},
             "flops_executed": {
                 "inference": flops,
                 "training": epochs * self._epoch_flops(model, seen) + (searched["flops"] if searched else 0.0),
@@ -218,7 +254,7 @@ class _Arms:
         if seen.edges is not None:
             seconds = measure_seconds(lambda: seen.infer(model), repeats=5, warmup=1).median
             return seconds, flops_executed(lambda: seen.infer(model))
-        # What is not in memory is read once, and that is what it takes.
+        # A graph on disk is read once; the time includes that.
         counted: list[float] = []
         once = measure_seconds(lambda: counted.append(flops_executed(lambda: seen.infer(model))), repeats=1, warmup=0)
         return once.median, counted[0]
@@ -236,14 +272,14 @@ class _Arms:
             task.logits(counted, gates).sum().backward()
 
         with seeded(0):
-            step()  # what is timed or built on the first call is no part of it
+            step()  # without what is timed or built on the first call
             return float(flops_executed(step) * len(seen.plan))
 
 
-class _Clock:
-    """Told of every epoch: what it tells others, and the seconds of those that it saw."""
+class _Timer:
+    """Called after every epoch: it reports progress, and knows the seconds of the epochs of this process."""
 
-    def __init__(self, variants: _Arms, variant: str) -> None:
+    def __init__(self, variants: _Variants, variant: str) -> None:
         self.variants, self.variant, self.epochs = variants, variant, 0
         self.start = self.last = time.perf_counter()
 
@@ -253,13 +289,13 @@ class _Clock:
         return False
 
     def seconds(self, epochs: int) -> float:
-        """Of so many epochs: those before an interruption are taken to have been as long."""
+        """Seconds of so many epochs; those before an interruption count as the others."""
         return (self.last - self.start) / max(1, self.epochs) * epochs
 
 
 def _code() -> str:
-    """What must be the same in all processes for them to compute the same."""
+    """A digest of torch's version and the code of the package, which must be the same in all processes."""
     digest = hashlib.sha256(f"{torch.__version__} {__version__}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Other ways to a ticket, by name and by one protocol: the same graph, network, training and ratios for all."""
+"""Baselines that find a ticket, by name: the same graph, network, training and ratios for all."""
 
 from __future__ import annotations
 
@@ -33,13 +33,26 @@ OnEpoch = Callable[[int, History], bool]
 def run_method(
     name: OtherMethod, options: RunOptions, graph: Graph, model: nn.Module, seed: int, on_epoch: OnEpoch | None = None
 ) -> MethodResult:
-    """Finds and trains the ticket of one method at the ratios of resolved `options`; `model` ends as trained.
+    """Finds and trains the ticket of one method.
 
-    "ugs", "wd-glt": as many rounds of about a fifth of the weights as lead to the weight ratio; "sgcn"; "teddy"; "imp":
-    magnitudes in as many levels, "one-shot": in one; "dropedge": dense training on a graph without a share of its
-    edges, drawn anew every epoch: nothing is pruned; "released": what the published scripts of GEBT do, which ends with
-    a dense network on the pruned graph. All train as the dense network does. Raises `ValueError` for another name, and
-    as the recipes.
+    "ugs", "wd-glt": rounds that each prune about a fifth of the weights, up to the weight ratio. "imp": magnitudes in
+    as many levels; "one-shot": in one. "dropedge": dense training on a graph without a share of its edges, drawn anew
+    every epoch; nothing is pruned. "released": what the published scripts of GEBT do, which end with a dense network on
+    the pruned graph. All train as the dense network does.
+
+    Args:
+        name: of the method.
+        options: resolved; training and ratios are taken from them.
+        graph: to prune.
+        model: ends as trained.
+        seed: of everything random.
+        on_epoch: called after every epoch.
+
+    Returns:
+        Ticket, history, edges and phases.
+
+    Raises:
+        ValueError: for another name, and as the recipes.
     """
     if name not in OTHER_METHODS:
         raise ValueError(f"method (got {name!r}), expected one of {OTHER_METHODS}")
@@ -59,12 +72,25 @@ def run_method(
     if name == "released":
         return gebt_released_code.run(model, graph, **ratios, training=training, **common)
     run: Callable[..., MethodResult] = sgcn.run if name == "sgcn" else teddy.run
-    own = sgcn.SgcnSettings(training=training) if name == "sgcn" else teddy.TeddySettings(training)
-    return run(model, graph, **ratios, settings=own, **common)
+    of_method = sgcn.SgcnSettings(training=training) if name == "sgcn" else teddy.TeddySettings(training)
+    return run(model, graph, **ratios, settings=of_method, **common)
 
 
 def method_epochs(name: OtherMethod, options: RunOptions) -> int:
-    """The most epochs that `run_method` trains."""
+    """The most epochs that `run_method` trains.
+
+    Args:
+        name: of the method.
+        options: resolved.
+
+    Returns:
+        The number, of all trainings together.
+
+    Example:
+        >>> options = RunOptions(dataset="cora", weight_ratio=0.9).resolved()
+        >>> method_epochs("dropedge", options), method_epochs("one-shot", options), method_epochs("imp", options)
+        (200, 400, 2200)
+    """
     if name == "released":
         return gebt_released_code.EPOCHS + gebt_released_code.RETRAIN_EPOCHS
     rounds, admm = levels_at(WEIGHT_RATE, options.weight_ratio), sgcn.SgcnSettings()
@@ -104,5 +130,5 @@ def _drop_edge(
         "fired": False,
     }
     ticket = make_ticket(model, graph, edge_mask, weight_mask, initial, provenance)
-    whole = Phase(training.epochs, graph.num_pairs, weight_mask.size)
-    return MethodResult(ticket, history, Edges.from_pairs(graph.pairs, graph.num_nodes), (whole,))
+    phase = Phase(training.epochs, graph.num_pairs, weight_mask.size)
+    return MethodResult(ticket, history, Edges.from_pairs(graph.pairs, graph.num_nodes), (phase,))

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file a folder, written after every seed, never half."""
+"""The folder of a run and its record: one JSON file, written after every seed, never in part."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ PICTURES = ("trajectory.png", "distances.png", "savings.png", "training.png")
 DENSITY_PICTURE = "density.png"
 BENCH_PICTURE = "bench.png"
 SWEEP_PICTURE = "sweep.png"
-# Where a sweep keeps the run folders of its cells.
+# Where a sweep keeps the run folders of its jobs.
 JOBS = "jobs"
 
 
 class RunFolder:
-    """Where a run writes. Raises `ValueError` when the folder already holds something, unless `force` or `resume`.
+    """Where a run writes.
 
-    With `force` the files of an earlier run are removed, what gebt did not write is left alone; `resume` leaves all.
+    Args:
+        path: of the folder.
+        force: remove the files of an earlier run; those that gebt did not write stay.
+        resume: leave all files.
+
+    Raises:
+        ValueError: when the folder holds something, unless `force` or `resume`.
     """
 
     def __init__(self, path: Path, *, force: bool = False, resume: bool = False) -> None:
@@ -47,7 +53,15 @@ class RunFolder:
 
     @staticmethod
     def named(stem: str, parent: Path = Path("runs")) -> Path:
-        """The first of STEM, STEM-2, STEM-3, ... under `parent` that does not exist."""
+        """The first of STEM, STEM-2, STEM-3, ... that does not exist.
+
+        Args:
+            stem: of the name.
+            parent: of the folder.
+
+        Returns:
+            The path.
+        """
         candidate, number = parent / stem, 1
         while candidate.exists():
             number += 1
@@ -55,19 +69,40 @@ class RunFolder:
         return candidate
 
     def ticket(self, seed: int, seeds: int) -> Path:
-        """Path of a seed's ticket: in the folder itself for one seed, in seed-K/ for several."""
+        """Path of a seed's ticket: in the folder itself for one seed, in seed-K/ for several.
+
+        Args:
+            seed: K.
+            seeds: how many the run has.
+
+        Returns:
+            The path.
+
+        Example:
+            >>> folder = RunFolder(Path("."), resume=True)
+            >>> folder.ticket(3, seeds=1).as_posix(), folder.ticket(3, seeds=5).as_posix()
+            ('ticket.safetensors', 'seed-3/ticket.safetensors')
+        """
         return self.path / TICKET if seeds == 1 else self.path / f"seed-{seed}" / TICKET
 
     def write(self, record: dict[str, Any]) -> Path:
-        """Writes the record; readers see the one before or this one."""
+        """Writes the record; readers see the previous or this one, and returns its path."""
         return write_atomically(self.path / RECORD, json.dumps({"schema": SCHEMA, **record}, indent=1) + "\n")
 
     def write_config(self, text: str) -> Path:
-        """Writes the resolved configuration."""
+        """Writes the resolved configuration, and returns its path."""
         return write_atomically(self.path / CONFIG, text)
 
     def refuse_another(self, config: dict[str, Any], free: Collection[str] = ()) -> None:
-        """Raises `ValueError` where the folder holds a run of other options than `config`, those in `free` aside."""
+        """Refuses to resume a run with other options.
+
+        Args:
+            config: options of this run.
+            free: names of options that may differ.
+
+        Raises:
+            ValueError: naming the other options of the run in the folder.
+        """
         path = self.path / CONFIG
         if not path.is_file():
             return
@@ -77,12 +112,22 @@ class RunFolder:
             key for key in now.keys() | before.keys() if key not in free and now.get(key) != before.get(key)
         )
         if differs:
-            told = ", ".join(f"{key} {before.get(key)}" for key in differs)
-            raise ValueError(f"--resume (got a run with {told} in {self.path}), expected the same options")
+            options = ", ".join(f"{key} {before.get(key)}" for key in differs)
+            raise ValueError(f"--resume (got a run with {options} in {self.path}), expected the same options")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a run folder; raises `ValueError` when it is missing, broken or of another schema."""
+    """The record of a run folder, also of one by version 0.1.0.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The record, by today's names.
+
+    Raises:
+        ValueError: when it is missing, broken or of another schema.
+    """
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +140,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a number was measured on."""
+    """The machine and versions that numbers are measured with.
+
+    Returns:
+        Processor, cores, threads, device, system, and versions of gebt, Python, torch and numpy.
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -122,17 +171,17 @@ def _remove_run(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     if (path / CHECKPOINTS).is_dir():
         shutil.rmtree(path / CHECKPOINTS)
-    for found in path.glob("seed-*"):
-        if found.is_dir() and all(_ours(file.name) for file in found.iterdir()):
-            shutil.rmtree(found)
-        elif found.is_file() and found.suffix == ".safetensors":
-            found.unlink()
-    for cell in (found for found in path.glob(f"{JOBS}/*") if found.is_dir()):
-        _remove_run(cell)
-        if not any(cell.iterdir()):
-            cell.rmdir()
+    for of_seed in path.glob("seed-*"):
+        if of_seed.is_dir() and all(_is_of_run(file.name) for file in of_seed.iterdir()):
+            shutil.rmtree(of_seed)
+        elif of_seed.is_file() and of_seed.suffix == ".safetensors":
+            of_seed.unlink()
+    for job in (entry for entry in path.glob(f"{JOBS}/*") if entry.is_dir()):
+        _remove_run(job)
+        if not any(job.iterdir()):
+            job.rmdir()
 
 
-def _ours(name: str) -> bool:
-    """Whether a file in the folder of a seed is one that runs write: a ticket, or levels of a lottery."""
+def _is_of_run(name: str) -> bool:
+    """Whether a run wrote this file in the folder of a seed: a ticket, or levels of iterative magnitude pruning."""
     return name in (TICKET, "lottery.json", "rewind.safetensors") or fnmatch(name, "level-*.safetensors")

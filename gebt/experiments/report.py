@@ -17,21 +17,28 @@ COLORS = {"dense": "#7f7f7f", "random": "#c7b299", "random_edges_control": "#e0a
 METHOD_COLOR = "#7b3294"
 BENCH_NAMES = {"dense": "dense", "masked": "ticket, masked", "compacted": "ticket, compacted", "pyg": "PyG"}
 BENCH_COLORS = {"masked": "#a6dba0", "compacted": "#1b7837", "pyg": "#d6604d"}
-BENCH_PARTS = {"inference": "inference", "epoch": "training step", "run": "whole run"}
+BENCH_PARTS = {"inference": "inference", "epoch": "training step", "run": "full run"}
 BENCH_MEASURES = {
     "macs_paper": "macs_paper",
     "flops_executed": "flops_executed",
     "seconds": "seconds",
     "peak_bytes": "peak memory",
-    "own_bytes": "of it, beside libraries",
+    "own_bytes": "of it, without libraries",
     "joules": "joules",
 }
 
 
 def table(record: dict[str, Any]) -> str:
-    """The comparison as aligned text: one row a measure, one column an arm, ratios against dense."""
+    """The comparison as aligned text: one row a measure, one column a variant, ratios against dense.
+
+    Args:
+        record: of `gebt run`.
+
+    Returns:
+        Lines with aligned columns.
+    """
     summary = record["summary"]
-    variants = _arms(summary)
+    variants = _names_of(summary)
     rows = [["", *variants.values()]]
     rows.append([_measured(record), *(_accuracy(summary[variant]) for variant in variants)])
     rows.append(["... on validation", *(_validation(summary[variant]) for variant in variants)])
@@ -42,20 +49,27 @@ def table(record: dict[str, Any]) -> str:
     rows.append(["parameters, (re)training", *_against_dense(summary, "parameters", "training", _count)])
     counted = [(key, part) for key in ("macs_paper", "flops_executed") for part in ("inference", "training")]
     rows.extend([f"{key}, {part}", *_against_dense(summary, key, part, _count)] for key, part in counted)
-    # A rival's seconds before its last training stand under "search".
+    # The seconds of another method before its last training are under "search".
     timed = (("search", "search"), ("retrain", "(re)training"), ("inference", "inference"))
     rows.extend([f"seconds, {name}", *_times_against_dense(summary, part)] for part, name in timed)
-    if (together := max(row.get("stacked", 1) for row in record["per_seed"])) > 1:
-        rows.append(["... a seed's share of", *[f"{together} trained together"] * len(VARIANT_NAMES)])
+    if (stacked := max(row.get("stacked", 1) for row in record["per_seed"])) > 1:
+        rows.append(["... a seed's share of", *[f"{stacked} trained together"] * len(VARIANT_NAMES)])
     sizes = (("peak_bytes", "peak memory"), ("file_bytes", "weights / ticket file"))
     rows.extend([name, *_against_dense(summary, key, None, _bytes)] for key, name in sizes)
     return aligned(rows)
 
 
 def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws what a record holds into `folder`; returns the paths.
+    """Draws the pictures of a record.
 
     A search: `trajectory.png`, `distances.png`; a comparison: `savings.png` too; a retraining: `training.png`.
+
+    Args:
+        record: of `gebt run`, `gebt search` or `gebt retrain`.
+        folder: where they are written.
+
+    Returns:
+        Their paths.
     """
     paths = []
     for name, draw in zip(PICTURES, (_trajectory, _distances, _savings, _training), strict=True):
@@ -68,8 +82,15 @@ def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def bench_table(record: dict[str, Any]) -> str:
-    """The table of `gebt bench` as aligned text: one column an arm, ratios against dense; seconds: median, range."""
-    variants, notes = record["bench"]["arms"], record["bench"]["notes"]
+    """The table of `gebt bench` as aligned text: one column a variant, ratios against dense; seconds: median, range.
+
+    Args:
+        record: of `gebt bench`.
+
+    Returns:
+        Lines with aligned columns, and notes under them.
+    """
+    variants, notes = record["bench"]["variants"], record["bench"]["notes"]
     rows = [["", *(BENCH_NAMES[variant] for variant in variants)]]
     for part, part_name in BENCH_PARTS.items():
         for measure, name in BENCH_MEASURES.items():
@@ -85,13 +106,21 @@ def bench_table(record: dict[str, Any]) -> str:
     accuracies = [variants[variant]["accuracy"] for variant in variants]
     rows.append(["test accuracy, %", *(a if isinstance(a, str) else f"{100 * a:.2f}" for a in accuracies)])
     equal = [f"{names} {share:.1e} of the largest" for names, share in record["bench"]["equal"].items()]
-    told = {"logits": "; ".join(equal), **notes}
-    return "\n".join([aligned(rows), "", *(f"{what}: {text}" for what, text in told.items())])
+    notes = {"logits": "; ".join(equal), **notes}
+    return "\n".join([aligned(rows), "", *(f"{what}: {text}" for what, text in notes.items())])
 
 
 def bench_picture(record: dict[str, Any], folder: Path) -> Path:
-    """Draws what every arm of `gebt bench` takes, in % of dense, into `folder`/bench.png; returns the path."""
-    variants = record["bench"]["arms"]
+    """Draws the cost of every variant of `gebt bench`, in % of dense, into bench.png.
+
+    Args:
+        record: of `gebt bench`.
+        folder: where it is written.
+
+    Returns:
+        Its path.
+    """
+    variants = record["bench"]["variants"]
     figure = Figure(figsize=(12, 4.5))
     panels = figure.subplots(1, len(BENCH_PARTS), sharex=True, sharey=True)
     measures = list(BENCH_MEASURES)
@@ -111,7 +140,7 @@ def bench_picture(record: dict[str, Any], folder: Path) -> Path:
     panels[0].set_yticks(range(len(measures)), BENCH_MEASURES.values())
     panels[0].invert_yaxis()
     panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{record['dataset']}: what a ticket takes, beside the dense network")
+    figure.suptitle(f"{record['dataset']}: the cost of a ticket, compared with the dense network")
     figure.tight_layout()
     figure.savefig(folder / BENCH_PICTURE, dpi=130, bbox_inches="tight")
     return folder / BENCH_PICTURE
@@ -189,7 +218,7 @@ def _savings(record: dict[str, Any]) -> Figure:
     summary = record["summary"]
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    variants = _arms(summary)
+    variants = _names_of(summary)
     for place, variant in enumerate(variants):
         accuracy = summary[variant]["accuracy"]
         spread = 100 * (accuracy["std"] or 0)
@@ -205,7 +234,7 @@ def _savings(record: dict[str, Any]) -> Figure:
         ("flops_executed", "training"), ("seconds", "inference"), ("seconds", "training"),
     ]  # fmt: skip
     for place, (key, part) in enumerate(measures):
-        share = 100 * _whole(summary["ticket"], key, part) / _whole(summary["dense"], key, part)
+        share = 100 * _total(summary["ticket"], key, part) / _total(summary["dense"], key, part)
         right.barh(place, share, color=COLORS["ticket"])
         right.text(share + 1, place, f"{share:.0f} %", va="center")
     right.margins(x=0.12)
@@ -235,19 +264,19 @@ def _training(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _arms(summary: dict[str, Any]) -> dict[str, str]:
-    """The arms of a comparison and their names: those that are always there, then the rivals'."""
+def _names_of(summary: dict[str, Any]) -> dict[str, str]:
+    """The variants of a comparison and their names: those that always run, then other methods."""
     return VARIANT_NAMES | {variant: variant for variant in summary if variant not in VARIANT_NAMES}
 
 
-def _whole(variant: dict[str, Any], key: str, part: str) -> float:
+def _total(variant: dict[str, Any], key: str, part: str) -> float:
     if (key, part) == ("seconds", "training"):
         return float(variant["seconds"]["search"] + variant["seconds"]["retrain"])
     return float(variant[key][part])
 
 
 def _measured(record: dict[str, Any]) -> str:
-    """What is measured: accuracy, or what says it for this graph."""
+    """The name of what is measured: accuracy, or another metric of the graph."""
     return f"test {record['graph'].get('metric', 'accuracy').replace('_', ' ')}, %"
 
 
@@ -274,7 +303,7 @@ def _epochs(ticket: dict[str, Any], draw: str) -> str:
 
 
 def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: Callable[[float], str]) -> list[str]:
-    values = {variant: summary[variant][key][part] if part else summary[variant][key] for variant in _arms(summary)}
+    values = {variant: summary[variant][key][part] if part else summary[variant][key] for variant in _names_of(summary)}
     base = values["dense"]
     cells = []
     for variant, value in values.items():
@@ -286,7 +315,7 @@ def _against_dense(summary: dict[str, Any], key: str, part: str | None, shown: C
 def _times_against_dense(summary: dict[str, Any], part: str) -> list[str]:
     base = summary["dense"]["seconds"][part]
     cells = []
-    for variant in _arms(summary):
+    for variant in _names_of(summary):
         value, std = summary[variant]["seconds"][part], summary[variant]["seconds_std"][part]
         unit, size = ("s", 1.0) if value >= 0.1 else ("ms", 1e-3)
         spread = f" ± {std / size:.3f}" if std is not None else ""
@@ -315,7 +344,20 @@ def _bytes(value: float) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """The cells in columns, a line under the first row."""
+    """The cells in columns, a line under the first row.
+
+    Args:
+        rows: of texts, the first row as long as the longest.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> print(aligned([["", "dense"], ["epochs", "200"]]))
+                dense
+        ------  -----
+        epochs  200
+    """
     rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""What the rows of several seeds come to: means, standard deviations and medians."""
+"""The summary of the rows of several seeds: means, standard deviations and medians."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ VARIANTS = ("dense", "random", "random_edges_control", "ticket")
 
 
 def summarize(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over the seeds: accuracies as mean, unbiased std and values; seconds as medians; the peak as the highest."""
+    """The summary over seeds: accuracies as mean, unbiased std and values; seconds as medians; the highest peak memory.
+
+    Args:
+        per_seed: a row for each seed, with the measures of each variant.
+
+    Returns:
+        Measures by variant.
+    """
     summary: dict[str, Any] = {}
     other_methods = [
-        variant for variant, own in per_seed[0].items() if isinstance(own, dict) and variant not in VARIANTS
+        variant for variant, row in per_seed[0].items() if isinstance(row, dict) and variant not in VARIANTS
     ]
     for variant in (*VARIANTS, *other_methods):
         rows = [row[variant] for row in per_seed]

@@ -21,7 +21,7 @@ from gebt.cli.main import main
 from gebt.experiments import report
 from gebt.experiments.bench import PARTS, VARIANTS, bench, checks, measure, variants
 from gebt.experiments.bench.pyg import PygTraining
-from gebt.experiments.bench.variants import Ours, Workbench
+from gebt.experiments.bench.variants import GebtTraining, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.record import read_record
 from gebt.experiments.setup import find_ticket, model_for
@@ -88,8 +88,8 @@ def is_number(cell: Any) -> bool:
 def test_every_cell_is_a_number_or_says_that_it_was_not_measured(finished: Any) -> None:
     answer = json.loads(finished[1].stdout)
     assert answer["dataset"] == "digits"
-    assert tuple(answer["arms"]) == VARIANTS
-    for variant, row in answer["arms"].items():
+    assert tuple(answer["variants"]) == VARIANTS
+    for variant, row in answer["variants"].items():
         assert is_number(row["file_bytes"])
         assert is_number(row["accuracy"]) or (variant, row["accuracy"]) == ("pyg", "not measured")
         for part in PARTS:
@@ -106,7 +106,7 @@ def test_every_cell_is_a_number_or_says_that_it_was_not_measured(finished: Any) 
 
 
 def test_multiply_adds_flops_and_bytes_are_those_counted_by_hand(finished: Any, ticket: Path) -> None:
-    found, loaded = json.loads(finished[1].stdout)["arms"], Ticket.load(ticket)
+    found, loaded = json.loads(finished[1].stdout)["variants"], Ticket.load(ticket)
     weights = FEATURES * HIDDEN + HIDDEN * CLASSES
     whole = 2 * PAIRS * FEATURES + NODES * weights
     kept = 2 * loaded.edge_mask.kept * FEATURES + NODES * loaded.weight_mask.kept
@@ -138,13 +138,13 @@ def test_multiply_adds_flops_and_bytes_are_those_counted_by_hand(finished: Any, 
 def test_a_whole_run_is_search_and_training_and_pyg_s_is_scaled(finished: Any) -> None:
     answer = json.loads(finished[1].stdout)
     for variant in ("masked", "compacted"):
-        assert answer["arms"][variant]["run"]["phases"].keys() == {"search", variant}
-        low, high = (answer["arms"][variant]["run"]["seconds"][key] for key in ("lowest", "highest"))
-        assert low <= sum(answer["arms"][variant]["run"]["phases"].values()) * 1.0001
-        assert sum(answer["arms"][variant]["run"]["phases"].values()) <= high * 1.0001
-    assert answer["arms"]["dense"]["run"]["phases"].keys() == {"dense"}
-    assert answer["arms"]["pyg"]["run"]["scaled_from_epochs"] == 3
-    assert answer["notes"]["PyG, whole run"] == f"3 epochs measured, scaled to {EPOCHS}"
+        assert answer["variants"][variant]["run"]["phases"].keys() == {"search", variant}
+        low, high = (answer["variants"][variant]["run"]["seconds"][key] for key in ("lowest", "highest"))
+        assert low <= sum(answer["variants"][variant]["run"]["phases"].values()) * 1.0001
+        assert sum(answer["variants"][variant]["run"]["phases"].values()) <= high * 1.0001
+    assert answer["variants"]["dense"]["run"]["phases"].keys() == {"dense"}
+    assert answer["variants"]["pyg"]["run"]["scaled_from_epochs"] == 3
+    assert answer["notes"]["PyG, full run"] == f"3 epochs measured, scaled to {EPOCHS}"
     assert answer["epochs"] == {"dense": EPOCHS, "retrain": RETRAINED}
     assert answer["search"]["differing_entries"] == 0
     assert answer["search"]["entries"] == PAIRS + FEATURES * HIDDEN + HIDDEN * CLASSES
@@ -153,7 +153,7 @@ def test_a_whole_run_is_search_and_training_and_pyg_s_is_scaled(finished: Any) -
 
 
 def test_memory_is_the_process_s_and_what_is_beside_its_libraries(finished: Any) -> None:
-    for row in json.loads(finished[1].stdout)["arms"].values():
+    for row in json.loads(finished[1].stdout)["variants"].values():
         for part in PARTS:
             peak, own = row[part]["peak_bytes"], row[part]["own_bytes"]
             assert 100 << 20 < peak - own < peak
@@ -166,20 +166,20 @@ def test_folder_table_and_picture(finished: Any, ticket: Path) -> None:
     record = read_record(folder)
     assert record["complete"]
     assert record["ticket"] == str(ticket)
-    assert record["bench"]["arms"] == json.loads(done.stdout)["arms"]
+    assert record["bench"]["variants"] == json.loads(done.stdout)["variants"]
     height, width, _ = matplotlib.image.imread(folder / "bench.png").shape
     assert min(height, width) > 300
     text = report.bench_table(record)
     assert text in done.stderr
     assert text.splitlines()[0].split("  ")[0] == ""
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
-    for part in ("inference", "training step", "whole run"):
+    for part in ("inference", "training step", "full run"):
         for name in ("macs_paper", "flops_executed", "seconds", "peak memory", "joules"):
             assert f"{part}, {name}" in lines
-    found = record["bench"]["arms"]
+    found = record["bench"]["variants"]
     for variant in ("masked", "pyg"):
         ratio = found[variant]["run"]["seconds"]["median"] / found["dense"]["run"]["seconds"]["median"]
-        assert f"({ratio:.2f}x)" in lines["whole run, seconds"]
+        assert f"({ratio:.2f}x)" in lines["full run, seconds"]
     assert f"({found['masked']['file_bytes'] / found['dense']['file_bytes']:.2f}x)" in lines["bytes on disk"]
 
 
@@ -256,12 +256,12 @@ def test_the_search_is_the_ticket_s_whatever_ratios_are_given(ticket: Path, opti
 def test_pyg_is_left_out_where_its_messages_do_not_fit(ticket: Path, options: RunOptions, quick: Any) -> None:
     quick.setattr(gebt.experiments.bench.pyg, "step_bytes", lambda *_: 1 << 60)
     found, _ = bench(options, ticket, 1)
-    pyg = found["arms"]["pyg"]
+    pyg = found["variants"]["pyg"]
     assert {pyg[part][name] for part in PARTS for name in MEASURES if name != "macs_paper"} == {"not measured"}
     assert is_number(pyg["run"]["macs_paper"])
     assert "expected at most the" in found["notes"]["PyG"]
-    assert found["arms"]["compacted"]["run"]["peak_bytes"] == 1000
-    assert found["arms"]["compacted"]["run"]["own_bytes"] == 600
+    assert found["variants"]["compacted"]["run"]["peak_bytes"] == 1000
+    assert found["variants"]["compacted"]["run"]["own_bytes"] == 600
     row = report.bench_table({"dataset": "digits", "bench": found}).splitlines()[3]
     assert row.endswith("not measured")
 
@@ -274,8 +274,8 @@ def test_a_peak_that_ended_its_process_is_not_measured(ticket: Path, options: Ru
 
     quick.setattr(measure, "in_fresh_process", killed)
     found, _ = bench(options, ticket, 1)
-    assert found["arms"]["pyg"]["epoch"]["peak_bytes"] == "not measured"
-    assert found["arms"]["dense"]["epoch"]["peak_bytes"] == 1000
+    assert found["variants"]["pyg"]["epoch"]["peak_bytes"] == "not measured"
+    assert found["variants"]["dense"]["epoch"]["peak_bytes"] == 1000
     assert "signal 9" in found["notes"]["peak memory, pyg"]
 
 
@@ -291,7 +291,7 @@ def test_joules_are_those_of_one_call_and_of_whole_runs(
     quick.setattr(measure, "energy_meter", meter)
     quick.setattr(measure, "METERED_S", 0.0)
     found, _ = bench(options, ticket, 2)
-    joules = {variant: [found["arms"][variant][part]["joules"] for part in PARTS] for variant in VARIANTS}
+    joules = {variant: [found["variants"][variant][part]["joules"] for part in PARTS] for variant in VARIANTS}
     assert joules == {
         "dense": [6.0, 6.0, 6.0],
         "masked": [6.0, 6.0, 12.0],
@@ -313,10 +313,10 @@ def test_a_ticket_without_a_search_has_a_run_without_one(
     path = baselines.random_ticket(model, digits, edge_ratio=0.3, weight_ratio=0.5).save(tmp_path / "t")
     found, _ = bench(options, path, 1)
     assert found["search"] == {}
-    row = found["arms"]["masked"]["run"]
+    row = found["variants"]["masked"]["run"]
     assert row["phases"].keys() == {"masked"}
-    assert row["flops_executed"] == RETRAINED * found["arms"]["masked"]["epoch"]["flops_executed"]
-    assert row["macs_paper"] == RETRAINED * found["arms"]["masked"]["epoch"]["macs_paper"]
+    assert row["flops_executed"] == RETRAINED * found["variants"]["masked"]["epoch"]["flops_executed"]
+    assert row["macs_paper"] == RETRAINED * found["variants"]["masked"]["epoch"]["macs_paper"]
 
 
 def test_rounds_are_at_least_one(ticket: Path, options: RunOptions) -> None:
@@ -333,7 +333,7 @@ def test_a_measurement_leaves_random_state_alone(ticket: Path, options: RunOptio
 def test_a_timed_step_is_a_step_of_fit(options: RunOptions, ticket: Path, digits: Graph) -> None:
     workbench = Workbench(options, Ticket.load(ticket), digits)
     network = workbench.network("dense")
-    assert isinstance(network, Ours)
+    assert isinstance(network, GebtTraining)
     network.infer()  # leaves the network in evaluation mode
     with seeded(5):
         losses = [float(network.step()) for _ in range(3)]
@@ -357,21 +357,21 @@ def test_masked_steps_keep_pruned_weights_at_zero(options: RunOptions, ticket: P
     loaded = Ticket.load(ticket)
     workbench = Workbench(options, loaded, digits)
     masked = workbench.network("masked")
-    assert isinstance(masked, Ours)
+    assert isinstance(masked, GebtTraining)
     assert masked.task.edges.num_pairs == loaded.edge_mask.kept
     for _ in range(2):
         masked.step()
     for name, kept in loaded.weight_mask.items():
         assert not dict(masked.model.named_parameters())[name][~kept].any()
     small = workbench.network("compacted")
-    assert isinstance(small, Ours)
+    assert isinstance(small, GebtTraining)
     assert state_bytes(small.model) < state_bytes(masked.model)
     assert small.task.edges.num_pairs == loaded.edge_mask.kept
 
 
 def test_inference_keeps_nothing_of_the_features(options: RunOptions, ticket: Path, digits: Graph) -> None:
     network = Workbench(options, Ticket.load(ticket), digits).network("dense")
-    assert isinstance(network, Ours)
+    assert isinstance(network, GebtTraining)
     before = network.infer()
     digits.features.add_(1)
     try:
@@ -390,7 +390,7 @@ def test_without_dropout_pyg_s_training_is_ours(
     settings = options.training()
     model = build(name, graph.num_features, 6, graph.num_classes, depth, 0.0, 0, heads=2)
     theirs = PygTraining(graph, model, settings)
-    ours = Ours(model, graph, NodeTask(graph).edges, settings)
+    ours = GebtTraining(model, graph, NodeTask(graph).edges, settings)
     torch.testing.assert_close(ours.infer(), theirs.infer())
     for _ in range(4):
         torch.testing.assert_close(ours.step(), theirs.step())
@@ -447,6 +447,6 @@ def test_a_taught_ticket_is_charged_all_epochs_of_its_search(
     model = model_for(taught, digits, 0)
     ticket = find_ticket(taught, digits, model, 0)
     found, _ = bench(taught, ticket.save(tmp_path / "t"), 1)
-    whole, kept = (found["arms"][variant]["inference"]["macs_paper"] for variant in ("dense", "masked"))
+    whole, kept = (found["variants"][variant]["inference"]["macs_paper"] for variant in ("dense", "masked"))
     run = 3 * (4 * whole + int(taught.retrain_epochs or 0) * kept)
-    assert found["arms"]["masked"]["run"]["macs_paper"] == run
+    assert found["variants"]["masked"]["run"]["macs_paper"] == run

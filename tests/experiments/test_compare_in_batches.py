@@ -58,7 +58,7 @@ def found(out: Path) -> dict[str, Any]:
         for variant, own in record["per_seed"][0].items()
         if isinstance(own, dict)
     }
-    return {"arms": variants, "ticket": (out / "ticket.safetensors").read_bytes()}
+    return {"variants": variants, "ticket": (out / "ticket.safetensors").read_bytes()}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_run_from_disk_finds_what_one_in_memory_does(tmp_path: Path) -> None:
     few += ["--retrain-epochs", "2", "--threads", "1"]
     main(["run", *few, "--out", str(tmp_path / "memory")])
     main(["run", *few, "--graph", str(convert("digits", tmp_path / "mapped")), "--out", str(tmp_path / "disk")])
-    assert found(tmp_path / "disk")["arms"] == found(tmp_path / "memory")["arms"]
+    assert found(tmp_path / "disk")["variants"] == found(tmp_path / "memory")["variants"]
 
 
 @pytest.mark.slow

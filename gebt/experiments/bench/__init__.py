@@ -1,4 +1,4 @@
-"""Benchmark of one ticket: dense, masked, compacted and PyG variants, in inference, training and the full run."""
+"""One ticket, measured: dense, masked, compacted and PyG, in inference, in a training step and in the full run."""
 
 from gebt.experiments.bench.measure import NOT_MEASURED as NOT_MEASURED
 from gebt.experiments.bench.measure import bench as bench

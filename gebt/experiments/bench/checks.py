@@ -1,4 +1,4 @@
-"""What must hold before a time means anything: equal logits, and the ticket's own search."""
+"""Checks before anything is timed: equal logits, and the same search again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gebt.experiments.bench.variants import Network
 from gebt.graph.edges import EDGES
 from gebt.ticket import Ticket
 
-# Whose logits must equal whose, to which share of the largest.
+# Variants that must have equal logits, and the largest difference, as a share of the largest logit.
 EQUAL = {"compacted": ("masked", 1e-5), "pyg": ("dense", 1e-4)}
 # A repeated search whose masks differ in a larger share of their entries is another search.
 SAME_MASKS = 0.01
@@ -18,9 +18,16 @@ SAME_MASKS = 0.01
 def check_equal(networks: Mapping[str, Mapping[str, Network]]) -> dict[str, float]:
     """Largest difference of logits, as a share of the largest logit, between the networks that must agree.
 
-    Raises `ValueError` naming the network when one is beyond what rounding explains.
+    Args:
+        networks: of every variant, by what they are for.
+
+    Returns:
+        A difference for every two variants, as "compacted - masked".
+
+    Raises:
+        ValueError: naming the network that is further off than rounding explains.
     """
-    found: dict[str, float] = {}
+    differences: dict[str, float] = {}
     for variant, (other, most) in EQUAL.items():
         if variant not in networks:
             continue
@@ -30,18 +37,27 @@ def check_equal(networks: Mapping[str, Mapping[str, Network]]) -> dict[str, floa
             share = float((network.infer() - expected).abs().max()) / scale
             if not share <= most:  # nor is NaN
                 raise ValueError(
-                    f"logits of {variant!r} (got {share:.3g} of the largest logit away from {other!r}), expected at most "
-                    f"{most:g}; they compute different things, so nothing was timed"
+                    f"logits of {variant!r} (got {share:.3g} of the largest logit away from {other!r}), expected at "
+                    f"most {most:g}; they compute different things, so nothing was timed"
                 )
-            found[f"{variant} - {other}"] = max(share, found.get(f"{variant} - {other}", 0.0))
-    return found
+            differences[f"{variant} - {other}"] = max(share, differences.get(f"{variant} - {other}", 0.0))
+    return differences
 
 
 def check_search(ticket: Ticket, again: Ticket) -> dict[str, Any]:
     """How many mask entries of a repeated search differ from the ticket's.
 
-    None do with the machine and options of the first search; rounding, of other threads or engines, moves a few. Raises
-    `ValueError` when it is more than that.
+    None do with the machine and options of the first search; rounding, of other threads or engines, moves a few.
+
+    Args:
+        ticket: of the first search.
+        again: of the repeated one.
+
+    Returns:
+        Numbers of differing entries, of all entries, and of epochs.
+
+    Raises:
+        ValueError: when more differ than rounding explains.
     """
     masks = [(ticket.edge_mask[EDGES], again.edge_mask[EDGES])]
     masks += [(kept, again.weight_mask[name]) for name, kept in ticket.weight_mask.items()]

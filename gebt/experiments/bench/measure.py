@@ -1,4 +1,4 @@
-"""The measuring itself: equality first, then seconds in turn, flops, peaks, joules, and whole runs."""
+"""The measurements of a benchmark: equal logits first, then seconds, flops, peak memory, joules, and full runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gebt.experiments.bench.checks import check_equal, check_search
-from gebt.experiments.bench.variants import PARTS, PHASES, VARIANTS, Network, Ours, Workbench
+from gebt.experiments.bench.variants import PARTS, PHASES, VARIANTS, Network, GebtTraining, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for
 from gebt.graph.graph import Graph
@@ -29,11 +29,11 @@ from gebt.train.cuda_graph import Replay, replays
 from gebt.train.loop import seeded
 
 NOT_MEASURED = "not measured"
-# Inference and steps: rounds, and seconds after which three rounds must do.
+# Inference and steps: rounds, and seconds after which three rounds are enough.
 REPEATS, BUDGET_S = 20, 60.0
 # Steps before anything is compared: a fresh network has zero biases, which would hide one that is missing.
 FIRST_STEPS = 3
-# Epochs of PyG's training that its whole run is reckoned from.
+# Epochs of PyG's training from which its full run is extrapolated.
 PYG_EPOCHS = 3
 # Meters tick slowly: what is shorter than this is called as often as fills it.
 METERED_S = 1.0
@@ -44,10 +44,20 @@ Progress = Callable[[str], object]
 def bench(
     options: RunOptions, path: Path, repeats: int = 3, progress: Progress = lambda what: None
 ) -> tuple[dict[str, Any], Graph]:
-    """Measures the ticket at `path` beside the dense network and PyG; returns the cells of the table, and the graph.
+    """Measures a ticket, compared with the dense network and PyG.
 
-    `repeats`: rounds of whole runs. Raises `ValueError` when logits differ that must be equal, naming whose and by how
-    much, before anything is timed; and when the ticket's search, repeated, finds other masks.
+    Args:
+        options: resolved.
+        path: of the ticket.
+        repeats: rounds of full runs.
+        progress: called with what is measured next.
+
+    Returns:
+        The cells of the table, and the graph.
+
+    Raises:
+        ValueError: before anything is timed, when logits differ that must be equal, naming them and the difference; and
+            when the repeated search of the ticket draws other masks.
     """
     if repeats < 1:
         raise ValueError(f"--repeats (got {repeats}), expected at least 1")
@@ -71,15 +81,15 @@ class _Samples:
     joules: list[float | None] = dataclasses.field(default_factory=list)
 
     def take(self, device: str) -> Any:
-        """One more; returns what the work returned."""
+        """Adds a timing, and returns the result of the work."""
         with energy_meter(device) as meter:
             start = time.perf_counter()
-            found = self.work()
+            result = self.work()
             if device == "cuda":
                 torch.cuda.synchronize()
             self.seconds.append(self.scale * (time.perf_counter() - start))
         self.joules.append(None if meter.joules is None else self.scale * meter.joules)
-        return found
+        return result
 
 
 class _Measurement:
@@ -95,7 +105,7 @@ class _Measurement:
         self.notes["joules"], self.metered = probe.what, probe.joules is not None
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """Fills the cells; what could not be measured says so."""
+        """Fills the cells; those that could not be measured say so."""
         networks = self._networks()
         self.progress("comparing logits")
         equal = check_equal(networks)
@@ -113,22 +123,22 @@ class _Measurement:
                 for measure in ("flops_executed", "seconds", "peak_bytes", "own_bytes", "joules"):
                     self.variants[variant][part].setdefault(measure, NOT_MEASURED)
         epochs = {"dense": self.bench.options.epochs, "retrain": self.bench.options.retrain_epochs}
-        return {"arms": self.variants, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
+        return {"variants": self.variants, "equal": equal, "search": search, "epochs": epochs, "notes": self.notes}
 
     def _networks(self) -> dict[str, dict[str, Network]]:
-        """For every arm the network that infers and the one that trains: one and the same but for the compacted."""
+        """For every variant the network that infers and the one that trains: the same, except compacted ones."""
         dense: Any = self.bench.network("dense")
         for _ in range(FIRST_STEPS):
             dense.step()
         masked, small = self.bench.network("masked"), self.bench.network("compacted")
-        found = {"dense": (dense, dense), "masked": (masked, masked)}
-        found["compacted"] = self.bench.network("compacted", training=False), small
+        networks = {"dense": (dense, dense), "masked": (masked, masked)}
+        networks["compacted"] = self.bench.network("compacted", training=False), small
         try:
             pyg = self.bench.network("pyg", model=dense.model)
-            found["pyg"] = pyg, pyg
+            networks["pyg"] = pyg, pyg
         except OutOfRoomError as error:
             self.notes["PyG"] = str(error)
-        return {variant: {"inference": infers, "epoch": trains} for variant, (infers, trains) in found.items()}
+        return {variant: {"inference": infers, "epoch": trains} for variant, (infers, trains) in networks.items()}
 
     def _time(self, networks: dict[str, dict[str, Network]]) -> None:
         warmup = 5 if self.device == "cuda" else 2  # a replayed step is recorded in its fourth call
@@ -150,7 +160,7 @@ class _Measurement:
         return NOT_MEASURED if meter.joules is None else meter.joules / calls
 
     def _count(self, networks: dict[str, dict[str, Network]]) -> None:
-        """Multiply-adds, flops and bytes on disk of every arm."""
+        """Multiply-adds, flops and bytes on disk of every variant."""
         bench, options = self.bench, self.bench.options
         epochs, retrained, trained = (
             int(options.epochs or 0),
@@ -158,15 +168,15 @@ class _Measurement:
             bench.ticket.epochs_searched,
         )
         pretrained = epochs if options.algorithm == "graph" and bench.searched else 0
-        whole, kept = bench.macs(None), bench.macs(bench.ticket)
+        dense, pruned = bench.macs(None), bench.macs(bench.ticket)
         ticket_file, plain = self.path.stat().st_size, stored_bytes(bench.model(), bench.graph.num_pairs)
         for variant in VARIANTS:
-            alone = variant in ("dense", "pyg")
-            one = whole if alone else kept
-            run = epochs * one if alone else retrained * one + (trained + pretrained) * whole
+            unpruned = variant in ("dense", "pyg")
+            one = dense if unpruned else pruned
+            run = epochs * one if unpruned else retrained * one + (trained + pretrained) * dense
             for part, macs in zip(PARTS, (one, 3 * one, 3 * run), strict=True):
                 self.variants[variant][part]["macs_paper"] = macs
-            self.variants[variant]["file_bytes"] = plain if alone else ticket_file
+            self.variants[variant]["file_bytes"] = plain if unpruned else ticket_file
         step_flops = bench.search_step_flops() if trained else 0
         searched = trained * step_flops + pretrained * _flops(networks["dense"]["epoch"], "epoch")
         for variant, parts in networks.items():
@@ -179,27 +189,27 @@ class _Measurement:
         options, threads = json.loads(self.bench.options.to_json()), torch.get_num_threads()
         what = {"options": options, "ticket": str(self.path.resolve()), "variant": variant, "threads": threads}
         try:
-            found = in_fresh_process("gebt.experiments.bench.peak_memory:peaks", **what)
+            peaks = in_fresh_process("gebt.experiments.bench.peak_memory:peaks", **what)
         except RuntimeError as error:
             self.notes[f"peak memory, {variant}"] = f"not measured: {error}"
             return
         for part in PARTS:
-            peak = found[part]
+            peak = peaks[part]
             self.variants[variant][part] |= {"peak_bytes": peak["bytes"], "own_bytes": peak["bytes"] - peak["before"]}
-            self.notes["peak memory"] = f"{peak['what']}, each arm in a process of its own"
+            self.notes["peak memory"] = f"{peak['what']}, each variant in a fresh process"
 
     def _runs(self, present: list[str], repeats: int) -> dict[str, Any]:
-        """Times whole runs, phase after phase in every round; returns how the repeated search compares."""
+        """Times full runs, phase after phase in every round; returns how the repeated search compares."""
         phases = self._phases(present)
         search: dict[str, Any] = {}
         for number in range(1, repeats + 1):
             for name, samples in phases.items():
-                self.progress(f"whole run {number} of {repeats}, {name}")
-                found = samples.take(self.device)
+                self.progress(f"full run {number} of {repeats}, {name}")
+                result = samples.take(self.device)
                 if name == "search" and not search:
-                    search = check_search(self.bench.ticket, found)
+                    search = check_search(self.bench.ticket, result)
                 if name in ("dense", "masked", "compacted"):
-                    self.variants[name]["accuracy"] = found
+                    self.variants[name]["accuracy"] = result
         for variant in present:
             taken = {name: phases[name] for name in PHASES[variant] if name in phases}
             cell = self.variants[variant]["run"]
@@ -221,13 +231,13 @@ class _Measurement:
             measured = min(PYG_EPOCHS, epochs)
             phases["pyg"] = _Samples(lambda: [pyg.epoch() for _ in range(measured)], epochs / measured)
             self.variants["pyg"]["run"]["scaled_from_epochs"] = measured
-            self.notes["PyG, whole run"] = f"{measured} epochs measured, scaled to {epochs}"
+            self.notes["PyG, full run"] = f"{measured} epochs measured, scaled to {epochs}"
         return phases
 
 
 def _as_trained(network: Network) -> Callable[[], object]:
-    """The step as `fit` would run it: recorded and replayed where that pays."""
-    if isinstance(network, Ours):
+    """The step as `fit` would run it: recorded and replayed where that is faster."""
+    if isinstance(network, GebtTraining):
         pattern = network.task.edges.pattern
         if replays(pattern.col.device, pattern.nnz):
             return Replay(network.step)

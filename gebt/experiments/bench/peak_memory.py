@@ -1,4 +1,4 @@
-"""Peak memory of one arm; run in a fresh process, so that the peak is that arm's own."""
+"""Peak memory of one variant, to be run in a fresh process, so that nothing else adds to the peak."""
 
 from __future__ import annotations
 
@@ -26,10 +26,19 @@ TINY = SurrogateSpec(nodes=64, pairs=128, features=8, classes=2)
 
 
 def peaks(options: dict[str, Any], ticket: str, variant: str, threads: int) -> dict[str, dict[str, Any]]:
-    """`PeakMemory` of an arm, as plain JSON: "inference", "epoch" (steps), "search", "training", "run" (both of them).
+    """`PeakMemory` of a variant: "inference", "epoch" (steps), "search", "training", and "run" (both of them).
 
-    `before` is what the process holds without any data: interpreter, libraries, and all that is compiled on first use.
-    In the first two parts a compacted ticket is alone with the smaller graph, as it would be once deployed.
+    In the first two parts a compacted ticket is alone with the smaller graph, as in deployment.
+
+    Args:
+        options: resolved, as JSON.
+        ticket: path of its file.
+        variant: name.
+        threads: CPU threads.
+
+    Returns:
+        Plain JSON. `before`: what the process holds without any data, that is interpreter, libraries, and everything
+        that is compiled on first use.
     """
     torch.set_num_threads(threads)
     resolved = RunOptions(**options)
@@ -39,20 +48,20 @@ def peaks(options: dict[str, Any], ticket: str, variant: str, threads: int) -> d
     network: Any = bench.network(variant)
     if variant == "compacted":
         del bench
-    found = {"inference": _peak(network.infer, resolved.device), "epoch": _peak(network.step, resolved.device)}
+    parts = {"inference": _peak(network.infer, resolved.device), "epoch": _peak(network.step, resolved.device)}
     if variant == "pyg":
-        found["training"] = _peak(network.epoch, resolved.device)
+        parts["training"] = _peak(network.epoch, resolved.device)
     else:
         del network
-        whole = _loaded(resolved, ticket) if variant == "compacted" else bench
+        loaded = _loaded(resolved, ticket) if variant == "compacted" else bench
         for name in PHASES[variant]:
-            if name != "search" or whole.searched:
+            if name != "search" or loaded.searched:
                 part = "search" if name == "search" else "training"
-                found[part] = _peak(partial(whole.phase, name, EPOCHS), resolved.device, times=1)
-    found["run"] = max(
-        (found[part] for part in ("search", "training") if part in found), key=lambda peak: peak["bytes"]
+                parts[part] = _peak(partial(loaded.phase, name, EPOCHS), resolved.device, times=1)
+    parts["run"] = max(
+        (parts[part] for part in ("search", "training") if part in parts), key=lambda peak: peak["bytes"]
     )
-    return {part: {**peak, "before": before} for part, peak in found.items()}
+    return {part: {**peak, "before": before} for part, peak in parts.items()}
 
 
 def _libraries(options: RunOptions, variant: str) -> int:

@@ -1,4 +1,4 @@
-"""The peer: the same network on PyG's road, trained as PyG's own examples do."""
+"""The same network in PyG, trained as in PyG's examples."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ from gebt.train.loop import TrainingSettings
 class PygStack(nn.Module):
     """PyG's convolutions in the order of one of our `GNN`s: dropout on the input and between the layers, ReLU.
 
-    Its state dict is that of `model`, which may have neither norm nor residual. GCN is cached, as in PyG's example.
-    Raises `ValueError` for a network with norm or residual connections.
+    Its state dict is that of the model. GCN is cached, as in PyG's example.
+
+    Args:
+        model: network with the same sizes, without norm and residual connections.
+
+    Raises:
+        ValueError: for a network with them.
     """
 
     def __init__(self, model: GNN) -> None:
@@ -54,7 +59,7 @@ class PygStack(nn.Module):
 
 
 class PygResGCN(nn.Module):
-    """The network of PyG's DeeperGCN example with the sizes of `model`, whose state dict it shares."""
+    """The network of PyG's DeeperGCN example with the sizes of `model`, and the same names in its state dict."""
 
     def __init__(self, model: ResGCN) -> None:
         super().__init__()
@@ -89,10 +94,10 @@ class PygResGCN(nn.Module):
 
 def _convolution(model: GNN, number: int, in_channels: int, out_channels: int) -> nn.Module:
     if isinstance(model, GAT):
-        ours = model.convs[number]
-        assert isinstance(ours, GATConv)
-        channels = out_channels // model.heads if ours.concat else out_channels
-        return pyg.GATConv(in_channels, channels, model.heads, ours.concat, dropout=ours.dropout)
+        conv = model.convs[number]
+        assert isinstance(conv, GATConv)
+        channels = out_channels // model.heads if conv.concat else out_channels
+        return pyg.GATConv(in_channels, channels, model.heads, conv.concat, dropout=conv.dropout)
     if isinstance(model, GIN):
         return pyg.GINConv(pyg.MLP([in_channels, out_channels, out_channels], norm=None))
     if isinstance(model, GCN):
@@ -103,8 +108,16 @@ def _convolution(model: GNN, number: int, in_channels: int, out_channels: int) -
 class PygTraining:
     """Full-batch training of PyG's network of the kind and sizes of `model` on dense features, as in its examples.
 
-    Weights are those of `model`, or with `fresh` PyG's own (global random state). `adjacency`: the edge index
-    unless another form is given. Raises `OutOfRoomError` when a step would not fit into memory, and as `PygStack`.
+    Args:
+        graph: to train on.
+        model: network whose kind, sizes and weights are taken.
+        settings: of the optimizer.
+        fresh: take start weights of PyG instead, from the global random state.
+        adjacency: default: the edge index.
+
+    Raises:
+        OutOfRoomError: when a step would not fit into memory.
+        ValueError: as `PygStack`.
     """
 
     def __init__(
@@ -125,7 +138,7 @@ class PygTraining:
         if not fresh:
             self.model.load_state_dict(model.state_dict())
         first = list(self.model.first.parameters())
-        others = [p for p in self.model.parameters() if all(p is not own for own in first)]
+        others = [p for p in self.model.parameters() if all(p is not other for other in first)]
         groups: list[dict[str, Any]] = [{"params": first, "weight_decay": settings.weight_decay}, {"params": others}]
         self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=settings.learning_rate)
 
@@ -139,8 +152,8 @@ class PygTraining:
         """One step of the optimizer; the loss before it."""
         self.model.train()
         self.optimizer.zero_grad()
-        known = self.graph.train_mask
-        loss = label_loss(self.graph.target, self.model(self.x, self.adjacency)[known], self.graph.labels[known])
+        train = self.graph.train_mask
+        loss = label_loss(self.graph.target, self.model(self.x, self.adjacency)[train], self.graph.labels[train])
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -148,9 +161,9 @@ class PygTraining:
     def epoch(self) -> tuple[float, float]:
         """One step and one evaluation: the graph's metric on the validation and on the test nodes."""
         self.step()
-        said, graph = self.infer(), self.graph
+        logits, graph = self.infer(), self.graph
         parts = (graph.val_mask, graph.test_mask)
-        val, test = (float(measure(graph.metric, said[mask], graph.labels[mask])) for mask in parts)
+        val, test = (float(measure(graph.metric, logits[mask], graph.labels[mask])) for mask in parts)
         return val, test
 
     def propagation_flops(self) -> int:

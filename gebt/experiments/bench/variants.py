@@ -1,4 +1,4 @@
-"""What is measured: the network of every arm, and the phases of its whole run."""
+"""What is measured: the network of every variant, and the phases of its full run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gebt.train.tasks import task_for
 
 VARIANTS = ("dense", "masked", "compacted", "pyg")
 PARTS = ("inference", "epoch", "run")
-# What a whole run consists of.
+# The parts of a full run.
 PHASES = {"dense": ("dense",), "masked": ("search", "masked"), "compacted": ("search", "compacted"), "pyg": ("pyg",)}
 
 
@@ -39,8 +39,8 @@ class Network(Protocol):
         """One step of the optimizer; the loss before it."""
 
 
-class Ours:
-    """A network on our road; nothing that depends on the features is kept between two inferences."""
+class GebtTraining:
+    """A network of gebt; nothing that depends on the features is stored between two inferences."""
 
     def __init__(
         self, model: nn.Module, graph: Graph, edges: Edges, settings: TrainingSettings, mask: Mask | None = None
@@ -69,9 +69,15 @@ class Ours:
 
 
 class Workbench:
-    """A ticket with its graph and resolved options, and what can be made of them.
+    """A ticket with its graph and options, and the networks and runs that are measured.
 
-    Raises `TicketError` when the ticket belongs to another graph or model.
+    Args:
+        options: resolved.
+        ticket: to measure.
+        graph: of the ticket.
+
+    Raises:
+        TicketError: when the ticket belongs to another graph or model.
     """
 
     def __init__(self, options: RunOptions, ticket: Ticket, graph: Graph) -> None:
@@ -94,42 +100,56 @@ class Workbench:
         return self.ticket.edges(self.graph)
 
     def network(self, variant: str, *, training: bool = True, model: Model | None = None) -> Network:
-        """The network of an arm; `training`: compacted for steps, else for inference. `model`: with these weights.
+        """The network of a variant.
 
-        Tickets have their own weights. Raises `OutOfRoomError` when PyG's would not fit into memory.
+        Args:
+            variant: name.
+            training: compact for training steps, otherwise for inference.
+            model: whose weights it has; those of tickets are the ticket's.
+
+        Returns:
+            The network, ready to be timed.
+
+        Raises:
+            OutOfRoomError: when PyG's would not fit into memory.
         """
         model = model or self.model()
         if variant == "pyg":
-            # Not at the top: its libraries would count in the memory of every other arm.
+            # Not at the top: its libraries would count in the memory of every other variant.
             from gebt.experiments.bench.pyg import PygTraining
 
             return PygTraining(self.graph, model, self.options.training())
         if variant == "dense":
-            return Ours(model, self.graph, self.edges, self.options.training())
+            return GebtTraining(model, self.graph, self.edges, self.options.training())
         self.ticket.start(model)
         settings, mask = self.options.retraining().training, self.ticket.weight_mask
         if variant == "masked":
-            return Ours(model, self.graph, self.kept, settings, mask)
+            return GebtTraining(model, self.graph, self.kept, settings, mask)
         small = compact_model(model, mask, self.graph, training=training)
-        return Ours(small.model, small.graph, self.kept, settings, small.mask)
+        return GebtTraining(small.model, small.graph, self.kept, settings, small.mask)
 
     @property
     def searched(self) -> bool:
-        """Whether a search found the ticket; a random one has none."""
+        """Whether the ticket comes from a search, and is not random."""
         return self.ticket.epoch_drawn > 0
 
     @cached_property
     def search_options(self) -> RunOptions:
-        """The options with ratios and settings of the search that found the ticket."""
+        """The options with ratios and settings of the ticket's search."""
         origin = self.ticket.provenance
         names = ("edge_ratio", "weight_ratio", "feature_ratio")
         changes: dict[str, Any] = {**{name: origin.get(name) for name in names}, **origin["settings"]}
         return dataclasses.replace(self.options, **changes)
 
     def phase(self, name: str, most_epochs: int | None = None) -> Any:
-        """Runs one phase of a whole run on a fresh network: "dense", "search", "masked" or "compacted".
+        """Runs one phase of a full run on a fresh network.
 
-        Returns the test accuracy, or of a search the ticket it found. `most_epochs` cuts every training short.
+        Args:
+            name: "dense", "search", "masked" or "compacted".
+            most_epochs: limit of every training.
+
+        Returns:
+            The test accuracy, or the ticket of a search.
         """
         options = self.search_options if name == "search" else self.options
         if most_epochs is not None:
@@ -154,7 +174,7 @@ class Workbench:
         def step() -> None:
             task.loss(task.logits(model, gates)).backward()
 
-        step()  # products that "auto" times on their first call are no part of it
+        step()  # without products that "auto" times on their first call
         return flops_executed(step)
 
     def macs(self, ticket: Ticket | None) -> float:

@@ -17,46 +17,60 @@ _MARKS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">")
 
 
 def summarized(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for every arm and ratio: mean and unbiased standard deviation over the seeds."""
+    """One row for every variant and ratio: mean and unbiased standard deviation over the seeds.
+
+    Args:
+        rows: of the record.
+
+    Returns:
+        The rows of the summary.
+    """
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if "accuracy" in row:
             groups.setdefault((row["variant"], round(row["ratio"], 9)), []).append(row)
-    return [_group(variant, own) for (variant, _), own in groups.items()]
+    return [_group(variant, of_seeds) for (variant, _), of_seeds in groups.items()]
 
 
 def _group(variant: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     accuracies = [row["accuracy"] for row in rows]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "variant": variant,
         "ratio": rows[0]["ratio"],
         "density": rows[0]["density"],
         "seeds": len(rows),
     }
-    found["accuracy"] = statistics.fmean(accuracies)
-    found["std"] = statistics.stdev(accuracies) if len(rows) > 1 else None
+    summary["accuracy"] = statistics.fmean(accuracies)
+    summary["std"] = statistics.stdev(accuracies) if len(rows) > 1 else None
     for key in ("seconds", "search_seconds", "parameters", "epoch_drawn", "emptied"):
         if key in rows[0]:
-            found[key] = statistics.fmean(row[key] for row in rows)
+            summary[key] = statistics.fmean(row[key] for row in rows)
     if "fired" in rows[0]:
-        found["fired"] = sum(row["fired"] for row in rows)
-    return found
+        summary["fired"] = sum(row["fired"] for row in rows)
+    return summary
 
 
 def table(record: dict[str, Any]) -> str:
-    """The summary as aligned text, one line for every arm and ratio."""
+    """The summary as aligned text, one line for every variant and ratio.
+
+    Args:
+        record: of a run over images.
+
+    Returns:
+        Lines with aligned columns.
+    """
     titles = {
         "seconds": "seconds", "search_seconds": "to the mask", "parameters": "parameters", "epoch_drawn": "epoch drawn",
         "emptied": "emptied layers",
     }  # fmt: skip
     summary = record["summary"]
-    there = [key for key in titles if any(key in row for row in summary)]
-    lines = [["", "pruned, %", "kept, %", "test accuracy, %", *(titles[key] for key in there)]]
+    columns = [key for key in titles if any(key in row for row in summary)]
+    lines = [["", "pruned, %", "kept, %", "test accuracy, %", *(titles[key] for key in columns)]]
     for row in summary:
         spread = f" ± {100 * row['std']:.2f}" if row["std"] is not None else ""
         cells = [row["variant"], f"{100 * row['ratio']:.4g}", f"{100 * row['density']:.4g}"]
         cells.append(f"{100 * row['accuracy']:.2f}{spread}")
-        lines.append([*cells, *(_cell(key, row) for key in there)])
+        lines.append([*cells, *(_cell(key, row) for key in columns)])
     return aligned(lines)
 
 
@@ -72,7 +86,15 @@ def _cell(key: str, row: dict[str, Any]) -> str:
 
 
 def pictures(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Accuracy by density; and, of a search, the distances of the masks drawn at every two epochs."""
+    """Draws accuracy by density; and, of a search, the distances of the masks of any two epochs.
+
+    Args:
+        record: of a run over images.
+        folder: where they are written.
+
+    Returns:
+        Their paths.
+    """
     drawn = [_saved(_density(record), folder / DENSITY_PICTURE)]
     searches = [row for row in record["rows"] if row.get("pairwise")]
     if searches:
@@ -96,11 +118,11 @@ def _density(record: dict[str, Any]) -> Figure:
             level = 100 * rows[0]["accuracy"]
             axes.axhline(level, color=COLORS["dense"], ls="--", lw=1, label=f"dense {level:.1f}")
             continue
-        own = sorted(rows, key=lambda row: -row["density"])
+        points = sorted(rows, key=lambda row: -row["density"])
         first = variant in ("ticket", "early bird", record["command"])
         color = COLORS["ticket"] if first else COLORS["random"] if variant == "random" else None
-        spread = [100 * (row["std"] or 0) for row in own]
-        places, heights = [100 * row["density"] for row in own], [100 * row["accuracy"] for row in own]
+        spread = [100 * (row["std"] or 0) for row in points]
+        places, heights = [100 * row["density"] for row in points], [100 * row["accuracy"] for row in points]
         axes.errorbar(places, heights, spread, marker=mark, color=color, capsize=3, label=variant)
     axes.set_xscale("log")
     axes.invert_xaxis()

@@ -1,1 +1,1 @@
-"""Sweeps over data sets, prune ratios, networks and seeds, several jobs at a time: what `gebt sweep` runs."""
+"""Comparisons over data sets, ratios, networks and seeds, several at a time: `gebt sweep`."""

@@ -12,7 +12,13 @@ from gebt.experiments.sweep.jobs import Job
 
 @dataclass(frozen=True)
 class JobResult:
-    """How the work on a job ended: `fault` "" is well; `died`: not by a fault of the job's options or data."""
+    """How the work on a job ended.
+
+    Attributes:
+        job: the job.
+        fault: what went wrong; "": nothing.
+        died: whether its worker died, which is no fault of the job's options or data.
+    """
 
     job: Job
     fault: str = ""
@@ -37,11 +43,16 @@ class Engine(Protocol):
         ...
 
 
-def run_jobs(jobs: Sequence[Job], engine: Engine, told: Callable[[JobResult, bool], object]) -> dict[str, str]:
-    """Runs all jobs; returns why each one that is missing afterwards is, by name.
+def run_jobs(jobs: Sequence[Job], engine: Engine, on_end: Callable[[JobResult, bool], object]) -> dict[str, str]:
+    """Runs all jobs; one whose worker died is tried once more, after all others.
 
-    A job whose worker died is tried once more, after all others. `told(end, again)` hears of every end, and whether
-    the job will be tried again.
+    Args:
+        jobs: to run.
+        engine: runs them.
+        on_end: called with the result of every attempt, and whether the job will be tried again.
+
+    Returns:
+        Why a job is missing, by name, for those that are.
     """
     waiting, running = deque(jobs), 0
     retried, missing = set[str](), dict[str, str]()
@@ -49,17 +60,17 @@ def run_jobs(jobs: Sequence[Job], engine: Engine, told: Callable[[JobResult, boo
         while waiting and running < engine.workers:
             engine.submit(waiting.popleft())
             running += 1
-        end = engine.wait()
+        result = engine.wait()
         running -= 1
-        if end.job.finished:  # whatever became of its worker then
-            end = JobResult(end.job)
-        elif not end.fault:
-            end = JobResult(end.job, f"its worker wrote no record into {end.job.folder}")
-        again = end.died and end.job.name not in retried
+        if result.job.finished:  # even if its worker died afterwards
+            result = JobResult(result.job)
+        elif not result.fault:
+            result = JobResult(result.job, f"its worker wrote no record into {result.job.folder}")
+        again = result.died and result.job.name not in retried
         if again:
-            retried.add(end.job.name)
-            waiting.append(end.job)
-        elif end.fault:
-            missing[end.job.name] = end.fault
-        told(end, again)
+            retried.add(result.job.name)
+            waiting.append(result.job)
+        elif result.fault:
+            missing[result.job.name] = result.fault
+        on_end(result, again)
     return missing

@@ -26,8 +26,11 @@ class _Worker:
 class Pool:
     """Processes of this machine, each started afresh and used for one job after the other.
 
-    Each has a pipe of its own, which ends when it dies: `concurrent.futures` gives up all workers when one is killed,
-    and cannot say which job it had.
+    Each has a pipe, which ends when it dies: `concurrent.futures` gives up all workers when one is killed, and cannot
+    say which job it had.
+
+    Args:
+        workers: number of jobs that run at a time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -54,7 +57,7 @@ class Pool:
             worker.connection.send(job)
 
     def wait(self) -> JobResult:
-        """The next job that ended, or whose worker did."""
+        """Waits for the next job that ends, or whose worker does, and returns its result."""
         ready = cast(Connection, wait(list(self._busy))[0])
         worker, job = self._busy.pop(ready)
         try:
@@ -68,16 +71,16 @@ class Pool:
 
 def _started() -> _Worker:
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    # A Ctrl-C reaches every process of a terminal; it is for the sweep, which ends its workers. They inherit the mask.
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,), daemon=True)
+    # Ctrl-C reaches every process of a terminal; only the sweep handles it and ends its workers. They inherit the mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return _Worker(process, ours)
+    there.close()
+    return _Worker(process, here)
 
 
 def _serve(connection: Connection) -> None:

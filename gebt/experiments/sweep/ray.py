@@ -1,4 +1,4 @@
-"""Cells of a sweep on Ray (extra "ray"): on this machine, or on the cluster that RAY_ADDRESS names."""
+"""Jobs of a sweep on Ray (extra "ray"): on this machine, or on the cluster that RAY_ADDRESS names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from gebt.experiments.sweep.jobs import Job, attempt
 
 
 class Ray:
-    """Ray's workers. On a cluster the sweep's folder and the data must be found under the same paths everywhere."""
+    """Ray's workers. On a cluster the sweep's folder and the data must have the same paths everywhere.
+
+    Args:
+        workers: number of jobs that run at a time.
+        threads: CPU threads of a job.
+
+    Raises:
+        ValueError: when Ray is not installed.
+    """
 
     def __init__(self, workers: int, threads: int) -> None:
         if find_spec("ray") is None:
@@ -20,8 +28,8 @@ class Ray:
         self._busy: dict[Any, Job] = {}
 
     def __enter__(self) -> Self:
-        # Read when Ray is imported: it reports to its makers unless told not to, and listens to the whole network where
-        # it believes in a cluster (`_node_ip_address="127.0.0.1"` it replaces by the address of the machine).
+        # Read when Ray is imported: by default it sends usage reports, and where it assumes a cluster it listens on all
+        # network interfaces (it replaces `_node_ip_address="127.0.0.1"` by the address of the machine).
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if not os.environ.get("RAY_ADDRESS"):
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -42,7 +50,7 @@ class Ray:
         self._busy[self._attempt.options(num_cpus=self.threads, num_gpus=gpus, max_retries=0).remote(job)] = job
 
     def wait(self) -> JobResult:
-        """The next job that ended, or whose worker did."""
+        """Waits for the next job that ends, or whose worker does, and returns its result."""
         done = self._ray.wait(list(self._busy), num_returns=1)[0][0]
         job = self._busy.pop(done)
         try:

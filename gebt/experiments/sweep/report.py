@@ -22,13 +22,17 @@ _MARKS = ("o", "s", "^", "v", "D", "P", "X")
 def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """One row for every data set, network and pair of ratios: the summary over the seeds that are finished.
 
-    "difference": of each arm's accuracies minus dense's, seed by seed, the mean and half the 95 % interval.
+    Args:
+        jobs: of the sweep.
+
+    Returns:
+        The rows. "difference": each variant's accuracies minus dense's, seed by seed: mean and half the 95 % interval.
     """
     grouped: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         chosen = job.options
         grouped.setdefault((chosen.dataset, chosen.model, chosen.edge_ratio, chosen.weight_ratio), []).append(job)
-    return [row for key, own in grouped.items() if (row := _row(key, own))]
+    return [row for key, of_row in grouped.items() if (row := _row(key, of_row))]
 
 
 def _row(key: tuple[Any, ...], jobs: list[Job]) -> dict[str, Any] | None:
@@ -58,7 +62,14 @@ def _paired(values: list[float], others: list[float]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as aligned text: accuracies in %, differences in points, seconds of the whole training of a seed."""
+    """The rows as aligned text: accuracies in %, differences in points, seconds of search and training of a seed.
+
+    Args:
+        rows: of the sweep.
+
+    Returns:
+        Lines with aligned columns.
+    """
     variants = list(rows[0]["summary"]) if rows else []
     titles = [
         "data set",
@@ -70,10 +81,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [[*titles, "ticket - dense", "macs, % of dense", "seconds, dense", "seconds, ticket"]]
     for row in rows:
         summary, asked, done = row["summary"], row["asked"], len(row["seeds"])
+        accuracies = [summary[variant]["accuracy"] for variant in variants]
         lines.append([
             row["dataset"], row["model"], f"{100 * row['edge_ratio']:.4g}, {100 * row['weight_ratio']:.4g}",
             f"{done}" if done == asked else f"{done} of {asked}",
-            *(_with_std(summary[variant]["accuracy"]["mean"], summary[variant]["accuracy"]["std"]) for variant in variants),
+            *(_with_std(accuracy["mean"], accuracy["std"]) for accuracy in accuracies),
             _with_std(row["difference"]["ticket"]["mean"], row["difference"]["ticket"]["half"], sign="+"),
             f"{100 * _macs(row, 'ticket'):.1f}",
             *(f"{summary[variant]['seconds']['search'] + summary[variant]['seconds']['retrain']:.3f}"
@@ -83,7 +95,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def picture(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Draws accuracy minus dense by `macs_paper`, a panel a data set, into `folder`/sweep.png; returns the path."""
+    """Draws accuracy minus dense by `macs_paper`, a panel a data set, into sweep.png.
+
+    Args:
+        rows: of the sweep.
+        folder: where it is written.
+
+    Returns:
+        Its path.
+    """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(max(5.5, 4.5 * len(datasets)), 4.2))
@@ -91,13 +111,13 @@ def picture(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     for axes, dataset in zip(panels, datasets, strict=True):
         axes.axhline(0, color=COLORS["dense"], ls="--", lw=1, label="dense")
         for number, model in enumerate(models):
-            own = [row for row in rows if (row["dataset"], row["model"]) == (dataset, model)]
-            own.sort(key=lambda row: _macs(row, "ticket"))
-            for variant in own[0]["difference"] if own else ():
-                told = [row["difference"][variant] for row in own]
+            shown = [row for row in rows if (row["dataset"], row["model"]) == (dataset, model)]
+            shown.sort(key=lambda row: _macs(row, "ticket"))
+            for variant in shown[0]["difference"] if shown else ():
+                differences = [row["difference"][variant] for row in shown]
                 axes.errorbar(
-                    [100 * _macs(row, variant) for row in own], [100 * each["mean"] for each in told],
-                    [100 * (each["half"] or 0) for each in told], fmt=f"{_MARKS[number % len(_MARKS)]}-",
+                    [100 * _macs(row, variant) for row in shown], [100 * each["mean"] for each in differences],
+                    [100 * (each["half"] or 0) for each in differences], fmt=f"{_MARKS[number % len(_MARKS)]}-",
                     color=COLORS.get(variant, METHOD_COLOR), lw=1, ms=5, capsize=3,
                     label=VARIANT_NAMES.get(variant, variant) + (f", {model}" if len(models) > 1 else ""),
                 )  # fmt: skip
