@@ -260,11 +260,11 @@ def deflated(kept: Tensor) -> Tensor:
     return torch.frombuffer(bytearray(zlib.compress(pack_bits(kept).cpu().numpy().tobytes(), 9)), dtype=torch.uint8)
 
 
-def inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+def inflated(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The boolean tensor that `deflated` packed.
 
     Args:
-        stored: the zlib stream, [bytes] uint8.
+        packed: the zlib stream, [bytes] uint8.
         shape: of the tensor.
 
     Returns:
@@ -276,7 +276,7 @@ def inflated(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
     length = (math.prod(shape) + 7) // 8
     inflating = zlib.decompressobj()
     # One byte more than there may be, so that a longer stream shows without being unpacked in full.
-    content = inflating.decompress(stored.numpy().tobytes(), length + 1)
+    content = inflating.decompress(packed.numpy().tobytes(), length + 1)
     if len(content) != length or not inflating.eof:
         raise ValueError(f"mask (got {len(content)} bytes or more), expected {length} for shape {shape}")
     if inflating.unused_data:
