@@ -1,4 +1,4 @@
-"""The names that files of 0.1.0 carry, read as those of today: options, records and tickets."""
+"""Reads the names in files of 0.1.0 as those of today: options, records and tickets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,18 @@ _VARIANTS = {"random_edges": "random_edges_control"}
 
 
 def renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, or settings, by the names and values of today; those that have them stay as they are."""
+    """Renames options, or settings, and their values.
+
+    Args:
+        options: values by name; those of today stay as they are.
+
+    Returns:
+        The same by the names and values of today.
+
+    Example:
+        >>> renamed_options({"least": 2, "scope": "tensor", "seed": 0})
+        {'min_keep': 2, 'scope': 'layer', 'seed': 0}
+    """
     renamed = {_OPTIONS.get(name, name): value for name, value in options.items()}
     return {
         name: _VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
@@ -51,7 +62,18 @@ def renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance of a ticket: its settings, its batches and the rows of its trajectory."""
+    """Renames what the provenance of a ticket holds: settings, batching, method and the rows of its trajectory.
+
+    Args:
+        provenance: of a ticket of format 2.
+
+    Returns:
+        The same by the names of today.
+
+    Example:
+        >>> renamed_provenance({"method": "random_edges", "trajectory": [{"watched": 0.5}]})
+        {'method': 'random_edges_control', 'trajectory': [{'criterion': 0.5}]}
+    """
     renamed = {"batching" if name == "batches" else name: value for name, value in provenance.items()}
     for name in ("settings", "batching"):
         if isinstance(renamed.get(name), Mapping):
@@ -64,7 +86,14 @@ def renamed_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run: its configuration, its variants and the rows of its trajectories."""
+    """Renames what the record of a run holds: its configuration, its variants and the rows of its trajectories.
+
+    Args:
+        record: read from JSON.
+
+    Returns:
+        The same by the names of today.
+    """
     renamed = dict(record)
     if isinstance(record.get("config"), Mapping):
         renamed["config"] = renamed_options(record["config"])
@@ -76,7 +105,15 @@ def renamed_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_ticket(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and tensors of a ticket's file of format 2."""
+    """Renames the header and tensors of a ticket's file of format 2.
+
+    Args:
+        header: read from JSON.
+        tensors: by name.
+
+    Returns:
+        Header and tensors by the names of format 3.
+    """
     keys = {"initial": "initial_state", "rule": "edge_scorer"}
     groups = {
         "drawn": "state_at_draw",
