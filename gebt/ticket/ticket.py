@@ -41,7 +41,7 @@ class Ticket:
         >>> import gebt
         >>> from gebt.recipes.baselines import random_ticket
         >>> graph = gebt.load_graph("digits")
-        >>> network = gebt.GCN(graph.num_features, 8, graph.num_classes, seed=0)
+        >>> network = gebt.models.GCN(graph.num_features, 8, graph.num_classes, seed=0)
         >>> ticket = random_ticket(network, graph, edge_ratio=0.2, weight_ratio=0.5, seed=0)
         >>> round(ticket.edge_sparsity, 3), round(ticket.weight_sparsity, 3), ticket.epoch_drawn
         (0.2, 0.5, 0)

@@ -1,4 +1,4 @@
-"""Slimming: what a channel mask prunes is taken out of the network, which becomes smaller and faster for real."""
+"""Slimming: takes the channels that a mask prunes out of a network, which becomes smaller and faster for real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _SIZES: dict[type[nn.Module], dict[int, str]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What slimming does: for each tensor its shape before and after, and where batch norms choose among channels."""
+    """What slimming does; print it.
+
+    Attributes:
+        shapes: of each tensor, by name: before and after.
+        chosen: norms that choose among channels, by name: how many come in, and how many of them go out.
+    """
 
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     chosen: dict[str, tuple[int, int]]
@@ -50,10 +55,28 @@ Shifts = Literal["zero", "fold"]
 
 
 def masked_channels(model: nn.Module, mask: Mask, *, shifts: Shifts = "zero") -> nn.Module:
-    """A copy in which the pruned channels are zero: rows and columns of weights, scales, and the bias beside them.
+    """Makes a copy in which the pruned channels are zero: rows and columns of weights, scales, and their biases.
 
-    What `slim` takes out: a channel counts as pruned when no entry of its slice of the mask is kept, be it the row that
-    makes it or the column that reads it. `shifts`: "fold" leaves biases and shifts as they are.
+    These are the channels that `slim` takes out: one counts as pruned when no entry of its slice of the mask is kept,
+    be it the row that makes it or the column that reads it.
+
+    Args:
+        model: stays as it is.
+        mask: over weights or scales.
+        shifts: "fold" leaves biases and shifts as they are.
+
+    Returns:
+        The masked copy.
+
+    Raises:
+        SlimmingError: for a mask of another network, and for weights that are computed of others.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> mask = Mask({"0.weight": torch.tensor([[True, True], [False, False], [True, True], [False, False]])})
+        >>> _ = nn.init.ones_(network[0].bias)
+        >>> masked_channels(network, mask)[0].bias.tolist()
+        [1.0, 0.0, 1.0, 0.0]
     """
     _check(model, mask)
     network = copy.deepcopy(model)
@@ -81,17 +104,38 @@ def slim(
     emptied: Literal["keep one", "refuse"] = "keep one",
     shifts: Shifts = "zero",
 ) -> nn.Module:
-    """The network without the channels that `mask` prunes; equal to `masked_channels(model, mask)` in its outputs.
+    """Takes the channels that `mask` prunes out; equal to `masked_channels(model, mask)` in its outputs.
 
-    `mask`: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned. A channel
-    goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it; otherwise a norm
-    that prunes it there chooses among the channels (`IndexedBatchNorm`, `CountedNorm`, which counts channels that are
-    gone). A head of attention goes when all rows of its values or all columns of its output are pruned. `example`: an
-    input of the network. `round_to`: widths are multiples of it, fewer channels going. `ignored`: layers that keep
-    their channels. `emptied`: what to do for a layer that would lose all of them. `shifts`: "fold" keeps the biases and
-    shifts of pruned channels, and puts the constants they make into the bias of the layer that reads them; exact in
-    evaluation mode, refused by name where zero padding makes it not so. The model is left as it is. Raises `TraceError`
-    and `SlimmingError`.
+    A channel goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it;
+    otherwise a norm that prunes it there chooses among the channels (`IndexedBatchNorm`, `CountedNorm`, which counts
+    channels that are gone). A head of attention goes when all rows of its values or all columns of its output are
+    pruned.
+
+    Args:
+        model: stays as it is.
+        mask: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned.
+        example: an input of the network, or a tuple of arguments.
+        round_to: widths are multiples of it, fewer channels going.
+        ignored: names of layers that keep their channels.
+        emptied: what to do for a layer that would lose all channels.
+        shifts: "fold" keeps the biases and shifts of pruned channels, and puts the constants they make into the bias
+            of the layer that reads them; exact in evaluation mode, refused by name where zero padding makes it not so.
+
+    Returns:
+        The smaller network.
+
+    Raises:
+        TraceError: when `torch.fx` cannot trace the network.
+        SlimmingError: when the mask cannot be cut out as asked.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> mask = Mask({"0.weight": torch.tensor([[True, True], [False, False], [True, True], [False, False]])})
+        >>> smaller = slim(network, mask, example=torch.ones(3, 2))
+        >>> smaller[0], smaller[2]
+        (Linear(in_features=2, out_features=2, bias=True), Linear(in_features=2, out_features=1, bias=True))
+        >>> torch.allclose(smaller(torch.ones(3, 2)), masked_channels(network, mask)(torch.ones(3, 2)))
+        True
     """
     return _Cut(model, mask, example, round_to, ignored, emptied, shifts).network()
 
@@ -106,7 +150,34 @@ def plan(
     emptied: Literal["keep one", "refuse"] = "keep one",
     shifts: Shifts = "zero",
 ) -> Plan:
-    """What `slim` would do, without doing it; print it."""
+    """Says what `slim` would do, without doing it.
+
+    Args:
+        model: stays as it is.
+        mask: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned.
+        example: an input of the network, or a tuple of arguments.
+        round_to: widths are multiples of it, fewer channels going.
+        ignored: names of layers that keep their channels.
+        emptied: what to do for a layer that would lose all channels.
+        shifts: "fold" keeps the biases and shifts of pruned channels, and puts the constants they make into the bias
+            of the layer that reads them; exact in evaluation mode, refused by name where zero padding makes it not so.
+
+    Returns:
+        Shapes before and after.
+
+    Raises:
+        TraceError: when `torch.fx` cannot trace the network.
+        SlimmingError: when the mask cannot be cut out as asked.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> mask = Mask({"0.weight": torch.tensor([[True, True], [False, False], [True, True], [False, False]])})
+        >>> print(plan(network, mask, example=torch.ones(3, 2)))
+        0.weight  [4, 2] -> [2, 2]
+        0.bias    [4] -> [2]
+        2.weight  [1, 4] -> [1, 2]
+        17 -> 9 entries
+    """
     return _Cut(model, mask, example, round_to, ignored, emptied, shifts).plan()
 
 
