@@ -100,7 +100,7 @@ def _mask(model: nn.Module, channels: Channels, sites: list[Site], gone: Tensor)
     first = {id(parameter): name for name, parameter in named.items()}
     kept: dict[str, Tensor] = {}
     for site in sites:
-        if "bias" in site.name:  # goes with the weight beside it
+        if "bias" in site.name:  # goes with the weight of its layer
             continue
         parameter: Any = model.get_parameter(site.tensor)
         name = first[id(parameter)]

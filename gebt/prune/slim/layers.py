@@ -62,12 +62,13 @@ class CountedNorm(nn.Module):
     mean = sum(x) / C and var = (sum((x - mean)^2) + (C - c) mean^2) / C of the c channels that come in, C = `width`.
 
     Args:
-        norm: the norm replaced, whose width is C.
+        norm: the norm replaced, of width C, its weights already cut to `index`.
         index: which of the normalized channels it gives out.
 
     Example:
-        >>> full, norm = nn.RMSNorm(4), CountedNorm(nn.RMSNorm(4), torch.arange(2))
-        >>> x = torch.tensor([[3.0, 1.0]])
+        >>> full, cut = nn.RMSNorm(4), nn.RMSNorm(4)
+        >>> cut.weight = nn.Parameter(torch.ones(2))
+        >>> norm, x = CountedNorm(cut, torch.arange(2)), torch.tensor([[3.0, 1.0]])
         >>> torch.allclose(norm(x), full(torch.tensor([[3.0, 1.0, 0.0, 0.0]]))[:, :2])
         True
     """
@@ -126,7 +127,7 @@ class SlimAttention(nn.Module):
         self.num_heads, self.head_dim, self.all_heads = index.numel(), attention.head_dim, attention.num_heads
         self.embed_dim, self.dropout = attention.out_proj.out_features, attention.dropout
         self.batch_first, self.out_proj = attention.batch_first, attention.out_proj
-        # What torch's transformer layers ask before they call a fast path of their own, which knows full heads only.
+        # What torch's transformer layers ask before they call a fast path, which knows full heads only.
         self._qkv_same_embed_dim = False
         _take_over(self, attention)
         self.register_buffer("index", index)
@@ -146,7 +147,7 @@ class SlimAttention(nn.Module):
             need_weights: whether to return the weights.
             attn_mask: [T, S], or [B all heads, T, S].
             average_attn_weights: over the heads.
-            is_causal: only a hint beside `attn_mask`.
+            is_causal: a hint that comes with `attn_mask`.
 
         Returns:
             The output, and the weights or None.

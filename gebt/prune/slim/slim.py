@@ -57,8 +57,7 @@ Shifts = Literal["zero", "fold"]
 def masked_channels(model: nn.Module, mask: Mask, *, shifts: Shifts = "zero") -> nn.Module:
     """Makes a copy in which the pruned channels are zero: rows and columns of weights, scales, and their biases.
 
-    These are the channels that `slim` takes out: one counts as pruned when no entry of its slice of the mask is kept,
-    be it the row that makes it or the column that reads it.
+    A channel counts as pruned, as for `slim`, when its row or its column of the mask keeps no entry.
 
     Args:
         model: stays as it is.
@@ -185,10 +184,11 @@ def _check(model: nn.Module, mask: Mask) -> None:
     """Refuses, by name, a mask of another network, and layers whose weights are computed of others."""
     parameters = dict(model.named_parameters())
     for name, module in model.named_modules():
-        own = [part for part in module._parameters if part.endswith("_orig") and f"{part[:-5]}_mask" in module._buffers]
-        if own or nn.utils.parametrize.is_parametrized(module):
+        parts = module._parameters
+        orig = [part for part in parts if part.endswith("_orig") and f"{part[:-5]}_mask" in module._buffers]
+        if orig or nn.utils.parametrize.is_parametrized(module):
             raise SlimmingError(
-                f"layer {name!r} (got {own[0] if own else 'a parametrization'!r}), expected plain parameters; call "
+                f"layer {name!r} (got {orig[0] if orig else 'a parametrization'!r}), expected plain parameters; call "
                 "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations first"
             )
     for name, kept in mask.items():
@@ -245,8 +245,8 @@ class _Cut:
         tied: dict[int, nn.Parameter] = {}
         for layer_name, tensors in sites.items():
             layer = self.pruned.get_submodule(layer_name)
-            for name, own in tensors.items():
-                self._take(layer, name, own, tied)
+            for name, tensor_sites in tensors.items():
+                self._take(layer, name, tensor_sites, tied)
             _resize(layer)
         for name, _, index in self._choices():
             norm: Any = self.pruned.get_submodule(name)
@@ -260,7 +260,7 @@ class _Cut:
         setattr(self.pruned.get_submodule(parent), child, layer)
 
     def _put_heads(self) -> None:
-        """Attention that has lost heads, or channels that it reads or makes, is one of our own."""
+        """Attention that has lost heads, or channels that it reads or makes, becomes `SlimAttention`."""
         for name, heads in self.channels.heads.items():
             old: Any = self.pruned.get_submodule(name)
             width, stay = old.embed_dim, self._stay(heads)
@@ -275,11 +275,11 @@ class _Cut:
 
     def _recount(self) -> None:
         """Sizes that the network's code has as attributes."""
-        found: dict[tuple[str, str], set[int]] = {}
+        sizes: dict[tuple[str, str], set[int]] = {}
         for count in self.channels.counts:
             new = count.value if count.units is None else int(self._stay(count.units).sum())
-            found.setdefault((count.module, count.attribute), set()).add(new)
-        for (name, attribute), values in found.items():
+            sizes.setdefault((count.module, count.attribute), set()).add(new)
+        for (name, attribute), values in sizes.items():
             if len(values) > 1:
                 raise SlimmingError(
                     f"layer {name!r} (got sizes {sorted(values)} for its attribute {attribute!r}), expected one; give "
@@ -329,31 +329,31 @@ class _Cut:
         for _, before, after in reversed(channels.norms):
             behind = channels.roots(after).tolist()
             pairs = zip(channels.roots(before).tolist(), behind, strict=True)
-            needed.update(root for root, own in pairs if own in needed)
+            needed.update(root for root, root_behind in pairs if root_behind in needed)
         return {channels.root(unit) for unit in range(len(channels.parents))} - needed
 
     def _spare(self, round_to: int, emptied: str) -> None:
         """Gives channels back where a layer would be empty or its width no multiple."""
         for site in self.channels.sites:
             roots = self.channels.roots(site.units).tolist()
-            left = sum(root not in self.gone for root in roots)
-            if not left and emptied == "refuse":
+            width = sum(root not in self.gone for root in roots)
+            if not width and emptied == "refuse":
                 raise SlimmingError(
                     f"layer {site.layer!r} (got all {len(roots)} channels of {site.name!r} pruned), expected one to "
                     "stay; prune fewer, or emptied='keep one'"
                 )
-            wanted = max(1, -(-left // round_to) * round_to)
+            wanted = max(1, -(-width // round_to) * round_to)
             for root in dict.fromkeys(root for root in roots if root in self.gone):
-                if left >= wanted:
+                if width >= wanted:
                     break
                 self.gone.discard(root)
-                left = sum(own not in self.gone for own in roots)
+                width = sum(other not in self.gone for other in roots)
 
     def _settle_norms(self) -> None:
         """A channel given back behind a norm is given back before it."""
         for _, before, after in reversed(self.channels.norms):
             pairs = zip(self.channels.roots(before).tolist(), self.channels.roots(after).tolist(), strict=True)
-            self.gone -= {own for own, behind in pairs if behind not in self.gone}
+            self.gone -= {root for root, behind in pairs if behind not in self.gone}
 
     def _stay(self, units: Tensor) -> Tensor:
         return torch.tensor([root not in self.gone for root in self.channels.roots(units).tolist()], dtype=torch.bool)
@@ -364,13 +364,13 @@ class _Cut:
 
     def _choices(self) -> list[tuple[str, Tensor, Tensor]]:
         """Norms that drop channels which come in, or count some that do not: name, what comes in, which of it."""
-        found = []
+        choices = []
         for name, before, after in self.channels.norms:
             comes, stays = self._stay(before), self._stay(after)
             if bool((comes & ~stays).any()) or (_of_layers(self.pruned.get_submodule(name)) and not bool(comes.all())):
                 device = next(self.pruned.get_submodule(name).parameters()).device
-                found.append((name, before[comes], stays[comes].nonzero().squeeze(1).to(device)))
-        return found
+                choices.append((name, before[comes], stays[comes].nonzero().squeeze(1).to(device)))
+        return choices
 
 
 def _of_layers(norm: nn.Module) -> bool:
@@ -378,8 +378,8 @@ def _of_layers(norm: nn.Module) -> bool:
 
 
 def _resize(layer: Any) -> None:
-    """Brings a layer's own numbers in line with its tensors."""
-    names = next((own for kind, own in _SIZES.items() if issubclass(type(layer), kind)), {})
+    """Brings a layer's sizes in line with its tensors."""
+    names = next((attributes for kind, attributes in _SIZES.items() if issubclass(type(layer), kind)), {})
     grouped = "groups" in vars(layer) and layer.groups > 1
     if grouped and layer.groups == layer.in_channels:  # depthwise: as many groups as channels
         layer.groups = layer.weight.shape[0] // (layer.out_channels // layer.groups)
