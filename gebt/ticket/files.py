@@ -32,7 +32,7 @@ EDGE_WEIGHTS = "edge_weights"
 EDGE_SCORER = "edge_scorer"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 34
-# What every ticket says of itself, and what a reader may rely on.
+# What every ticket records, and what a reader may rely on.
 PROVENANCE = {
     "graph": str,
     "fingerprint": str,
@@ -55,14 +55,30 @@ class TicketError(ValueError):
 
 @dataclass(frozen=True)
 class Seeded:
-    """Start weights that `model.reset(seed)` draws again; `digest`: sha256 of that state."""
+    """Start weights that `model.reset(seed)` draws again.
+
+    Attributes:
+        seed: what the model draws them from.
+        digest: sha256 of that state (`state_digest`).
+    """
 
     seed: int
     digest: str
 
 
 def write(path: Path, ticket: Any) -> Path:
-    """Writes a ticket (masks as bits, kept weights only); never leaves half a file."""
+    """Writes a ticket: masks as bits, of the weights only those that the mask keeps; never leaves half a file.
+
+    Args:
+        path: the file.
+        ticket: the `Ticket`.
+
+    Returns:
+        The path.
+
+    Raises:
+        TicketError: for a weight that is NaN or infinite.
+    """
     tensors = {f"mask.{EDGES}": deflated(ticket.edge_mask[EDGES])}
     for name, kept in ticket.weight_mask.items():
         tensors[f"mask.{name}"] = deflated(kept)
@@ -73,8 +89,8 @@ def write(path: Path, ticket: Any) -> Path:
                 raise TicketError(f"tensor {name!r} (got NaN or infinity), expected finite numbers to save")
             kept_values = tensor[ticket.weight_mask[name]] if name in ticket.weight_mask else tensor
             tensors[f"{group}.{name}"] = kept_values.contiguous()
-    more = {SOFT_LABELS: ticket.soft_labels, EDGE_WEIGHTS: ticket.edge_weights}
-    tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
+    optional = {SOFT_LABELS: ticket.soft_labels, EDGE_WEIGHTS: ticket.edge_weights}
+    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     scorer = ticket.edge_scorer
     if scorer is not None:
         tensors |= {f"{EDGE_SCORER}.{name}": tensor for name, tensor in scorer.state_dict().items()}
@@ -89,12 +105,22 @@ def write(path: Path, ticket: Any) -> Path:
     }
     # One metadata key: the writer does not promise an order among several, and equal tickets are equal bytes.
     metadata = {"gebt": json.dumps(header, sort_keys=True)}
-    moved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    return write_atomically(path, to_safetensors(moved, metadata))
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return write_atomically(path, to_safetensors(on_cpu, metadata))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The fields of the ticket in a file. Raises `TicketError` naming the file and what is wrong with it."""
+    """Reads the fields of the ticket in a file.
+
+    Args:
+        path: the file, of format 3, or of format 2 (0.1.0).
+
+    Returns:
+        The arguments of `Ticket`, by name.
+
+    Raises:
+        TicketError: naming the file and what is wrong with it.
+    """
     header, tensors = _opened(path)
     try:
         return _assemble(header, tensors)
@@ -151,11 +177,11 @@ def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
         raise ValueError(f"edge weights (got {got}), expected ({edge_mask.kept},) finite numbers as the mask keeps")
     edge_scorer = None
     if EDGE_SCORER in header:
-        own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{EDGE_SCORER}.")}
+        stored = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{EDGE_SCORER}.")}
         edge_scorer = EdgeScorer.of(
-            {name.removeprefix(f"{EDGE_SCORER}."): tensor for name, tensor in own.items()}, header[EDGE_SCORER]
+            {name.removeprefix(f"{EDGE_SCORER}."): tensor for name, tensor in stored.items()}, header[EDGE_SCORER]
         )
-        expected |= own.keys()
+        expected |= stored.keys()
     if extra := sorted(tensors.keys() - expected - {SOFT_LABELS, EDGE_WEIGHTS}):
         raise ValueError(f"tensors (got {extra} beyond the header's), expected {sorted(expected)}")
     check_provenance(header["provenance"])
@@ -171,6 +197,19 @@ def _read_seed(seed: object, digest: object) -> Seeded:
 
 
 def check_provenance(provenance: Mapping[str, Any]) -> None:
+    """Checks that a provenance has the entries that a reader relies on (`PROVENANCE`).
+
+    Args:
+        provenance: plain JSON.
+
+    Raises:
+        ValueError: for an entry that is missing or of another type.
+
+    Example:
+        >>> check_provenance({"graph": "digits"})
+        Traceback (most recent call last):
+        ValueError: provenance 'fingerprint' (got None), expected <class 'str'>
+    """
     for key, kind in PROVENANCE.items():
         if not isinstance(provenance.get(key), kind):
             raise ValueError(f"provenance {key!r} (got {provenance.get(key)!r}), expected {kind}")
@@ -189,7 +228,21 @@ def _restored(stored: Tensor, shape: tuple[int, ...], kept: Tensor | None) -> Te
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
-    """The sha256 of a state: names, types, shapes and numbers."""
+    """The sha256 of a state: names, types, shapes and numbers.
+
+    Args:
+        state: tensors by name; their order does not matter.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> one, other = torch.ones(2), torch.zeros(1)
+        >>> state_digest({"a": one, "b": other}) == state_digest({"b": other, "a": one})
+        True
+        >>> state_digest({"a": one}) == state_digest({"a": one.double()})
+        False
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Makes the ticket of a model, as it stands, and its masks."""
+"""Makes a ticket of a model as it stands, and of its masks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,24 @@ def make_ticket(
     soft_labels: Tensor | None = None,
     edge_weights: Tensor | None = None,
 ) -> Ticket:
-    """A ticket of the model as it stands now, masks applied to both its start states.
+    """Makes a ticket of the model as it stands now, masks applied to both its start states.
 
-    `initial_state`: the model's state before the search; `soft_labels`: logits [N, C] to learn from; `edge_weights` [P]: what
-    the pairs count, where they do not all count 1.
-    Raises `ValueError` when a mask does not cover the model's weights.
+    Args:
+        model: whose state becomes `state_at_draw`.
+        graph: what the masks were found on; its name and fingerprint go into the provenance.
+        edge_mask: one tensor "edges", [P] bool.
+        weight_mask: one boolean tensor a pruned parameter.
+        initial_state: the model's state before the search; stored as a seed where the model can draw it again.
+        provenance: the entries of `gebt.ticket.files.PROVENANCE` but those of the graph; more are welcome.
+        soft_labels: logits [N, C] to learn from.
+        edge_weights: [P], what the pairs count, where they do not all count 1.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        ValueError: when the weight mask names other than the model's prunable weights, or the provenance lacks an
+            entry.
     """
     weights = prunable_weights(model)
     if unknown := sorted(weight_mask.keys() - weights.keys()):
@@ -39,10 +52,11 @@ def make_ticket(
     check_provenance(origin)
     seeded = _seeded(model, initial_state)
     start = seeded if seeded is not None else _masked(initial_state, weight_mask)
-    # Half precision: the numbers are a teacher's opinions, and the ticket's largest tensor.
-    said = None if soft_labels is None else soft_labels.detach().log_softmax(1).clamp(min=-1e4).half()
+    # Half precision: a teacher's log-probabilities need no more, and they are the ticket's largest tensor.
+    log_probabilities = None if soft_labels is None else soft_labels.detach().log_softmax(1).clamp(min=-1e4).half()
     values = None if edge_weights is None else edge_weights.detach()[edge_mask[EDGES]].clone()
-    return Ticket(edge_mask, weight_mask, _masked(model.state_dict(), weight_mask), start, origin, said, values)
+    drawn = _masked(model.state_dict(), weight_mask)
+    return Ticket(edge_mask, weight_mask, drawn, start, origin, log_probabilities, values)
 
 
 def _masked(state: Mapping[str, Tensor], weight_mask: Mask) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Tickets: the kept edges and weights of a search."""
+"""Tickets: the edges and weights that a search keeps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,29 @@ StartWeights = Literal["inherit", "rewind", "reinit"]
 class Ticket:
     """What a search found: hard masks, start weights and where they come from.
 
-    `edge_mask` holds one tensor "edges" [P]; `weight_mask` one tensor a pruned parameter. `drawn` and `initial`
-    are the model's full state (name -> tensor) at the draw and before the search, pruned entries zero; where the model
-    can draw the latter again from its seed, `initial` is that seed alone, and the file a third smaller.
-    `provenance` is plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
-    `soft_labels`: log-probabilities [N, C] (float16) that the searched network gave every node, where it is a teacher.
-    `edge_weights`: of the kept pairs, in their order, where they do not all count 1. `edge_scorer`: what scored the pairs,
-    where a function of their nodes did; such a ticket is one for every graph with features of that width.
+    Attributes:
+        edge_mask: one tensor "edges", [P] bool.
+        weight_mask: one boolean tensor a pruned parameter.
+        state_at_draw: the model's full state (name -> tensor) at the draw, pruned entries zero.
+        initial_state: the same before the search; where the model can draw it again from its seed, that seed alone,
+            which makes the file a third smaller.
+        provenance: plain JSON: graph fingerprint, settings, seed, epoch drawn, whether the detector fired, distances.
+        soft_labels: log-probabilities [N, C] (float16) that the searched network gave every node, where it is a
+            teacher.
+        edge_weights: of the pairs that stay, in their order, where they do not all count 1.
+        edge_scorer: what scored the pairs, where a function of their nodes did; such a ticket is one for every graph
+            with features of that width.
+
+    Example:
+        >>> import gebt
+        >>> from gebt.recipes.baselines import random_ticket
+        >>> graph = gebt.load_graph("digits")
+        >>> network = gebt.models.GCN(graph.num_features, 8, graph.num_classes, seed=0)
+        >>> ticket = random_ticket(network, graph, edge_ratio=0.2, weight_ratio=0.5, seed=0)
+        >>> round(ticket.edge_sparsity, 3), round(ticket.weight_sparsity, 3), ticket.epoch_drawn
+        (0.2, 0.5, 0)
+        >>> int(ticket.edge_mask_for(graph).sum()) == ticket.edge_mask.kept
+        True
     """
 
     edge_mask: Mask
@@ -43,16 +59,30 @@ class Ticket:
     edge_scorer: EdgeScorer | None = None
 
     def edges(self, graph: Graph) -> Edges:
-        """The kept edges of `graph`: what the ticket is trained and served with."""
+        """The edges that stay: what the ticket is trained and served with.
+
+        Args:
+            graph: the ticket's, or another one for a ticket with an `edge_scorer`.
+
+        Returns:
+            Edges on the graph's device, with the ticket's edge weights.
+        """
         values = None if self.edge_weights is None else self.edge_weights.to(graph.pairs.device)
         return Edges.from_pairs(graph.pairs[:, self.edge_mask_for(graph)], graph.num_nodes, values)
 
     def edge_mask_for(self, graph: Graph) -> Tensor:
-        """[P] bool: the pairs of `graph` that stay, by the ticket's own mask, or by its rule on another graph."""
+        """Which pairs of a graph stay: by the ticket's mask, or by its edge scorer on another graph.
+
+        Args:
+            graph: the ticket's, or another one for a ticket with an `edge_scorer`.
+
+        Returns:
+            [P] bool.
+        """
         if self.edge_scorer is None or graph.fingerprint == self.provenance["fingerprint"]:
             return self.edge_mask[EDGES].to(graph.pairs.device)
-        own = copy.deepcopy(self.edge_scorer).to(graph.pairs.device)
-        return own.mask(graph, float(self.provenance["edge_ratio"]), self.provenance["seed"])
+        scorer = copy.deepcopy(self.edge_scorer).to(graph.pairs.device)
+        return scorer.mask(graph, float(self.provenance["edge_ratio"]), self.provenance["seed"])
 
     @property
     def epoch_drawn(self) -> int:
@@ -71,7 +101,7 @@ class Ticket:
 
     @property
     def edge_sparsity(self) -> float:
-        """Measured share of undirected pairs removed."""
+        """Measured share of the undirected pairs removed."""
         return self.edge_mask.sparsity
 
     @property
@@ -80,7 +110,15 @@ class Ticket:
         return self.weight_mask.sparsity
 
     def check(self, model: nn.Module, graph: Graph) -> None:
-        """Raises `TicketError` naming what differs when the ticket belongs to another graph or model."""
+        """Checks that the ticket belongs to this model and graph.
+
+        Args:
+            model: whose tensors must have the names and shapes of the ticket's.
+            graph: whose fingerprint must be the ticket's; with an `edge_scorer`, only its number of features.
+
+        Raises:
+            TicketError: naming what differs.
+        """
         if self.edge_scorer is None:
             self._check_graph(graph)
         elif graph.num_features != self.edge_scorer.num_features:
@@ -116,10 +154,17 @@ class Ticket:
             )
 
     def start(self, model: nn.Module, how: StartWeights = "inherit", seed: int = 0) -> None:
-        """Puts the ticket's start weights into `model`, pruned entries zero.
+        """Puts the ticket's start weights into a model, pruned entries zero.
 
-        "inherit": the weights at the draw (GEBT); "rewind": those before the search (lottery tickets);
-        "reinit": fresh ones from `model.reset(seed)`, the control that keeps the masks alone.
+        Args:
+            model: changed in place.
+            how: "inherit": the weights at the draw (GEBT); "rewind": those before the search (lottery tickets);
+                "reinit": fresh ones from `model.reset(seed)`, the baseline that keeps the masks alone.
+            seed: of "reinit".
+
+        Raises:
+            TicketError: when the model no longer draws the weights that "rewind" asks for; the model stays as it was.
+            ValueError: for another `how`.
         """
         if how == "reinit":
             model.reset(seed)  # type: ignore[operator]
@@ -142,11 +187,17 @@ class Ticket:
         self.weight_mask.apply_(dict(model.named_parameters()))
 
     def apply(self, to: Any) -> Any:
-        """A new object without what the ticket prunes; `to` is left as it is.
+        """Makes a new object without what the ticket prunes.
 
-        A PyG `Data`: without the pruned edges, edge attributes aligned, self-loops kept. A model: with the ticket's
-        start weights, pruned ones zero (`gebt.enforce_mask` keeps them so in any training).
-        Raises `TicketError` when the ticket belongs to another graph or model.
+        Args:
+            to: a PyG `Data`, or a model; stays as it is.
+
+        Returns:
+            The data without the pruned edges, edge attributes aligned, self-loops kept; or the model with the ticket's
+            start weights, pruned ones zero (`gebt.enforce_mask` keeps them so in any training).
+
+        Raises:
+            TicketError: when the ticket belongs to another graph or model.
         """
         if not isinstance(to, nn.Module):
             return to.edge_subgraph(self._kept_entries(to))
@@ -183,10 +234,35 @@ class Ticket:
         return stays
 
     def save(self, path: str | Path) -> Path:
-        """Writes the ticket (safetensors, masks as bits, kept weights only); never leaves half a file."""
+        """Writes the ticket (safetensors, masks as bits, of the weights only those kept); never leaves half a file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The path.
+
+        Raises:
+            TicketError: for a weight that is NaN or infinite.
+        """
         return files.write(Path(path), self)
 
     @staticmethod
     def load(path: str | Path) -> Ticket:
-        """Reads a ticket, also one that 0.1.0 wrote. Raises `TicketError` naming the file and what is wrong with it."""
+        """Reads a ticket, also one that 0.1.0 wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The ticket.
+
+        Raises:
+            TicketError: naming the file and what is wrong with it.
+
+        Example:
+            >>> Ticket.load("missing.safetensors")
+            Traceback (most recent call last):
+            gebt.ticket.files.TicketError: ticket missing.safetensors (got no such file), expected ...
+        """
         return Ticket(**files.read(Path(path)))

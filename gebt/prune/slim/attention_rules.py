@@ -1,4 +1,4 @@
-"""What attention layers do to channels: heads go whole, and the units of feed-forward layers one by one."""
+"""What attention layers do to channels: all of a head goes, or nothing; feed-forward units go one by one."""
 
 from __future__ import annotations
 
@@ -18,25 +18,31 @@ def attention(call: Call) -> Labels:
     """`nn.MultiheadAttention`: its heads, the channels that it reads and those that it makes.
 
     A head goes when all rows of its values are pruned, or all of its columns of the output. With weights that the
-    network reads, or keys and values of its own (`bias_k`, `add_zero_attn`), the heads stay.
+    network reads, or extra keys and values (`bias_k`, `add_zero_attn`), the heads stay.
+
+    Args:
+        call: the step of the trace.
+
+    Returns:
+        Labels of the output and of the weights; None where they cannot be followed.
     """
     names, layer = ("query", "key", "value"), call.layer
     inputs = [call.argument(number, name) for number, name in enumerate(names)]
-    given = [call.label(argument) for argument in inputs]
+    labels = [call.label(argument) for argument in inputs]
     if layer.bias_k is not None or layer.add_zero_attn:
         return None
     units = _heads(call)
     weighted = [user for user in call.node.users if user.args[1:] == (1,) and user.users]
     if weighted and call.argument(4, "need_weights", True):
         call.channels.fixed.update(units.tolist())
-    if any(label is None or label.axis != call.value[0].dim() - 1 for label in given):
-        for label in given:
+    if any(label is None or label.axis != call.value[0].dim() - 1 for label in labels):
+        for label in labels:
             call.channels.fix(label)
     else:
-        for argument, own, part in zip(inputs, given, _projections(layer), strict=True):
-            assert own is not None
+        for argument, label, part in zip(inputs, labels, _projections(layer), strict=True):
+            assert label is not None
             call.read(part=part, folds=None, argument=argument)
-            call.site(part, 1, own.units)
+            call.site(part, 1, label.units)
     out = _inside(call, "out_proj")
     made = out.units_of("weight", 0, layer.out_proj.out_features)
     for part in _parts(layer.out_proj):
@@ -45,7 +51,14 @@ def attention(call: Call) -> Labels:
 
 
 def transformer(call: Call) -> Labels:
-    """torch's transformers are taken as they are: heads and feed-forward units go, the width of the stream stays."""
+    """torch's transformers: heads and feed-forward units go, the width of the stream stays.
+
+    Args:
+        call: the step of the trace.
+
+    Returns:
+        None: the channels that come out all stay.
+    """
     for name, module in call.layer.named_modules():
         inside = _inside(call, name)
         if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
@@ -71,7 +84,7 @@ def _projections(layer: nn.MultiheadAttention) -> list[str]:
 
 
 def _heads(call: Call) -> Tensor:
-    """A unit for every head, with the rows and columns that are its own."""
+    """A unit for every head, with the rows and columns that belong to it."""
     layer, out = call.layer, _inside(call, "out_proj")
     heads = call.channels.new(layer.num_heads)
     rows = heads.repeat_interleave(layer.head_dim)

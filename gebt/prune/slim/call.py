@@ -23,7 +23,23 @@ class Size(int):
 
     @staticmethod
     def of(value: int, module: str, attribute: str, computed: set[tuple[str, str]]) -> Size:
-        """`computed` collects the names of those that the network's code does more with than pass them on."""
+        """Makes one of a module's attribute.
+
+        Args:
+            value: the number.
+            module: full name of the module.
+            attribute: its name.
+            computed: collects module and attribute of the sizes that the network's code does more with than pass them
+                on.
+
+        Returns:
+            The number with its name.
+
+        Example:
+            >>> computed = set()
+            >>> Size.of(4, "block", "width", computed) * 2, computed
+            (8, {('block', 'width')})
+        """
         size = Size(value)
         size.module, size.attribute, size.computed = module, attribute, computed
         return size
@@ -58,17 +74,42 @@ class Trace(Protocol):
     shared: dict[tuple[int, int], Tensor]
 
     def site(self, layer: str, name: str, tensor: Tensor, dim: int, units: Tensor, blocks: int = 1) -> None:
-        """Notes that a tensor has these units along `dim`."""
+        """Notes that a tensor has units along a dimension.
+
+        Args:
+            layer: full name of the layer.
+            name: the tensor's in the layer.
+            tensor: the parameter or buffer.
+            dim: the dimension.
+            units: of its slices.
+            blocks: how many times over.
+        """
         ...
 
     def gone(self, parameter: Tensor, dim: int) -> Tensor:
-        """Which slices of a parameter along `dim` the mask has pruned."""
+        """Which slices of a parameter the mask has pruned.
+
+        Args:
+            parameter: of the network.
+            dim: counts the slices.
+
+        Returns:
+            [size of `dim`] bool.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A step of the trace: a layer (`name`, `layer`) or a function, what goes in and what comes out."""
+    """A step of the trace: a layer or a function, what goes in and what comes out.
+
+    Attributes:
+        walker: the trace.
+        node: of the `torch.fx` graph.
+        value: what comes out.
+        name: full name of the layer; empty for a function.
+        layer: the layer; None for a function.
+    """
 
     walker: Trace
     node: Any
@@ -78,47 +119,95 @@ class Call:
 
     @property
     def channels(self) -> Channels:
-        """The network's."""
+        """The network's channels."""
         return self.walker.channels
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """The argument at this position or of this name, as the trace has it: `self` of a method is the first."""
+        """An argument of the step, as the trace has it.
+
+        Args:
+            position: its position; `self` of a method is the first.
+            name: its name as a keyword.
+            default: what it is where the step does not name it.
+
+        Returns:
+            A node or a plain value.
+        """
         node = self.node
         return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
     @property
     def source(self) -> Any:
         """The node of the first tensor that goes in."""
-        given = self.node.all_input_nodes
-        return given[0] if given else None
+        inputs = self.node.all_input_nodes
+        return inputs[0] if inputs else None
 
     @cached_property
-    def own(self) -> Label | None:
+    def source_label(self) -> Label | None:
         """The label of `source`."""
-        found = self.walker.labels.get(self.source)
-        return found if isinstance(found, Label) else None
+        label = self.walker.labels.get(self.source)
+        return label if isinstance(label, Label) else None
 
     def label(self, argument: Any) -> Label | None:
-        """The label of an argument, None for a number."""
-        found = self.walker.labels.get(argument) if isinstance(argument, fx.Node) else None
-        return found if isinstance(found, Label) else None
+        """The label of an argument.
+
+        Args:
+            argument: a node or a plain value.
+
+        Returns:
+            The label; None for a number.
+        """
+        label = self.walker.labels.get(argument) if isinstance(argument, fx.Node) else None
+        return label if isinstance(label, Label) else None
 
     def tensor(self, argument: Any) -> Any:
-        """The value of an argument."""
+        """The value of an argument.
+
+        Args:
+            argument: a node or a plain value.
+
+        Returns:
+            What the node made, or the plain value.
+        """
         return self.walker.env[argument] if isinstance(argument, fx.Node) else argument
 
     def gone(self, part: str, dim: int) -> Tensor:
-        """Which slices along `dim` of the layer's parameter the mask has pruned."""
+        """Which slices of the layer's parameter the mask has pruned.
+
+        Args:
+            part: the parameter's name.
+            dim: counts the slices.
+
+        Returns:
+            [size of `dim`] bool.
+        """
         return self.walker.gone(getattr(self.layer, part), dim)
 
     def zero(self, argument: Any) -> Tensor:
-        """Which channels of an argument are known to be zero."""
+        """Which channels of an argument are known to be zero.
+
+        Args:
+            argument: a node with a label.
+
+        Returns:
+            [C] bool.
+        """
         label = self.label(argument)
         assert label is not None
         return label.still & (_by_channel(self.tensor(argument), label) == 0).all(1)
 
     def read(self, *, part: str = "", dim: int = 1, folds: bool | None = False, argument: Any = None) -> None:
-        """The layer reads `argument` (the source), by the slices along `dim` of its parameter `part`."""
+        """Notes that the layer reads an argument.
+
+        Args:
+            part: the parameter that reads it; empty for none.
+            dim: the parameter's dimension whose slices read the channels.
+            folds: as in `takes`.
+            argument: the node that is read; default the source.
+
+        Raises:
+            SlimmingError: as `takes`.
+        """
         node = self.source if argument is None else argument
         label = self.label(node)
         if label is None:
@@ -132,9 +221,18 @@ class Call:
     def takes(
         self, name: str, units: Tensor, still: Tensor, constants: Tensor, unread: Tensor, folds: bool | None
     ) -> None:
-        """Notes that the layer of this name reads units of which `still` are constants.
+        """Notes that a layer reads units, some of which are constants.
 
-        `folds`: its bias can take them up; None: it has none, and they matter to it.
+        Args:
+            name: the layer's.
+            units: [C].
+            still: [C] bool, those that are constants.
+            constants: [C], their numbers.
+            unread: [C] bool, those that the layer's mask does not read.
+            folds: whether the layer's bias can take the constants up; None: it has none, and they matter to it.
+
+        Raises:
+            SlimmingError: when constants are to be folded and the layer's bias cannot take them.
         """
         spared = unread | (still & (constants == 0))
         put = still & ~spared
@@ -149,15 +247,36 @@ class Call:
         self.channels.reads.append(Read(name, units, spared | put, torch.where(put, constants, 0)))
 
     def site(self, part: str, dim: int, units: Tensor, blocks: int = 1) -> None:
-        """The layer's parameter has these units along `dim`."""
+        """Notes that the layer's parameter has units along a dimension.
+
+        Args:
+            part: the parameter's name.
+            dim: the dimension.
+            units: of its slices.
+            blocks: how many times over.
+        """
         self.walker.site(self.name, part, getattr(self.layer, part), dim, units, blocks)
 
     def units_of(self, part: str, dim: int, count: int) -> Tensor:
-        """New units of a parameter's dimension, or those that another layer with the same parameter has for it."""
+        """New units of a parameter's dimension, or those that another layer with the same parameter has for it.
+
+        Args:
+            part: the parameter's name.
+            dim: the dimension.
+            count: its size.
+
+        Returns:
+            [count].
+        """
         return self.walker.shared.setdefault((id(getattr(self.layer, part)), dim), self.channels.new(count))
 
     def counted(self, size: Size, units: Tensor | None) -> None:
-        """The network's code uses this attribute for so many units."""
+        """Notes that the network's code uses an attribute as a number of units.
+
+        Args:
+            size: the attribute.
+            units: those that it counts; None for a size that stays.
+        """
         self.channels.counts.append(Count(size.module, size.attribute, int(size.__int__()), units))
 
 

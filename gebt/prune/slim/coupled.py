@@ -1,4 +1,4 @@
-"""Channel masks over whole sets of layers: what hangs together is ranked, and pruned, together."""
+"""Channel masks over sets of layers: slices of one channel in all its layers are ranked, and pruned, together."""
 
 from __future__ import annotations
 
@@ -19,13 +19,37 @@ from gebt.prune.tie_breaking import TieBreak, TieBreaker, ranks
 def coupled_mask(
     model: nn.Module, *, ratio: float, example: Any, ignored: Iterable[str] = (), tie_break: TieBreak | None = None
 ) -> Mask:
-    """The mask that prunes floor(ratio n) of the n channels, heads or units of every set of layers, wherever they are.
+    """The mask that prunes floor(ratio n) of the n channels, heads or units of every set of layers.
 
     A channel has slices in all layers that it goes through (those that make it, normalize it, add to it, read it); its
     score is the root of the sum of their squares, and channels with slices in the same layers are ranked against one
-    another, equal scores settled by `tie_break` (default: `TieBreaker(0)`), never by position. What `slim` could not take out
-    is not pruned. Fang et al. 2023. Raises `ValueError` for a ratio outside [0, 1) and for a network without such
-    channels, `TraceError` for one that cannot be followed.
+    another. What `slim` could not take out is not pruned.
+
+    Args:
+        model: any network that `slim` follows.
+        ratio: share to prune, in [0, 1).
+        example: an input of the network, or a tuple of arguments.
+        ignored: names of layers that keep their channels.
+        tie_break: settles equal scores, never by position; default `TieBreaker(0)`.
+
+    Returns:
+        Masks of weights, entire slices pruned.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1), and for a network without such channels.
+        TraceError: for a network that cannot be followed.
+
+    Source:
+        Fang et al. 2023.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> with torch.no_grad():
+        ...     _ = network[0].weight.copy_(torch.tensor([[4.0], [1.0], [3.0], [2.0]]))
+        ...     _ = network[2].weight.fill_(1)
+        >>> mask = coupled_mask(network, ratio=0.5, example=torch.ones(1, 1))
+        >>> mask["0.weight"].flatten().tolist(), mask["2.weight"].flatten().tolist()
+        ([True, False, True, False], [True, False, True, False])
     """
     network = copy.deepcopy(model)
     channels = channels_of(network, example, {}, ignored)
@@ -42,16 +66,16 @@ def coupled_mask(
 
 
 def _ranked(channels: Channels, sites: list[Site]) -> dict[frozenset[tuple[str, int]], list[int]]:
-    """Sets of layers, by the dimensions that they have in common, and the units of each."""
+    """Units by the set of dimensions that have slices of them."""
     where: dict[int, set[tuple[str, int]]] = {}
     for site in sites:
         for root in set(channels.roots(site.units).tolist()):
             where.setdefault(root, set()).add((site.tensor, site.dim))
     fixed = {channels.root(unit) for unit in channels.fixed}
-    found: dict[frozenset[tuple[str, int]], list[int]] = {}
+    sets: dict[frozenset[tuple[str, int]], list[int]] = {}
     for root in sorted(where.keys() - fixed):
-        found.setdefault(frozenset(where[root]), []).append(root)
-    return found
+        sets.setdefault(frozenset(where[root]), []).append(root)
+    return sets
 
 
 def _smallest(
@@ -76,10 +100,10 @@ def _mask(model: nn.Module, channels: Channels, sites: list[Site], gone: Tensor)
     first = {id(parameter): name for name, parameter in named.items()}
     kept: dict[str, Tensor] = {}
     for site in sites:
-        if "bias" in site.name:  # goes with the weight beside it
+        if "bias" in site.name:  # goes with the weight of its layer
             continue
         parameter: Any = model.get_parameter(site.tensor)
         name = first[id(parameter)]
-        own = kept.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
-        own.transpose(0, site.dim)[gone[channels.roots(site.units)].repeat(site.blocks)] = False
+        tensor_mask = kept.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
+        tensor_mask.transpose(0, site.dim)[gone[channels.roots(site.units)].repeat(site.blocks)] = False
     return Mask(kept)

@@ -38,7 +38,14 @@ SIZED = _RESHAPES
 
 
 def label(call: Call) -> Labels:
-    """The label of what a function makes; None where it is not known, and the channels that go in stay."""
+    """The label of what a function makes.
+
+    Args:
+        call: the step of the trace.
+
+    Returns:
+        The label (a list for several outputs); None where it is not known, and the channels that go in stay.
+    """
     target, value = call.node.target, call.value
     if isinstance(value, torch.Size | int | float | bool) or value is None:
         _note_size(call)
@@ -55,11 +62,11 @@ def label(call: Call) -> Labels:
         return _matmul(call)
     if target is F.scaled_dot_product_attention:
         return _attended(call)
-    own = call.own
-    if own is None:
+    label = call.source_label
+    if label is None:
         return None
     if target in _POINTWISE:
-        return kept_axis(call, own.still)
+        return kept_axis(call, label.still)
     if target in _PADDED or (target is F.pad and not call.argument(3, "value")):
         return kept_axis(call, call.zero(call.source))
     handler = _SHAPES.get(target)
@@ -78,10 +85,10 @@ def _note_size(call: Call) -> None:
     elif node.target == "size" and call.argument(1, "dim") is not None:
         shape, which = node, call.argument(1, "dim")
     source = shape.args[0] if isinstance(shape, fx.Node) and shape.args else None
-    own = call.label(source)
+    label = call.label(source)
     if isinstance(which, int) and source is not None:
         axes = call.tensor(source).dim() if shape is node else len(call.tensor(shape))
-        sizes[node] = own.units if own is not None and own.axis == which % axes else None
+        sizes[node] = label.units if label is not None and label.axis == which % axes else None
         return
     # What is computed of a size, or a piece of a shape, is not followed.
     if node.target not in (getattr, "size", "dim"):
@@ -110,48 +117,48 @@ def _elementwise(call: Call) -> Label | None:
     counts = {len(found.units) for found in labels.values()}
     if len(ends) != 1 or len(counts) != 1:
         return None
-    end, own = ends.pop(), next(iter(labels.values()))
+    end, label = ends.pop(), next(iter(labels.values()))
     for other in labels.values():
-        if other is not own:
-            call.channels.join(other.units, own.units)
-    if not all(operand in labels or _fits(call, operand, end, own) for operand in operands):
+        if other is not label:
+            call.channels.join(other.units, label.units)
+    if not all(operand in labels or _fits(call, operand, end, label) for operand in operands):
         return None
     labels = {operand: found for operand in operands if (found := call.label(operand)) is not None}
-    stills = [labels[operand].still if operand in labels else torch.zeros_like(own.still) for operand in operands]
-    still = torch.zeros_like(own.still) if target in _FILLS else torch.stack(stills).all(0)
+    stills = [labels[operand].still if operand in labels else torch.zeros_like(label.still) for operand in operands]
+    still = torch.zeros_like(label.still) if target in _FILLS else torch.stack(stills).all(0)
     factors = operands if target in _PRODUCTS else node.args[:1] if target in _RATIOS else []
     zeros = [call.zero(factor) for factor in factors if factor in labels]
-    return Label(call.value.dim() + end, own.units, torch.stack([still, *zeros]).any(0))
+    return Label(call.value.dim() + end, label.units, torch.stack([still, *zeros]).any(0))
 
 
-def _fits(call: Call, other: Any, end: int, own: Label) -> bool:
-    """Whether a tensor without a label can meet one with: the same for all channels, or a parameter with its own."""
+def _fits(call: Call, other: Any, end: int, label: Label) -> bool:
+    """Whether a tensor without a label can meet one with: the same for all channels, or a parameter with one each."""
     tensor = call.tensor(other)
     if not isinstance(tensor, Tensor):
         return call.walker.sizes.get(other) is None
     if tensor.dim() < -end or tensor.shape[end] == 1:
         return True
-    if other.op != "get_attr" or not isinstance(tensor, nn.Parameter) or tensor.shape[end] != len(own.units):
+    if other.op != "get_attr" or not isinstance(tensor, nn.Parameter) or tensor.shape[end] != len(label.units):
         return False
     layer, _, name = str(other.target).rpartition(".")
     axis = tensor.dim() + end
-    call.walker.site(layer, name, tensor, axis, own.units)
-    call.walker.labels[other] = Label(axis, own.units, call.walker.gone(tensor, axis))
+    call.walker.site(layer, name, tensor, axis, label.units)
+    call.walker.labels[other] = Label(axis, label.units, call.walker.gone(tensor, axis))
     return True
 
 
 def _cat(call: Call) -> Label | None:
     axis, parts = call.argument(1, "dim", 0) % call.value.dim(), []
     for part in call.argument(0, "tensors"):
-        own = call.label(part)
-        if own is None:
+        label = call.label(part)
+        if label is None:
             units = call.channels.new(call.tensor(part).shape[axis])
-            own = Label(axis, units, torch.zeros(len(units), dtype=torch.bool))
-            call.channels.fix(own)
-        parts.append(own)
-    if any(own.axis != axis for own in parts):
+            label = Label(axis, units, torch.zeros(len(units), dtype=torch.bool))
+            call.channels.fix(label)
+        parts.append(label)
+    if any(label.axis != axis for label in parts):
         return None
-    return Label(axis, torch.cat([own.units for own in parts]), torch.cat([own.still for own in parts]))
+    return Label(axis, torch.cat([label.units for label in parts]), torch.cat([label.still for label in parts]))
 
 
 def _matmul(call: Call) -> Label | None:
@@ -171,8 +178,10 @@ def _attended(call: Call) -> Label | None:
 
 def _batched(call: Call, operands: Sequence[Any], still: Callable[[], Tensor]) -> Label | None:
     labels = [found for operand in operands if (found := call.label(operand)) is not None]
-    ends = {own.axis - call.tensor(operand).dim() for operand in operands if (own := call.label(operand)) is not None}
-    if len(ends) != 1 or len({len(own.units) for own in labels}) != 1 or max(ends) > -3:
+    ends = {
+        label.axis - call.tensor(operand).dim() for operand in operands if (label := call.label(operand)) is not None
+    }
+    if len(ends) != 1 or len({len(label.units) for label in labels}) != 1 or max(ends) > -3:
         return None
     end = ends.pop()
     for other in labels[1:]:
@@ -191,87 +200,87 @@ def _flattened(call: Call) -> Label | None:
 
 
 def _reduced(call: Call) -> Label | None:
-    own, rank = call.own, call.tensor(call.source).dim()
-    assert own is not None
+    label, rank = call.source_label, call.tensor(call.source).dim()
+    assert label is not None
     dims = call.argument(1, "dim")
     gone = {dim % rank for dim in ([dims] if isinstance(dims, int) else dims or range(rank))}
-    if own.axis in gone or not isinstance(call.value, Tensor):
+    if label.axis in gone or not isinstance(call.value, Tensor):
         return None
-    axis = own.axis if call.value.dim() == rank else own.axis - sum(dim < own.axis for dim in gone)
-    return Label(axis, own.units, own.still)
+    axis = label.axis if call.value.dim() == rank else label.axis - sum(dim < label.axis for dim in gone)
+    return Label(axis, label.units, label.still)
 
 
 def _softmaxed(call: Call) -> Label | None:
-    own, dim = call.own, call.argument(1, "dim")
-    assert own is not None
-    return None if not isinstance(dim, int) or dim % call.value.dim() == own.axis else own
+    label, dim = call.source_label, call.argument(1, "dim")
+    assert label is not None
+    return None if not isinstance(dim, int) or dim % call.value.dim() == label.axis else label
 
 
 def _permuted(call: Call) -> Label | None:
-    own, node, rank = call.own, call.node, call.value.dim()
-    assert own is not None
+    label, node, rank = call.source_label, call.node, call.value.dim()
+    assert label is not None
     if node.target in ("transpose", torch.transpose):
         one, other = (call.argument(number, f"dim{number - 1}") % rank for number in (1, 2))
-        return Label({one: other, other: one}.get(own.axis, own.axis), own.units, own.still)
+        return Label({one: other, other: one}.get(label.axis, label.axis), label.units, label.still)
     dims = call.argument(1, "dims")
     order = dims if isinstance(dims, tuple | list) else node.args[1:]
-    return Label([dim % rank for dim in order].index(own.axis), own.units, own.still)
+    return Label([dim % rank for dim in order].index(label.axis), label.units, label.still)
 
 
 def _unsqueezed(call: Call) -> Label | None:
-    own, dim = call.own, call.argument(1, "dim") % call.value.dim()
-    assert own is not None
-    return Label(own.axis + (dim <= own.axis), own.units, own.still)
+    label, dim = call.source_label, call.argument(1, "dim") % call.value.dim()
+    assert label is not None
+    return Label(label.axis + (dim <= label.axis), label.units, label.still)
 
 
 def _squeezed(call: Call) -> Label | None:
-    own, dim, shape = call.own, call.argument(1, "dim"), call.tensor(call.source).shape
-    assert own is not None
-    if not isinstance(dim, int) or dim % len(shape) == own.axis:
+    label, dim, shape = call.source_label, call.argument(1, "dim"), call.tensor(call.source).shape
+    assert label is not None
+    if not isinstance(dim, int) or dim % len(shape) == label.axis:
         return None
-    return Label(own.axis - (dim % len(shape) < own.axis and shape[dim] == 1), own.units, own.still)
+    return Label(label.axis - (dim % len(shape) < label.axis and shape[dim] == 1), label.units, label.still)
 
 
 def _split(call: Call) -> Labels:
     """Parts of a tensor; along the channels they stay equally wide, cut by number of parts and not by width."""
-    own, rank = call.own, call.value[0].dim()
-    assert own is not None
-    if call.argument(2, "dim", 0) % rank != own.axis:
-        return [own] * len(call.value)
-    if call.node.target not in (torch.chunk, "chunk") or len({part.shape[own.axis] for part in call.value}) != 1:
+    label, rank = call.source_label, call.value[0].dim()
+    assert label is not None
+    if call.argument(2, "dim", 0) % rank != label.axis:
+        return [label] * len(call.value)
+    if call.node.target not in (torch.chunk, "chunk") or len({part.shape[label.axis] for part in call.value}) != 1:
         return None
     count = len(call.value)
-    call.channels.join_rows(own.units.view(count, -1))
-    pairs = zip(own.units.chunk(count), own.still.chunk(count), strict=True)
-    return [Label(own.axis, units, still) for units, still in pairs]
+    call.channels.join_rows(label.units.view(count, -1))
+    pairs = zip(label.units.chunk(count), label.still.chunk(count), strict=True)
+    return [Label(label.axis, units, still) for units, still in pairs]
 
 
 def _unbound(call: Call) -> Labels:
-    own, dim = call.own, call.argument(1, "dim", 0) % (call.value[0].dim() + 1)
-    assert own is not None
-    if dim == own.axis:
+    label, dim = call.source_label, call.argument(1, "dim", 0) % (call.value[0].dim() + 1)
+    assert label is not None
+    if dim == label.axis:
         return None
-    return [Label(own.axis - (dim < own.axis), own.units, own.still)] * len(call.value)
+    return [Label(label.axis - (dim < label.axis), label.units, label.still)] * len(call.value)
 
 
 def _glu(call: Call) -> Label | None:
     """The first half of the channels times the sigmoid of the second: both halves stay equally wide."""
-    own, dim = call.own, call.argument(1, "dim", -1) % call.value.dim()
-    assert own is not None
-    if dim != own.axis:
+    label, dim = call.source_label, call.argument(1, "dim", -1) % call.value.dim()
+    assert label is not None
+    if dim != label.axis:
         return None
-    units = call.channels.join_rows(own.units.view(2, -1))
-    return Label(own.axis, units, call.zero(call.source).view(2, -1)[0])
+    units = call.channels.join_rows(label.units.view(2, -1))
+    return Label(label.axis, units, call.zero(call.source).view(2, -1)[0])
 
 
 def _item(call: Call) -> Labels:
-    """An element of several outputs, or a piece of a tensor that takes whole channels."""
+    """An element of several outputs, or a piece of a tensor that takes all of each channel."""
     source, index = call.node.args
     found = call.walker.labels.get(source)
     if isinstance(found, list):
         return found[index] if isinstance(index, int) and abs(index) <= len(found) else None
-    own, tensor = call.own, call.tensor(source)
-    if own is None or source is not call.source or not isinstance(tensor, Tensor):
+    label, tensor = call.source_label, call.tensor(source)
+    if label is None or source is not call.source or not isinstance(tensor, Tensor):
         return None
     steps = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in steps:
@@ -281,12 +290,12 @@ def _item(call: Call) -> Labels:
     for step in steps:
         if not isinstance(step, int | slice) and step is not None:
             return None
-        if axis == own.axis and step is not None:
+        if axis == label.axis and step is not None:
             break
         axis, out = axis + (step is not None), out + (not isinstance(step, int))
     else:
-        return Label(out + own.axis - axis, own.units, own.still)
-    return Label(out, own.units, own.still) if step == slice(None) else None
+        return Label(out + label.axis - axis, label.units, label.still)
+    return Label(out, label.units, label.still) if step == slice(None) else None
 
 
 _SHAPES: dict[Any, Callable[[Call], Labels]] = {

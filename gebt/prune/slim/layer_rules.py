@@ -1,4 +1,4 @@
-"""What layers do to channels: the label of what comes out, the sites of parameters, who reads what."""
+"""What layers do to channels: the label of what comes out, the sites of parameters, the layers that read them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ _PADDED = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d,
 
 
 def label(call: Call) -> Labels:
-    """The label of what a layer makes; None where it is not known, and the channels that go in stay."""
+    """The label of what a layer makes.
+
+    Args:
+        call: the step of the trace.
+
+    Returns:
+        The label (a list for several outputs); None where it is not known, and the channels that go in stay.
+    """
     for kinds, rule in _RULES:
         if isinstance(call.layer, kinds):
             return rule(call)
@@ -37,17 +44,17 @@ def label(call: Call) -> Labels:
 
 
 def _pointwise(call: Call) -> Label | None:
-    return None if call.own is None else kept_axis(call, call.own.still)
+    return None if call.source_label is None else kept_axis(call, call.source_label.still)
 
 
 def _padded(call: Call) -> Label | None:
-    return None if call.own is None else kept_axis(call, call.zero(call.source))
+    return None if call.source_label is None else kept_axis(call, call.zero(call.source))
 
 
 def _prelu(call: Call) -> Label | None:
-    own = call.own
-    if own is not None and call.layer.num_parameters > 1:
-        call.site("weight", 0, own.units)
+    label = call.source_label
+    if label is not None and call.layer.num_parameters > 1:
+        call.site("weight", 0, label.units)
     return _pointwise(call)
 
 
@@ -57,12 +64,12 @@ def _flatten(call: Call) -> Labels:
 
 def _made(call: Call, axis: int, out_dim: int, in_dim: int, folds: bool) -> Label | None:
     """A layer that reads all channels and makes new ones: their axis, dimensions of the weight for out and in."""
-    own = call.own
-    if own is not None and own.axis != axis:
+    label = call.source_label
+    if label is not None and label.axis != axis:
         return None
-    if own is not None:
+    if label is not None:
         call.read(part="weight", dim=in_dim, folds=folds)
-        call.site("weight", in_dim, own.units)
+        call.site("weight", in_dim, label.units)
     return _produced(call, call.units_of("weight", out_dim, call.value.shape[axis]), axis, out_dim)
 
 
@@ -77,40 +84,40 @@ def _linear(call: Call) -> Label | None:
     return _made(call, call.value.dim() - 1, 0, 1, True)
 
 
-def unpadded(layer: Any) -> bool:
+def _unpadded(layer: Any) -> bool:
     """Whether a convolution sees no zeros around its input."""
     none = layer.padding == "valid" or (layer.padding != "same" and not any(layer.padding))
     return bool(none or layer.padding_mode != "zeros")
 
 
 def _convolution(call: Call) -> Label | None:
-    layer, own = call.layer, call.own
+    layer, label = call.layer, call.source_label
     if layer.groups == 1:
-        return _made(call, 1, 0, 1, unpadded(layer))
-    if own is None or own.axis != 1:
+        return _made(call, 1, 0, 1, _unpadded(layer))
+    if label is None or label.axis != 1:
         return None
-    if layer.groups == layer.in_channels:  # depthwise: every channel is made of its own
+    if layer.groups == layer.in_channels:  # depthwise: every channel is made of one alone
         times = layer.out_channels // layer.groups
-        found = _produced(call, own.units.repeat_interleave(times), 1, 0)
-        alone = own.still if unpadded(layer) else call.zero(call.source) & torch.tensor(layer.bias is None)
+        found = _produced(call, label.units.repeat_interleave(times), 1, 0)
+        alone = label.still if _unpadded(layer) else call.zero(call.source) & torch.tensor(layer.bias is None)
         return Label(1, found.units, found.still | alone.repeat_interleave(times))
     # What goes from one group goes from all, so that they stay equally wide.
-    call.read(part="weight", dim=1, folds=unpadded(layer))
-    call.site("weight", 1, call.channels.join_rows(own.units.view(layer.groups, -1)))
+    call.read(part="weight", dim=1, folds=_unpadded(layer))
+    call.site("weight", 1, call.channels.join_rows(label.units.view(layer.groups, -1)))
     units = call.channels.new(layer.out_channels)
     call.channels.join_rows(units.view(layer.groups, -1))
     return _produced(call, units, 1, 0)
 
 
 def _turned(call: Call) -> Label | None:
-    groups, own = call.layer.groups, call.own
+    groups, label = call.layer.groups, call.source_label
     if groups == 1:
         return _made(call, 1, 1, 0, False)
-    if own is None or own.axis != 1 or groups == call.layer.in_channels:
+    if label is None or label.axis != 1 or groups == call.layer.in_channels:
         return None
     call.read(part="weight", dim=0)
-    call.channels.join_rows(own.units.view(groups, -1))
-    call.site("weight", 0, own.units)
+    call.channels.join_rows(label.units.view(groups, -1))
+    call.site("weight", 0, label.units)
     gone = call.gone("weight", 1)  # [C_out / groups]: one slice of every group
     units = call.channels.new(len(gone))
     call.site("weight", 1, units)
@@ -120,50 +127,58 @@ def _turned(call: Call) -> Label | None:
 
 
 def _batch_norm(call: Call) -> Label | None:
-    return None if call.own is not None and call.own.axis != 1 else _norm(call, 1, ("running_mean", "running_var"))
+    return (
+        None
+        if call.source_label is not None and call.source_label.axis != 1
+        else _norm(call, 1, ("running_mean", "running_var"))
+    )
 
 
 def _layer_norm(call: Call) -> Label | None:
     """Over the last dimension: it counts channels that are gone as the zeros they were, if zeros are all they were."""
     axis, layer = call.value.dim() - 1, call.layer
-    if len(layer.normalized_shape) != 1 or layer.weight is None or (call.own is not None and call.own.axis != axis):
+    if (
+        len(layer.normalized_shape) != 1
+        or layer.weight is None
+        or (call.source_label is not None and call.source_label.axis != axis)
+    ):
         return None
-    if call.own is not None:
-        own = call.own
+    if call.source_label is not None:
+        label = call.source_label
         zero = call.zero(call.source)
-        call.takes(call.name, own.units, zero, torch.zeros(len(zero)), torch.zeros_like(zero), None)
+        call.takes(call.name, label.units, zero, torch.zeros(len(zero)), torch.zeros_like(zero), None)
     return _norm(call, axis, ())
 
 
 def _norm(call: Call, axis: int, buffers: tuple[str, ...]) -> Label:
-    own, count = call.own, call.value.shape[axis]
-    units, before = call.channels.new(count), call.channels.new(count) if own is None else own.units
-    if own is None:
+    label, count = call.source_label, call.value.shape[axis]
+    units, before = call.channels.new(count), call.channels.new(count) if label is None else label.units
+    if label is None:
         call.channels.fixed.update(before.tolist())
     for part in ("weight", "bias", *buffers):
         if getattr(call.layer, part, None) is not None:
             call.site(part, 0, units)
     call.channels.norms.append((call.name, before, units))
     gone = torch.zeros(count, dtype=torch.bool) if call.layer.weight is None else call.gone("weight", 0)
-    if axis == 1 and own is not None and call.walker.fold:
-        gone = gone | own.still
+    if axis == 1 and label is not None and call.walker.fold:
+        gone = gone | label.still
     return Label(axis, units, gone)
 
 
 def _group_norm(call: Call) -> Label | None:
-    """Groups go whole: the statistics of the others are as they were."""
-    own, layer = call.own, call.layer
-    if own is None or own.axis != 1 or layer.weight is None:
+    """Groups go as one: the statistics of the others are as they were."""
+    label, layer = call.source_label, call.layer
+    if label is None or label.axis != 1 or layer.weight is None:
         return None
-    call.channels.join_rows(own.units.view(layer.num_groups, -1).t())
+    call.channels.join_rows(label.units.view(layer.num_groups, -1).t())
     for part in ("weight", "bias"):
         if getattr(layer, part) is not None:
-            call.site(part, 0, own.units)
-    return Label(1, own.units, call.gone("weight", 0))
+            call.site(part, 0, label.units)
+    return Label(1, label.units, call.gone("weight", 0))
 
 
 def _instance_norm(call: Call) -> Label | None:
-    if call.own is None or call.layer.weight is not None or call.layer.running_mean is not None:
+    if call.source_label is None or call.layer.weight is not None or call.layer.running_mean is not None:
         return None
     return kept_axis(call, call.zero(call.source))
 
@@ -178,21 +193,21 @@ def _embedding(call: Call) -> Label | None:
 
 def _recurrent(call: Call) -> Labels:
     """Units go from all stacked layers and both directions together, so that they stay equally wide."""
-    layer, own = call.layer, call.own
+    layer, label = call.layer, call.source_label
     alone = len(call.node.all_input_nodes) == 1 and call.tensor(call.source).dim() == 3
-    if not alone or layer.proj_size or (own is not None and own.axis != 2):
+    if not alone or layer.proj_size or (label is not None and label.axis != 2):
         return None
     units, gates = call.channels.new(layer.hidden_size), {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}[type(layer)]
     directions = ("", "_reverse") if layer.bidirectional else ("",)
-    if own is not None:
+    if label is not None:
         unread = torch.stack([call.gone(f"weight_ih_l0{end}", 1) for end in directions]).all(0)
         values = call.tensor(call.source).flatten(0, 1)[0].cpu()
-        call.takes(call.name, own.units, call.zero(call.source), torch.zeros_like(values), unread, None)
+        call.takes(call.name, label.units, call.zero(call.source), torch.zeros_like(values), unread, None)
     still, always = torch.zeros(0, dtype=torch.bool), torch.ones(len(units), dtype=torch.bool)
     for number in range(layer.num_layers):
-        incoming = own.units if number == 0 and own is not None else units.repeat(len(directions))
+        incoming = label.units if number == 0 and label is not None else units.repeat(len(directions))
         for end in directions:
-            if number or own is not None:
+            if number or label is not None:
                 call.site(f"weight_ih_l{number}{end}", 1, incoming)
             if number:
                 unread = call.gone(f"weight_ih_l{number}{end}", 1)

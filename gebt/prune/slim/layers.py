@@ -1,4 +1,4 @@
-"""Layers that a slimmed network needs and torch does not have; names in the state dict are those of the layers cut."""
+"""Layers of a slimmed network that torch does not have; the state dict names are those of the layers they replace."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from torch.nn import functional as F
 
 
 class IndexedBatchNorm(nn.Module):
-    """A batch norm of some of the channels that come in: those of a residual stream that the layer behind it reads.
+    """A batch norm of some of the channels that come in: those of a residual stream that the next layer reads.
 
-    Scales, shifts and statistics have the names they had; `index` says which channels.
+    Scales, shifts and statistics have the names they had.
+
+    Args:
+        norm: the batch norm replaced, already cut to the channels that stay.
+        index: which of the channels that come in it normalizes.
+
+    Example:
+        >>> norm = IndexedBatchNorm(nn.BatchNorm1d(2), torch.tensor([0, 2])).eval()
+        >>> norm(torch.tensor([[1.0, 5.0, 3.0]])).round().tolist()
+        [[1.0, 3.0]]
     """
 
     index: Tensor
@@ -24,7 +33,14 @@ class IndexedBatchNorm(nn.Module):
         self.register_buffer("index", index)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, kept, ...] of x [B, C, ...]."""
+        """Normalizes the chosen channels.
+
+        Args:
+            x: [B, C, ...].
+
+        Returns:
+            [B, chosen, ...].
+        """
         momentum = 0.0 if self.momentum is None else self.momentum
         return F.batch_norm(
             x.index_select(1, self.index), self.running_mean, self.running_var, getattr(self, "weight", None),  # type: ignore[arg-type]
@@ -32,7 +48,11 @@ class IndexedBatchNorm(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        """As a batch norm shows itself."""
+        """As a batch norm shows itself.
+
+        Returns:
+            Kind and number of channels.
+        """
         return f"{self._kind}, {self.index.numel()} channels"
 
 
@@ -40,7 +60,17 @@ class CountedNorm(nn.Module):
     """A layer norm or RMS norm of a stream whose other channels were zero and are gone: it counts them all the same.
 
     mean = sum(x) / C and var = (sum((x - mean)^2) + (C - c) mean^2) / C of the c channels that come in, C = `width`.
-    Of what it has normalized it gives out `index`.
+
+    Args:
+        norm: the norm replaced, of width C, its weights already cut to `index`.
+        index: which of the normalized channels it gives out.
+
+    Example:
+        >>> full, cut = nn.RMSNorm(4), nn.RMSNorm(4)
+        >>> cut.weight = nn.Parameter(torch.ones(2))
+        >>> norm, x = CountedNorm(cut, torch.arange(2)), torch.tensor([[3.0, 1.0]])
+        >>> torch.allclose(norm(x), full(torch.tensor([[3.0, 1.0, 0.0, 0.0]]))[:, :2])
+        True
     """
 
     index: Tensor
@@ -49,31 +79,45 @@ class CountedNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm | nn.RMSNorm, index: Tensor) -> None:
         super().__init__()
         self._kind, self.width = type(norm).__name__, norm.normalized_shape[0]
-        self._centred = isinstance(norm, nn.LayerNorm)
+        self._centered = isinstance(norm, nn.LayerNorm)
         self.eps = norm.eps
         _take_over(self, norm)
         self.register_buffer("index", index)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., kept] of x [..., c]."""
+        """Normalizes the stream.
+
+        Args:
+            x: [..., c].
+
+        Returns:
+            [..., chosen].
+        """
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        mean = x.sum(-1, keepdim=True) / self.width if self._centred else torch.zeros_like(x[..., :1])
-        centred = x - mean
-        variance = (centred.square().sum(-1, keepdim=True) + (self.width - x.shape[-1]) * mean.square()) / self.width
-        scaled = (centred * torch.rsqrt(variance + eps)).index_select(-1, self.index) * self.weight
+        mean = x.sum(-1, keepdim=True) / self.width if self._centered else torch.zeros_like(x[..., :1])
+        centered = x - mean
+        variance = (centered.square().sum(-1, keepdim=True) + (self.width - x.shape[-1]) * mean.square()) / self.width
+        scaled = (centered * torch.rsqrt(variance + eps)).index_select(-1, self.index) * self.weight
         bias: Any = getattr(self, "bias", None)
         return scaled if bias is None else scaled + bias
 
     def extra_repr(self) -> str:
-        """Channels that come out, and that are counted."""
+        """Channels that come out, and that are counted.
+
+        Returns:
+            One line.
+        """
         return f"{self._kind}, {self.index.numel()} channels, counts {self.width}"
 
 
 class SlimAttention(nn.Module):
-    """`nn.MultiheadAttention` with some of its heads, of the width that they had: called as it is.
+    """`nn.MultiheadAttention` with some of its heads, each as wide as before: called as it is.
 
-    Averaged weights are those of the heads that are left. An `attn_mask` of three dimensions is that of all heads;
-    `index` says which of them are left.
+    Averaged weights are those of the remaining heads.
+
+    Args:
+        attention: the layer replaced, its weights already cut.
+        index: which of all heads remain; an `attn_mask` of three dimensions is that of all heads.
     """
 
     index: Tensor
@@ -83,7 +127,7 @@ class SlimAttention(nn.Module):
         self.num_heads, self.head_dim, self.all_heads = index.numel(), attention.head_dim, attention.num_heads
         self.embed_dim, self.dropout = attention.out_proj.out_features, attention.dropout
         self.batch_first, self.out_proj = attention.batch_first, attention.out_proj
-        # What torch's transformer layers ask before they call a fast path of their own, which knows full heads only.
+        # What torch's transformer layers ask before they call a fast path, which knows full heads only.
         self._qkv_same_embed_dim = False
         _take_over(self, attention)
         self.register_buffer("index", index)
@@ -93,7 +137,24 @@ class SlimAttention(nn.Module):
         need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Output and, if asked for, weights of query [B, T, E], key and value [B, S, E] (`batch_first`), or [T, E]."""
+        """Attends from `query` to `key` and `value`; layout [T, B, E] without `batch_first`.
+
+        Args:
+            query: [B, T, E] or [T, E].
+            key: [B, S, E] or [S, E].
+            value: [B, S, E] or [S, E].
+            key_padding_mask: [B, S] or [S], keys to leave out.
+            need_weights: whether to return the weights.
+            attn_mask: [T, S], or [B all heads, T, S].
+            average_attn_weights: over the heads.
+            is_causal: a hint that comes with `attn_mask`.
+
+        Returns:
+            The output, and the weights or None.
+
+        Raises:
+            ValueError: for `is_causal` without `attn_mask`.
+        """
         if is_causal and attn_mask is None:
             raise ValueError("attn_mask (got None with is_causal), expected the causal mask, as nn.MultiheadAttention")
         single, turned = query.dim() == 2, query.dim() == 3 and not self.batch_first
@@ -135,7 +196,11 @@ class SlimAttention(nn.Module):
         return sum(masks[1:], masks[0]) if masks else None
 
     def extra_repr(self) -> str:
-        """Heads that are left, and their width."""
+        """Heads that remain, and their width.
+
+        Returns:
+            One line.
+        """
         return f"{self.num_heads} of {self.all_heads} heads, {self.head_dim} wide"
 
 

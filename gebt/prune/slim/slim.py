@@ -1,4 +1,4 @@
-"""Slimming: what a channel mask prunes is taken out of the network, which becomes smaller and faster for real."""
+"""Slimming: takes the channels that a mask prunes out of a network, which becomes smaller and faster for real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _SIZES: dict[type[nn.Module], dict[int, str]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What slimming does: for each tensor its shape before and after, and where batch norms choose among channels."""
+    """What slimming does; print it.
+
+    Attributes:
+        shapes: of each tensor, by name: before and after.
+        chosen: norms that choose among channels, by name: how many come in, and how many of them go out.
+    """
 
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     chosen: dict[str, tuple[int, int]]
@@ -50,10 +55,27 @@ Shifts = Literal["zero", "fold"]
 
 
 def masked_channels(model: nn.Module, mask: Mask, *, shifts: Shifts = "zero") -> nn.Module:
-    """A copy in which the pruned channels are zero: rows and columns of weights, scales, and the bias beside them.
+    """Makes a copy in which the pruned channels are zero: rows and columns of weights, scales, and their biases.
 
-    What `slim` takes out: a channel counts as pruned when no entry of its slice of the mask is kept, be it the row that
-    makes it or the column that reads it. `shifts`: "fold" leaves biases and shifts as they are.
+    A channel counts as pruned, as for `slim`, when its row or its column of the mask keeps no entry.
+
+    Args:
+        model: stays as it is.
+        mask: over weights or scales.
+        shifts: "fold" leaves biases and shifts as they are.
+
+    Returns:
+        The masked copy.
+
+    Raises:
+        SlimmingError: for a mask of another network, and for weights that are computed of others.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> mask = Mask({"0.weight": torch.tensor([[True, True], [False, False], [True, True], [False, False]])})
+        >>> _ = nn.init.ones_(network[0].bias)
+        >>> masked_channels(network, mask)[0].bias.tolist()
+        [1.0, 0.0, 1.0, 0.0]
     """
     _check(model, mask)
     network = copy.deepcopy(model)
@@ -81,17 +103,38 @@ def slim(
     emptied: Literal["keep one", "refuse"] = "keep one",
     shifts: Shifts = "zero",
 ) -> nn.Module:
-    """The network without the channels that `mask` prunes; equal to `masked_channels(model, mask)` in its outputs.
+    """Takes the channels that `mask` prunes out; equal to `masked_channels(model, mask)` in its outputs.
 
-    `mask`: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned. A channel
-    goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it; otherwise a norm
-    that prunes it there chooses among the channels (`IndexedBatchNorm`, `CountedNorm`, which counts channels that are
-    gone). A head of attention goes when all rows of its values or all columns of its output are pruned. `example`: an
-    input of the network. `round_to`: widths are multiples of it, fewer channels going. `ignored`: layers that keep
-    their channels. `emptied`: what to do for a layer that would lose all of them. `shifts`: "fold" keeps the biases and
-    shifts of pruned channels, and puts the constants they make into the bias of the layer that reads them; exact in
-    evaluation mode, refused by name where zero padding makes it not so. The model is left as it is. Raises `TraceError`
-    and `SlimmingError`.
+    A channel goes where nothing reads more than zeros of it: on a residual stream when every branch prunes it;
+    otherwise a norm that prunes it there chooses among the channels (`IndexedBatchNorm`, `CountedNorm`, which counts
+    channels that are gone). A head of attention goes when all rows of its values or all columns of its output are
+    pruned.
+
+    Args:
+        model: stays as it is.
+        mask: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned.
+        example: an input of the network, or a tuple of arguments.
+        round_to: widths are multiples of it, fewer channels going.
+        ignored: names of layers that keep their channels.
+        emptied: what to do for a layer that would lose all channels.
+        shifts: "fold" keeps the biases and shifts of pruned channels, and puts the constants they make into the bias
+            of the layer that reads them; exact in evaluation mode, refused by name where zero padding makes it not so.
+
+    Returns:
+        The smaller network.
+
+    Raises:
+        TraceError: when `torch.fx` cannot trace the network.
+        SlimmingError: when the mask cannot be cut out as asked.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> mask = Mask({"0.weight": torch.tensor([[True, True], [False, False], [True, True], [False, False]])})
+        >>> smaller = slim(network, mask, example=torch.ones(3, 2))
+        >>> smaller[0], smaller[2]
+        (Linear(in_features=2, out_features=2, bias=True), Linear(in_features=2, out_features=1, bias=True))
+        >>> torch.allclose(smaller(torch.ones(3, 2)), masked_channels(network, mask)(torch.ones(3, 2)))
+        True
     """
     return _Cut(model, mask, example, round_to, ignored, emptied, shifts).network()
 
@@ -106,7 +149,34 @@ def plan(
     emptied: Literal["keep one", "refuse"] = "keep one",
     shifts: Shifts = "zero",
 ) -> Plan:
-    """What `slim` would do, without doing it; print it."""
+    """Says what `slim` would do, without doing it.
+
+    Args:
+        model: stays as it is.
+        mask: over batch-norm scales, or over weights, whose channel goes when all of its entries are pruned.
+        example: an input of the network, or a tuple of arguments.
+        round_to: widths are multiples of it, fewer channels going.
+        ignored: names of layers that keep their channels.
+        emptied: what to do for a layer that would lose all channels.
+        shifts: "fold" keeps the biases and shifts of pruned channels, and puts the constants they make into the bias
+            of the layer that reads them; exact in evaluation mode, refused by name where zero padding makes it not so.
+
+    Returns:
+        Shapes before and after.
+
+    Raises:
+        TraceError: when `torch.fx` cannot trace the network.
+        SlimmingError: when the mask cannot be cut out as asked.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> mask = Mask({"0.weight": torch.tensor([[True, True], [False, False], [True, True], [False, False]])})
+        >>> print(plan(network, mask, example=torch.ones(3, 2)))
+        0.weight  [4, 2] -> [2, 2]
+        0.bias    [4] -> [2]
+        2.weight  [1, 4] -> [1, 2]
+        17 -> 9 entries
+    """
     return _Cut(model, mask, example, round_to, ignored, emptied, shifts).plan()
 
 
@@ -114,10 +184,11 @@ def _check(model: nn.Module, mask: Mask) -> None:
     """Refuses, by name, a mask of another network, and layers whose weights are computed of others."""
     parameters = dict(model.named_parameters())
     for name, module in model.named_modules():
-        own = [part for part in module._parameters if part.endswith("_orig") and f"{part[:-5]}_mask" in module._buffers]
-        if own or nn.utils.parametrize.is_parametrized(module):
+        parts = module._parameters
+        orig = [part for part in parts if part.endswith("_orig") and f"{part[:-5]}_mask" in module._buffers]
+        if orig or nn.utils.parametrize.is_parametrized(module):
             raise SlimmingError(
-                f"layer {name!r} (got {own[0] if own else 'a parametrization'!r}), expected plain parameters; call "
+                f"layer {name!r} (got {orig[0] if orig else 'a parametrization'!r}), expected plain parameters; call "
                 "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations first"
             )
     for name, kept in mask.items():
@@ -174,8 +245,8 @@ class _Cut:
         tied: dict[int, nn.Parameter] = {}
         for layer_name, tensors in sites.items():
             layer = self.pruned.get_submodule(layer_name)
-            for name, own in tensors.items():
-                self._take(layer, name, own, tied)
+            for name, tensor_sites in tensors.items():
+                self._take(layer, name, tensor_sites, tied)
             _resize(layer)
         for name, _, index in self._choices():
             norm: Any = self.pruned.get_submodule(name)
@@ -189,7 +260,7 @@ class _Cut:
         setattr(self.pruned.get_submodule(parent), child, layer)
 
     def _put_heads(self) -> None:
-        """Attention that has lost heads, or channels that it reads or makes, is one of our own."""
+        """Attention that has lost heads, or channels that it reads or makes, becomes `SlimAttention`."""
         for name, heads in self.channels.heads.items():
             old: Any = self.pruned.get_submodule(name)
             width, stay = old.embed_dim, self._stay(heads)
@@ -204,11 +275,11 @@ class _Cut:
 
     def _recount(self) -> None:
         """Sizes that the network's code has as attributes."""
-        found: dict[tuple[str, str], set[int]] = {}
+        sizes: dict[tuple[str, str], set[int]] = {}
         for count in self.channels.counts:
             new = count.value if count.units is None else int(self._stay(count.units).sum())
-            found.setdefault((count.module, count.attribute), set()).add(new)
-        for (name, attribute), values in found.items():
+            sizes.setdefault((count.module, count.attribute), set()).add(new)
+        for (name, attribute), values in sizes.items():
             if len(values) > 1:
                 raise SlimmingError(
                     f"layer {name!r} (got sizes {sorted(values)} for its attribute {attribute!r}), expected one; give "
@@ -258,31 +329,31 @@ class _Cut:
         for _, before, after in reversed(channels.norms):
             behind = channels.roots(after).tolist()
             pairs = zip(channels.roots(before).tolist(), behind, strict=True)
-            needed.update(root for root, own in pairs if own in needed)
+            needed.update(root for root, root_behind in pairs if root_behind in needed)
         return {channels.root(unit) for unit in range(len(channels.parents))} - needed
 
     def _spare(self, round_to: int, emptied: str) -> None:
         """Gives channels back where a layer would be empty or its width no multiple."""
         for site in self.channels.sites:
             roots = self.channels.roots(site.units).tolist()
-            left = sum(root not in self.gone for root in roots)
-            if not left and emptied == "refuse":
+            width = sum(root not in self.gone for root in roots)
+            if not width and emptied == "refuse":
                 raise SlimmingError(
                     f"layer {site.layer!r} (got all {len(roots)} channels of {site.name!r} pruned), expected one to "
                     "stay; prune fewer, or emptied='keep one'"
                 )
-            wanted = max(1, -(-left // round_to) * round_to)
+            wanted = max(1, -(-width // round_to) * round_to)
             for root in dict.fromkeys(root for root in roots if root in self.gone):
-                if left >= wanted:
+                if width >= wanted:
                     break
                 self.gone.discard(root)
-                left = sum(own not in self.gone for own in roots)
+                width = sum(other not in self.gone for other in roots)
 
     def _settle_norms(self) -> None:
         """A channel given back behind a norm is given back before it."""
         for _, before, after in reversed(self.channels.norms):
             pairs = zip(self.channels.roots(before).tolist(), self.channels.roots(after).tolist(), strict=True)
-            self.gone -= {own for own, behind in pairs if behind not in self.gone}
+            self.gone -= {root for root, behind in pairs if behind not in self.gone}
 
     def _stay(self, units: Tensor) -> Tensor:
         return torch.tensor([root not in self.gone for root in self.channels.roots(units).tolist()], dtype=torch.bool)
@@ -293,13 +364,13 @@ class _Cut:
 
     def _choices(self) -> list[tuple[str, Tensor, Tensor]]:
         """Norms that drop channels which come in, or count some that do not: name, what comes in, which of it."""
-        found = []
+        choices = []
         for name, before, after in self.channels.norms:
             comes, stays = self._stay(before), self._stay(after)
             if bool((comes & ~stays).any()) or (_of_layers(self.pruned.get_submodule(name)) and not bool(comes.all())):
                 device = next(self.pruned.get_submodule(name).parameters()).device
-                found.append((name, before[comes], stays[comes].nonzero().squeeze(1).to(device)))
-        return found
+                choices.append((name, before[comes], stays[comes].nonzero().squeeze(1).to(device)))
+        return choices
 
 
 def _of_layers(norm: nn.Module) -> bool:
@@ -307,8 +378,8 @@ def _of_layers(norm: nn.Module) -> bool:
 
 
 def _resize(layer: Any) -> None:
-    """Brings a layer's own numbers in line with its tensors."""
-    names = next((own for kind, own in _SIZES.items() if issubclass(type(layer), kind)), {})
+    """Brings a layer's sizes in line with its tensors."""
+    names = next((attributes for kind, attributes in _SIZES.items() if issubclass(type(layer), kind)), {})
     grouped = "groups" in vars(layer) and layer.groups > 1
     if grouped and layer.groups == layer.in_channels:  # depthwise: as many groups as channels
         layer.groups = layer.weight.shape[0] // (layer.out_channels // layer.groups)

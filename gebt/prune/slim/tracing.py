@@ -23,20 +23,36 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         before, self.where = self.where, self.path_of_module(m)
-        found = super().call_module(m, forward, args, kwargs)
+        out = super().call_module(m, forward, args, kwargs)
         self.where = before
-        return found
+        return out
 
 
 def channels_of(
     model: nn.Module, example: Any, kept: Mapping[str, Tensor], ignored: Iterable[str] = (), *, fold: bool = False
 ) -> Channels:
-    """Follows the channels of a network through a run on `example` (a tensor, or a tuple of arguments).
+    """Follows the channels of a network through a run on `example`.
 
-    `model`: masked by `kept`, boolean by parameter. `ignored`: layers that keep all their channels. `fold`: a reader
-    does without a channel that is a constant, not only without one that is zero. What an operation does to channels
-    that it is not known for is not guessed: the channels that go into it stay. Raises `TraceError` when `torch.fx`
-    cannot trace the network, naming layer and line, and `SlimmingError` where a constant cannot be folded.
+    What an operation does to channels that it is not known for is not guessed: the channels that go into it stay.
+
+    Args:
+        model: the network, masked by `kept`; its training modes stay as they were.
+        example: a tensor, or a tuple of arguments.
+        kept: boolean masks by parameter.
+        ignored: names of layers that keep all their channels.
+        fold: whether a reader does without a channel that is a constant, not only without one that is zero.
+
+    Returns:
+        The units, and which layers need them.
+
+    Raises:
+        TraceError: when `torch.fx` cannot trace the network, naming layer and line.
+        SlimmingError: where a constant cannot be folded.
+
+    Example:
+        >>> channels = channels_of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.ones(1, 2), {})
+        >>> [(site.tensor, site.dim, site.units.tolist()) for site in channels.sites if site.name == "weight"]
+        [('0.weight', 0, [0, 1, 2]), ('1.weight', 1, [0, 1, 2]), ('1.weight', 0, [3])]
     """
     inputs = example if isinstance(example, tuple) else (example,)
     modes = {module: module.training for module in model.modules()}
@@ -57,14 +73,14 @@ def _traced(model: nn.Module) -> tuple[fx.GraphModule, set[tuple[str, str]]]:
     try:
         with _named_sizes(model, tracer, computed):
             traced = tracer.trace(model)
-    except Exception as error:  # whatever the network's own code raises under tracing
+    except Exception as error:  # whatever the network's code raises under tracing
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
         last = f"{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}"
         raise TraceError(
             f"model {type(model).__name__}, layer {tracer.where!r} (got {type(error).__name__}: {error}; at {last}), "
             "expected one that torch.fx can trace; its control flow must not depend on data"
         ) from error
-    computed = set(computed)  # what follows is no longer the network's own code
+    computed = set(computed)  # what follows is no longer the network's code
     for node in traced.nodes:
         if node.target not in function_rules.SIZED:
             sizes = [arg for arg in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(arg, Size)]
@@ -75,12 +91,12 @@ def _traced(model: nn.Module) -> tuple[fx.GraphModule, set[tuple[str, str]]]:
 @contextmanager
 def _named_sizes(model: nn.Module, tracer: fx.Tracer, computed: set[tuple[str, str]]) -> Iterator[None]:
     """Integer attributes of the modules whose code is traced are `Size`s."""
-    own = [
+    traced = [
         (name, module) for name, module in model.named_modules() if not name or not tracer.is_leaf_module(module, name)
     ]
-    plain = [(module, dict(vars(module))) for _, module in own]
+    plain = [(module, dict(vars(module))) for _, module in traced]
     try:
-        for name, module in own:
+        for name, module in traced:
             sizes = {key: value for key, value in vars(module).items() if type(value) is int}
             vars(module).update({key: Size.of(value, name, key, computed) for key, value in sizes.items()})
         yield
@@ -90,7 +106,15 @@ def _named_sizes(model: nn.Module, tracer: fx.Tracer, computed: set[tuple[str, s
 
 
 class Walker(fx.Interpreter):
-    """Runs the network and labels the channels of every tensor on the way."""
+    """Runs the network and labels the channels of every tensor on the way.
+
+    Args:
+        graph: the traced network.
+        kept: boolean masks by parameter.
+        ignored: names of layers that keep their channels.
+        fold: as in `channels_of`.
+        computed: sizes that the network's code computes with, by module and attribute.
+    """
 
     def __init__(
         self, graph: fx.GraphModule, kept: Mapping[str, Tensor], ignored: set[str], fold: bool,
@@ -105,7 +129,16 @@ class Walker(fx.Interpreter):
         self.kept = {id(parameters[name]): mask.cpu() for name, mask in kept.items() if name in parameters}
 
     def site(self, layer: str, name: str, tensor: Tensor, dim: int, units: Tensor, blocks: int = 1) -> None:
-        """A tensor has these units along `dim`, which go with those that another use of it found there."""
+        """Notes that a tensor has these units along `dim`; they go with those of the tensor's other uses.
+
+        Args:
+            layer: full name of the layer.
+            name: the tensor's in the layer.
+            tensor: the parameter or buffer.
+            dim: the dimension.
+            units: of its slices.
+            blocks: how many times over.
+        """
         known = self.shared.setdefault((id(tensor), dim), units)
         if known is not units:
             self.channels.join(units, known)
@@ -113,27 +146,43 @@ class Walker(fx.Interpreter):
             self.channels.sites.append(Site(layer, name, dim, units, blocks))
 
     def gone(self, parameter: Tensor, dim: int) -> Tensor:
-        """Which slices of a parameter along `dim` the mask has pruned whole."""
+        """Which slices of a parameter the mask has pruned entirely.
+
+        Args:
+            parameter: of the network.
+            dim: counts the slices.
+
+        Returns:
+            [size of `dim`] bool.
+        """
         kept = self.kept.get(id(parameter))
         return torch.zeros(parameter.shape[dim], dtype=torch.bool) if kept is None else empty_slices(kept, dim)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Runs one step and labels what it makes.
+
+        Args:
+            n: the step.
+
+        Returns:
+            What the step makes.
+        """
         value = super().run_node(n)
-        found = self._label(n, value)
+        label = self._label(n, value)
         made = isinstance(value, Tensor | tuple | list | dict) and not isinstance(value, torch.Size)
-        if found is None and made:
-            self._fix([self.labels.get(given) for given in n.all_input_nodes])
-        self.labels[n] = found
+        if label is None and made:
+            self._fix([self.labels.get(node) for node in n.all_input_nodes])
+        self.labels[n] = label
         return value
 
     def _label(self, node: Any, value: Any) -> Labels:
         if node.op == "call_module":
             name = str(node.target)
             call = Call(self, node, value, name, self.module.get_submodule(name))
-            found = layer_rules.label(call)
+            label = layer_rules.label(call)
             if name in self.ignored:
-                self._fix([call.own, found])
-            return found
+                self._fix([call.source_label, label])
+            return label
         if node.op in ("call_function", "call_method"):
             return function_rules.label(Call(self, node, value))
         return None  # inputs, parameters used as they are, the output
