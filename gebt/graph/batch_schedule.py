@@ -27,7 +27,7 @@ class BatchSettings:
 
     Attributes:
         strategy: "random": parts of the nodes, drawn anew each epoch. "cluster": parts with neighbors mostly together.
-            "neighbor": training nodes with sampled neighbors. "random-walk": what random walks from training nodes visit.
+            "neighbor": training nodes with sampled neighbors. "random-walk": what walks from training nodes visit.
         num_parts: parts of the nodes, for "random" and "cluster".
         clusters_per_batch: parts that make a batch, drawn anew each epoch.
         size: training nodes a batch, for "neighbor" and "random-walk".
@@ -58,7 +58,8 @@ class BatchSettings:
             )
         if self.strategy in PARTITIONS and self.clusters_per_batch > self.num_parts:
             raise ValueError(
-                f"clusters per batch (got {self.clusters_per_batch} of {self.num_parts}), expected at most {self.num_parts}"
+                f"clusters per batch (got {self.clusters_per_batch} of {self.num_parts}), "
+                f"expected at most {self.num_parts}"
             )
 
 

@@ -95,8 +95,8 @@ class Sampler:
     def partition(self, parts: Tensor, *, together: int = 1, generator: torch.Generator) -> Iterator[Batch]:
         """The batches of an epoch, each of some parts of the nodes, in random order.
 
-        Every node is in one batch, and a pair in one at most: pairs between batches are left out in this epoch. More parts
-        than batches, put together anew each epoch, let all pairs in sooner or later.
+        Every node is in one batch, and a pair in one at most: pairs between batches are left out in this epoch. More
+        parts than batches, put together anew each epoch, let all pairs in sooner or later.
 
         Args:
             parts: which part a node is in, [N].
