@@ -166,8 +166,8 @@ class EdgeScorer(nn.Module):
     def mask(self, graph: Graph, ratio: float, seed: int = 0) -> Tensor:
         """The pairs that stay when the lowest scores of each graph go: floor(ratio P_g) of a graph of P_g pairs.
 
-        Ties are broken by a random order of `seed` and of a pair's number within its graph, so what a graph loses does not
-        depend on the others.
+        Ties are broken by a random order of `seed` and of a pair's number within its graph, so what a graph loses does
+        not depend on the others.
 
         Args:
             graph: one graph, or many (`GraphClassificationFold`).

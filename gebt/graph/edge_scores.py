@@ -207,7 +207,7 @@ def degree_correction(pairs: Tensor, kept: Tensor, num_nodes: int) -> Tensor:
 
     Example:
         >>> pairs = torch.tensor([[0, 0, 1, 2], [1, 2, 3, 3]])
-        >>> degree_correction(pairs, torch.tensor([True, False, False, True]), 4).tolist()
+        >>> degree_correction(pairs, torch.tensor([True, False, False, True]), 4).round().tolist()
         [2.0, 2.0, 2.0, 2.0]
     """
     before, after = (
