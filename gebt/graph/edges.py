@@ -147,8 +147,8 @@ class Edges:
     def normalized(self, values: Tensor) -> Tensor:
         """Symmetric normalization of the current values, differentiable: the entries of D^-1/2 (A + I) D^-1/2.
 
-        w_uv = a_uv / sqrt(d_u d_v), w_uu = 1 / d_u, with d_u = 1 + sum of a over the pairs of u: degrees follow the values,
-        as in the code of UGS and GEBT.
+        w_uv = a_uv / sqrt(d_u d_v), w_uu = 1 / d_u, with d_u = 1 + sum of a over the pairs of u: degrees follow the
+        values, as in the code of UGS and GEBT.
 
         Args:
             values: a, [P].
@@ -213,8 +213,8 @@ class Edges:
             layers: of the network.
 
         Returns:
-            For each layer, first to last, the rows of the adjacency that are read (all N, those that are not read empty; in
-            the last layer those of `nodes` alone), and which nodes' features are read, [N] bool.
+            For each layer, first to last, the rows of the adjacency that are read (all N, those that are not read
+            empty; in the last layer those of `nodes` alone), and which nodes' features are read, [N] bool.
         """
         rows = [self.rows(nodes)]
         read = torch.zeros(self.num_nodes, dtype=torch.bool, device=nodes.device)
