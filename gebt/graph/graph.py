@@ -239,7 +239,7 @@ def undirected_pairs(name: str, edge_index: Tensor, nodes: int, to_undirected: b
         if not to_undirected:
             raise GraphError(
                 f"graph {name!r} (got {one_way} edges in one direction only), expected an undirected graph; "
-                "pass symmetrize=True (--to-undirected) to add the missing directions"
+                "pass to_undirected=True (--to-undirected) to add the missing directions"
             )
         notes.append(f"{one_way} one-way edges made undirected")
     return torch.stack((key // nodes, key % nodes)), notes

@@ -30,7 +30,7 @@ def propagate_labels(probabilities: Tensor, edges: Edges, alpha: float, steps: i
 
     Example:
         >>> edges = Edges.from_pairs(torch.tensor([[0], [1]]), 2)
-        >>> propagate_labels(torch.eye(2), edges, 0.5, steps=1).tolist()
+        >>> propagate_labels(torch.eye(2), edges, 0.5, steps=1).round(decimals=2).tolist()
         [[0.75, 0.25], [0.25, 0.75]]
     """
     if not 0 <= alpha < 1:

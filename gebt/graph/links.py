@@ -43,7 +43,7 @@ class LinkGraph(Graph):
             raise GraphError(f"graph {self.name!r} (got no training edge), expected at least one")
         for part in HELD:
             ends = getattr(self, part)
-            if ends.dim() != 2 or ends.shape[0] != 2 or ends.dtype != torch.int64 or not found.numel():
+            if ends.dim() != 2 or ends.shape[0] != 2 or ends.dtype != torch.int64 or not ends.numel():
                 got = f"{tuple(ends.shape)} {ends.dtype}"
                 raise GraphError(f"{part} of {self.name!r} (got {got}), expected int64 of shape (2, n >= 1)")
             if not 0 <= int(ends.min()) <= int(ends.max()) < self.num_nodes:

@@ -25,7 +25,7 @@ WAITING: tuple[Metric, ...] = ("balanced_accuracy", "roc_auc", "mean_roc_auc")
 
 
 def label_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a target: cross-entropy over nodes, binary cross-entropy over known entries, or squared error over nodes.
+    """The loss of a target: cross-entropy, binary cross-entropy over known entries, or squared error.
 
     Args:
         target: what a label is.
@@ -51,8 +51,8 @@ def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
     """A metric of node predictions, larger is better.
 
     Classes: accuracy, its mean over the classes that `labels` have ("balanced_accuracy"), or the ROC AUC of class 1 of
-    two. Tasks: `micro_f1` of logit > 0 over the known entries, or `mean_roc_auc`. Regression: `r2`, or the mean absolute
-    error times -1.
+    two. Tasks: `micro_f1` of logit > 0 over the known entries, or `mean_roc_auc`. Regression: `r2`, or the mean
+    absolute error times -1.
 
     Args:
         metric: its name.

@@ -1,4 +1,4 @@
-"""Parts of a graph that is too large for METIS: passes over the rows, a few numbers a node and a part."""
+"""Clusters of a graph that is too large for METIS: passes over the rows, a few numbers a node and a part."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ _RELEASED = 64  # blocks
 
 
 def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_ENTRIES) -> Tensor:
-    """A part 0..count-1 for every node [N], neighbors mostly together; deterministic.
+    """A part 0..count-1 for every node, neighbors mostly together; deterministic.
 
-    As `clusters` up to `most_entries` entries (two a pair), beyond that as `streamed_clusters`.
-    Raises `ValueError` for a count below 1 or above the nodes.
+    As `gebt.graph.batches.clusters` up to a number of entries, beyond that as `streamed_clusters`.
+
+    Args:
+        graph: in memory or on disk.
+        count: number of parts.
+        most_entries: the limit, two entries a pair.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: for a count below 1 or above the nodes.
     """
     if 2 * graph.num_pairs > most_entries:
         return streamed_clusters(graph, count)
@@ -36,13 +46,26 @@ def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_EN
 
 
 def streamed_clusters(graph: Adjacency, count: int) -> Tensor:
-    """Parts [N] whose sizes differ by one at most, given out in one pass over the nodes in the order of their numbers.
+    """Parts whose sizes differ by one at most, assigned in one pass over the nodes in the order of their numbers.
 
-    A node goes to the part i with the largest n_i (1 - s_i / c_i), n_i its neighbors there, s_i of c_i places taken:
-    linear deterministic greedy, Stanton & Kliot 2012. Blocks of 256 nodes are decided at once, from what was known
-    before. A node that knows no neighbor yet, or finds its part full, fills the first part that has room, which keeps
-    runs of numbers together, or in another pass the emptiest one, as in the paper, which is better where numbers tell
-    nothing; of the two the one that cuts fewer pairs is returned. Raises `ValueError` as `clusters_mapped`.
+    A node goes to the part i with the largest n_i (1 - s_i / c_i), n_i its neighbors there, s_i of c_i places taken.
+    Blocks of 256 nodes are decided at once, from what was known before. A node without an assigned neighbor, or whose
+    part is full, fills the first part with free places, which keeps runs of numbers together, or in another pass the
+    emptiest one, as in the paper, which is better where numbers are arbitrary; of the two results the one that cuts
+    fewer pairs is returned.
+
+    Args:
+        graph: in memory or on disk.
+        count: number of parts.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: as `clusters_mapped`.
+
+    Source:
+        Linear deterministic greedy, Stanton & Kliot 2012.
     """
     check_count(graph.num_nodes, count)
     ways = (_one_pass(graph, count, _first_with_room), _one_pass(graph, count, _emptiest))
