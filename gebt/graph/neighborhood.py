@@ -1,4 +1,4 @@
-"""Nodes of a larger graph with all their neighbors: what one layer of a network needs to compute its outputs for them."""
+"""Nodes of a larger graph with all their neighbors: what one layer of a network needs to compute their outputs."""
 
 from __future__ import annotations
 

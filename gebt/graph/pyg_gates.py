@@ -126,8 +126,8 @@ class PygEdgeGates:
     """Hooks that let soft values a [P] of undirected pairs act in all message-passing layers of a model.
 
     A value of 0 acts as if the edge were not there and 1 as if there were no hook; self-loops, also those that a layer
-    adds, count 1. With the attribute `values` None the hooks do nothing. Use as a context: leaving it restores the model,
-    also after an exception.
+    adds, count 1. With the attribute `values` None the hooks do nothing. Use as a context: leaving it restores the
+    model, also after an exception.
 
     Args:
         model: its layers get the hooks.
