@@ -1,4 +1,4 @@
-"""How an epoch is cut into batches: the same cut, and the same batches, whoever builds them."""
+"""How an epoch is divided into batches: the same division and the same batches in every process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ PARTITIONS = ("random", "cluster")
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """How an epoch is cut into batches, and how many of them a step of the weights takes.
+    """How an epoch is divided into batches, and how many of them make one optimizer step.
 
-    `strategy` "random": `num_parts` parts of the nodes, drawn anew each epoch. "cluster": parts with neighbors mostly
-    together, of which `clusters_per_batch` make a batch, drawn anew each epoch. "neighbor": `size` training nodes a batch, and
-    around them up to `fanouts[i]` neighbors at distance i + 1, drawn by `sampler`: our own, or PyG's. "random-walk": what
-    random walks of `length` steps from `size` training nodes come through. `accumulate_batches`: batches of one step, whose
-    gradients are added up.
+    Attributes:
+        strategy: "random": parts of the nodes, drawn anew each epoch. "cluster": parts with neighbors mostly together.
+            "neighbor": training nodes with sampled neighbors. "random-walk": what walks from training nodes visit.
+        num_parts: parts of the nodes, for "random" and "cluster".
+        clusters_per_batch: parts that make a batch, drawn anew each epoch.
+        size: training nodes a batch, for "neighbor" and "random-walk".
+        fanouts: up to `fanouts[i]` neighbors are drawn at distance i + 1, for "neighbor".
+        length: steps of a walk, for "random-walk".
+        accumulate_batches: batches of one step, whose gradients are added up.
+        sampler: what draws neighbors: "own", this library, or "pyg".
     """
 
     strategy: Strategy = "cluster"
@@ -53,15 +58,22 @@ class BatchSettings:
             )
         if self.strategy in PARTITIONS and self.clusters_per_batch > self.num_parts:
             raise ValueError(
-                f"clusters per batch (got {self.clusters_per_batch} of {self.num_parts}), expected at most {self.num_parts}"
+                f"clusters per batch (got {self.clusters_per_batch} of {self.num_parts}), "
+                f"expected at most {self.num_parts}"
             )
 
 
 class BatchSchedule:
     """The batches of every epoch of one training, built one by one in any order.
 
-    `train` [T]: the nodes to learn from. Batch b of epoch e comes from a random state of (seed, e, b) alone, so that
-    processes that share the batches of an epoch build what one process would have built.
+    Batch b of epoch e comes from a random state of (seed, e, b) alone, so that processes that share the batches of an
+    epoch build what one process would have built.
+
+    Args:
+        sampler: draws batches of the graph.
+        train: the nodes to learn from, [T].
+        settings: how an epoch is divided.
+        seed: of all random states.
     """
 
     def __init__(self, sampler: Sampler, train: Tensor, settings: BatchSettings, seed: int) -> None:
@@ -74,25 +86,33 @@ class BatchSchedule:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        whole, each = self.train.numel(), self.settings.size
+        total, each = self.train.numel(), self.settings.size
         if self.settings.strategy in PARTITIONS:
-            whole, each = self.settings.num_parts, self.settings.clusters_per_batch
-        return -(-whole // each)
+            total, each = self.settings.num_parts, self.settings.clusters_per_batch
+        return -(-total // each)
 
     def batch(self, epoch: int, number: int) -> Batch:
-        """Batch `number`, from 0, of an epoch, from 1; no more than `len(self)`."""
+        """One batch of one epoch.
+
+        Args:
+            epoch: from 1.
+            number: from 0, below `len(self)`.
+
+        Returns:
+            The batch.
+        """
         settings, generator = self.settings, generator_of(self.seed, epoch, number)
         if settings.strategy in PARTITIONS:
             order = torch.randperm(settings.num_parts, generator=generator_of(self.seed, epoch, -1))
             chosen = order[number * settings.clusters_per_batch : (number + 1) * settings.clusters_per_batch]
             return self.sampler.induced(self._members(epoch, chosen.tolist()))
         order = torch.randperm(self.train.numel(), generator=generator_of(self.seed, epoch))
-        own = self.train[order[number * settings.size : (number + 1) * settings.size]]
+        roots = self.train[order[number * settings.size : (number + 1) * settings.size]]
         if self._pyg is not None:
-            return self.sampler.of_pairs(*self._pyg.draw(own, generator.initial_seed()), own)
+            return self.sampler.of_pairs(*self._pyg.draw(roots, generator.initial_seed()), roots)
         if settings.strategy == "neighbor":
-            return self.sampler.neighbors(own, settings.fanouts, generator)
-        return self.sampler.walks(own, settings.length, generator)
+            return self.sampler.neighbors(roots, settings.fanouts, generator)
+        return self.sampler.walks(roots, settings.length, generator)
 
     def _of_pyg(self) -> PygNeighbors:
         edges = self.sampler.edges
@@ -106,12 +126,19 @@ class BatchSchedule:
 
     @cached_property
     def clusters(self) -> Tensor:
-        """The part [N] of every node in the cut "cluster"."""
+        """The part [N] of every node under the strategy "cluster"."""
         edges, count = self.sampler.edges, self.settings.num_parts
         return clusters(edges, count) if isinstance(edges, Edges) else clusters_mapped(edges, count)
 
     def parts(self, epoch: int) -> Tensor:
-        """The part [N] of every node in an epoch of a cut into parts."""
+        """The part of every node in an epoch, for the strategies "random" and "cluster".
+
+        Args:
+            epoch: from 1; "cluster" has the same parts in all.
+
+        Returns:
+            [N].
+        """
         if self.settings.strategy == "cluster":
             return self.clusters
         return random_parts(self._nodes, self.settings.num_parts, generator_of(self.seed, epoch))
@@ -127,11 +154,31 @@ class BatchSchedule:
 
 
 def generator_of(seed: int, *numbers: int) -> torch.Generator:
-    """A generator of its own for these numbers."""
+    """A random generator for some numbers, independent of those for others.
+
+    Args:
+        seed: of the training.
+        *numbers: of the epoch, the batch and the like.
+
+    Returns:
+        The generator, seeded with `stream_of`.
+    """
     return torch.Generator().manual_seed(stream_of(seed, *numbers))
 
 
 def stream_of(seed: int, *numbers: int) -> int:
-    """A seed of 63 bits for these numbers: the head of the sha256 of their text."""
+    """A seed of 63 bits for some numbers: the head of the sha256 of their text.
+
+    Args:
+        seed: of the training.
+        *numbers: of the epoch, the batch and the like.
+
+    Returns:
+        The seed.
+
+    Example:
+        >>> stream_of(0, 1, 2) == stream_of(0, 1, 2), stream_of(0, 1, 2) == stream_of(0, 12)
+        (True, False)
+    """
     digest = hashlib.sha256(" ".join(map(str, (seed, *numbers))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -1,6 +1,6 @@
-"""Parts of a graph to train on, one at a time: every pair in them knows which pair of the whole graph it is.
+"""Parts of a graph to train on, one at a time: every pair in a batch knows its number in the full graph.
 
-Edge values and their scores stay global: a batch reads the values of its own pairs, and their gradients are added up
+Edge weights and their scores stay global: a batch reads the values of its pairs, and their gradients are added up
 where they belong. Nothing here is larger than the batch, but for one number a node.
 """
 
@@ -21,8 +21,11 @@ from gebt.graph.edges import Edges
 class Batch:
     """Some nodes of a graph and pairs among them.
 
-    `nodes` [n]: their numbers in the whole graph, rising. `pairs` [2, p]: places in `nodes`, the smaller first.
-    `pair_ids` [p]: numbers of the pairs in the whole graph. `targets` [t]: places of the nodes whose loss counts.
+    Attributes:
+        nodes: their numbers in the full graph, rising, [n].
+        pairs: positions in `nodes`, the smaller first, [2, p].
+        pair_ids: numbers of the pairs in the full graph, [p].
+        targets: positions of the nodes whose loss counts, [t].
     """
 
     nodes: Tensor
@@ -36,15 +39,24 @@ class Batch:
         return Edges.from_pairs(self.pairs, self.nodes.numel())
 
     def values(self, whole: Tensor) -> Tensor:
-        """The batch's part [p] of values [P] of all pairs; gradients go back to their places."""
+        """The batch's part of values of all pairs; gradients go back to their places.
+
+        Args:
+            whole: a value of every pair of the full graph, [P].
+
+        Returns:
+            [p].
+        """
         return whole.index_select(0, self.pair_ids)
 
 
 class Sampler:
     """Draws batches of one graph.
 
-    `edges`: the whole graph, in memory or not (`gebt.data.mapped.mapped_graph`). One table of N numbers is kept for renumbering. All
-    that is drawn comes from the generators given; equal generators give equal batches, wherever the graph is.
+    One table of N numbers is stored for renumbering. Equal generators give equal batches, in memory or from disk.
+
+    Args:
+        edges: the full graph, in memory or on disk (`gebt.data.mapped.mapped_graph`).
     """
 
     def __init__(self, edges: Edges | Adjacency) -> None:
@@ -53,9 +65,23 @@ class Sampler:
         self._place = torch.full((edges.num_nodes,), -1, dtype=torch.long, device=self._graph.device)
 
     def induced(self, nodes: Tensor, targets: Tensor | None = None) -> Batch:
-        """These nodes and all pairs among them; `targets`: those of them whose loss counts (default: all).
+        """Some nodes and all pairs among them.
 
-        Raises `ValueError` for a target that is not among the nodes.
+        Args:
+            nodes: [n], in any order.
+            targets: those of them whose loss counts, all by default.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: for a target that is not among the nodes.
+
+        Example:
+            >>> edges = Edges.from_pairs(torch.tensor([[0, 0, 1], [1, 2, 3]]), 4)
+            >>> batch = Sampler(edges).induced(torch.tensor([3, 1, 0]))
+            >>> batch.nodes.tolist(), batch.pairs.tolist(), batch.pair_ids.tolist()
+            ([0, 1, 3], [[0, 1], [1, 2]], [0, 2])
         """
         nodes = torch.unique(nodes)
         low, col, ids = self._graph.rows(nodes)
@@ -67,10 +93,21 @@ class Sampler:
         return Batch(nodes, torch.stack((low[once], high[once])), ids[once], places)
 
     def partition(self, parts: Tensor, *, together: int = 1, generator: torch.Generator) -> Iterator[Batch]:
-        """The batches of an epoch: `together` parts each, in random order; `parts` [N] says which part a node is in.
+        """The batches of an epoch, each of some parts of the nodes, in random order.
 
-        Every node is in one batch, and a pair in one at most: those between batches are left out this time. More
-        parts than batches, put together anew each epoch, let all pairs in sooner or later (Chiang et al. 2019).
+        Every node is in one batch, and a pair in one at most: pairs between batches are left out in this epoch. More
+        parts than batches, put together anew each epoch, let all pairs in sooner or later.
+
+        Args:
+            parts: which part a node is in, [N].
+            together: parts that make a batch.
+            generator: draws the order of the parts.
+
+        Yields:
+            The batches.
+
+        Source:
+            Chiang et al. 2019 (Cluster-GCN).
         """
         count = int(parts.max()) + 1
         order = torch.randperm(count, generator=generator)
@@ -82,10 +119,23 @@ class Sampler:
             yield self.induced(torch.cat(members))
 
     def neighbors(self, targets: Tensor, fanouts: Sequence[int], generator: torch.Generator) -> Batch:
-        """The targets, up to `fanouts[0]` neighbors of each, up to `fanouts[1]` of those that are new, and so on.
+        """The targets, some neighbors of each, some neighbors of the nodes that are new, and so on.
 
-        Neighbors are drawn without replacement, all alike; pairs are those that were drawn. Hamilton et al. 2017.
-        Raises `ValueError` for a fanout below 1.
+        Neighbors are drawn without replacement, uniformly; the pairs of the batch are those that were drawn.
+
+        Args:
+            targets: nodes, [T].
+            fanouts: up to `fanouts[i]` neighbors are drawn at distance i + 1.
+            generator: draws the neighbors.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: for a fanout below 1.
+
+        Source:
+            Hamilton et al. 2017 (GraphSAGE).
         """
         if min(fanouts, default=1) < 1:
             raise ValueError(f"fanouts (got {tuple(fanouts)}), expected at least 1")
@@ -100,9 +150,21 @@ class Sampler:
         return self.of_pairs(seen, torch.unique(torch.cat(drawn)), targets)
 
     def walks(self, roots: Tensor, length: int, generator: torch.Generator) -> Batch:
-        """All nodes that a random walk of `length` steps from each root comes through, and all pairs among them.
+        """All nodes that random walks visit, and all pairs among them.
 
-        Zeng et al. 2020 (GraphSAINT). Raises `ValueError` for a length below 0.
+        Args:
+            roots: where the walks begin, [R].
+            length: steps of a walk.
+            generator: draws the steps.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: for a length below 0.
+
+        Source:
+            Zeng et al. 2020 (GraphSAINT).
         """
         if length < 0:
             raise ValueError(f"length of a walk (got {length}), expected at least 0")
@@ -124,7 +186,16 @@ class Sampler:
         return places
 
     def of_pairs(self, nodes: Tensor, ids: Tensor, targets: Tensor) -> Batch:
-        """These nodes (rising) and these pairs among them."""
+        """Some nodes and some pairs among them.
+
+        Args:
+            nodes: rising, [n].
+            ids: numbers of the pairs, [p].
+            targets: those of the nodes whose loss counts, [t].
+
+        Returns:
+            The batch.
+        """
         self._place[nodes] = torch.arange(nodes.numel(), device=nodes.device)
         pairs, places = self._place[self._graph.ends(ids)], self._targets(nodes, targets)
         self._place[nodes] = -1
@@ -132,9 +203,23 @@ class Sampler:
 
 
 def random_parts(num_nodes: int, count: int, generator: torch.Generator) -> Tensor:
-    """A part 0..count-1 for every node [N], drawn; sizes differ by one at most.
+    """A random part 0..count-1 for every node; sizes differ by one at most.
 
-    Raises `ValueError` for a count below 1 or above the nodes.
+    Args:
+        num_nodes: N.
+        count: number of parts.
+        generator: draws the parts.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: for a count below 1 or above the nodes.
+
+    Example:
+        >>> parts = random_parts(5, 2, torch.Generator().manual_seed(0))
+        >>> torch.bincount(parts).tolist()
+        [3, 2]
     """
     check_count(num_nodes, count)
     parts = torch.empty(num_nodes, dtype=torch.long)
@@ -143,17 +228,36 @@ def random_parts(num_nodes: int, count: int, generator: torch.Generator) -> Tens
 
 
 def clusters(edges: Edges, count: int) -> Tensor:
-    """A part 0..count-1 for every node [N], neighbors mostly together: by METIS where `pymetis` is installed.
+    """A part 0..count-1 for every node, neighbors mostly together: by METIS where `pymetis` is installed.
 
     Without it nodes are put in reverse Cuthill-McKee order, in which neighbors stand close, and cut into runs of equal
-    size. Both are deterministic. Raises `ValueError` as `random_parts`.
+    size. Both are deterministic.
+
+    Args:
+        edges: the graph.
+        count: number of parts.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: for a count below 1 or above the nodes.
     """
     check_count(edges.num_nodes, count)
-    return parts_of_rows(*_without_own(edges), count)
+    return parts_of_rows(*_without_loops(edges), count)
 
 
 def parts_of_rows(crow: Tensor, col: Tensor, count: int) -> Tensor:
-    """`clusters` of a graph without self-loops given as CSR, int32, on the CPU."""
+    """`clusters` of a graph without self-loops in CSR form, int32, on the CPU.
+
+    Args:
+        crow: where each row starts, [N + 1].
+        col: neighbors, [2P].
+        count: number of parts.
+
+    Returns:
+        [N].
+    """
     try:
         import pymetis
     except ImportError:
@@ -163,7 +267,20 @@ def parts_of_rows(crow: Tensor, col: Tensor, count: int) -> Tensor:
 
 
 def cut_share(edges: Edges, parts: Tensor) -> float:
-    """Share of the pairs whose ends are in two parts."""
+    """Share of the pairs whose nodes are in two parts.
+
+    Args:
+        edges: the graph.
+        parts: the part of every node, [N].
+
+    Returns:
+        In [0, 1]; 0 without pairs.
+
+    Example:
+        >>> edges = Edges.from_pairs(torch.tensor([[0, 1], [1, 2]]), 3)
+        >>> cut_share(edges, torch.tensor([0, 0, 1]))
+        0.5
+    """
     u, v = parts[edges.pairs.to(parts.device)]
     return float((u != v).float().mean()) if edges.num_pairs else 0.0
 
@@ -180,12 +297,12 @@ def _cuthill_mckee_runs(crow: Tensor, col: Tensor, count: int) -> Tensor:
     return parts
 
 
-def _without_own(edges: Edges) -> tuple[Tensor, Tensor]:
+def _without_loops(edges: Edges) -> tuple[Tensor, Tensor]:
     """CSR of the pairs alone, int32, on the CPU."""
     pattern = edges.pattern.to("cpu")
     others = pattern.row != pattern.col
-    kept = pattern.keep(others)
-    return kept.crow.int(), kept.col.int()
+    without_loops = pattern.keep(others)
+    return without_loops.crow.int(), without_loops.col.int()
 
 
 def _first_of_rows(row: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -203,6 +320,14 @@ def _first_of_rows(row: Tensor, count: int, generator: torch.Generator) -> Tenso
 
 
 def check_count(num_nodes: int, count: int) -> None:
-    """Raises `ValueError` for a number of parts below 1 or above the nodes."""
+    """Checks a number of parts.
+
+    Args:
+        num_nodes: N.
+        count: number of parts.
+
+    Raises:
+        ValueError: for a count below 1 or above the nodes.
+    """
     if not 1 <= count <= num_nodes:
         raise ValueError(f"parts (got {count} of {num_nodes} nodes), expected 1 to {num_nodes}")

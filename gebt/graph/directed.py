@@ -14,10 +14,15 @@ from gebt.sparse.pattern import Pattern
 
 @dataclass(frozen=True, eq=False)
 class DirectedEdges:
-    """What a GCN needs of edges, for entries (r, c) of an adjacency A that need not be symmetric; to compare with.
+    """What a GCN needs of edges, for entries (r, c) of an adjacency A that need not be symmetric; a baseline.
 
-    `ends` [2, E]: r and c of every entry, without self-loops. The release multiplies with (A D)^T D, D the inverse
-    roots of the row sums of A + I: messages run against the entries' direction once A is no longer symmetric.
+    The release multiplies with (A D)^T D, D the inverse roots of the row sums of A + I: messages run against the
+    entries' direction once A is no longer symmetric.
+
+    Attributes:
+        ends: r and c of every entry, without self-loops, [2, E].
+        pattern: CSR pattern of D A^T D with self-loops, E + N entries.
+        order: for each entry of the pattern, its position in the entries followed by the self-loops, [E + N].
     """
 
     ends: Tensor
@@ -26,7 +31,18 @@ class DirectedEdges:
 
     @staticmethod
     def from_entries(ends: Tensor, num_nodes: int) -> DirectedEdges:
-        """Builds the pattern of D A^T D, self-loops included. Raises `ValueError` as `Pattern.from_entries`."""
+        """Builds the pattern of D A^T D, self-loops included.
+
+        Args:
+            ends: r and c of every entry, [2, E].
+            num_nodes: N.
+
+        Returns:
+            The edges.
+
+        Raises:
+            ValueError: as `Pattern.from_entries`.
+        """
         loops = torch.arange(num_nodes, device=ends.device)
         row, col = torch.cat((ends[1], loops)), torch.cat((ends[0], loops))
         return DirectedEdges(ends, *Pattern.from_entries(row, col, (num_nodes, num_nodes)))
@@ -47,11 +63,26 @@ class DirectedEdges:
         return self.normalized(torch.ones(self.num_pairs, device=self.ends.device))
 
     def normalized(self, values: Tensor) -> Tensor:
-        """Entries [E + N] of D (A + I)^T D for values [E] of A, differentiable; D = (row sums of A + I)^-1/2."""
+        """Entries of D (A + I)^T D with D = (row sums of A + I)^-1/2, differentiable.
+
+        Args:
+            values: of the entries of A, [E].
+
+        Returns:
+            [E + N].
+        """
         row, col = self.ends
         scale = values.new_ones(self.num_nodes).index_add(0, row, values).rsqrt()
         return torch.cat((values * scale[row] * scale[col], scale.square()))[self.order]
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
-        """y = W x for entry weights [E + N] and x [N, d]."""
+        """y = W x.
+
+        Args:
+            weights: of the entries, [E + N].
+            x: [N, d].
+
+        Returns:
+            [N, d].
+        """
         return spmm(self.pattern, weights, x)

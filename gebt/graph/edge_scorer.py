@@ -1,4 +1,4 @@
-"""Edge scores by a function of the two nodes: what is learnt on some graphs prunes any other."""
+"""Edge scores by a function of the two nodes: what is learned on some graphs prunes any other."""
 
 from __future__ import annotations
 
@@ -22,11 +22,23 @@ SIZES, LARGEST = {"num_features", "width", "hops"}, 1 << 24
 
 
 class EdgeScorer(nn.Module):
-    """s_uv = rho(phi_u + phi_v) for a pair (u, v): the same for (v, u), and defined on any graph with such features.
+    """A network that scores pairs: the same for (u, v) and (v, u), and defined on any graph with such features.
 
-    phi_u = relu(sum over k = 0 .. hops of M^k [x_u, log(1 + d_u)] W_k + b), M the mean over neighbors and d the
-    degrees; rho(z) = <relu(z V + c), w>. Functions of a sum are all symmetric ones (Zaheer et al. 2017). w begins at 0,
-    so that all soft edge values 2 sigmoid(s) begin at 1. Scored by a network as in AutoMasker (Sui et al. 2023).
+    s_uv = rho(phi_u + phi_v), phi_u = relu(sum over k = 0 .. hops of M^k [x_u, log(1 + d_u)] W_k + b), M the mean over
+    neighbors and d the degrees; rho(z) = <relu(z V + c), w>. Functions of a sum are all symmetric ones. w begins at 0,
+    so that all soft edge values 2 sigmoid(s) begin at 1.
+
+    Args:
+        num_features: F of the graphs.
+        seed: of the initial weights.
+        width: columns of phi.
+        hops: how far the neighborhood reaches.
+
+    Raises:
+        ValueError: for sizes below 1, or hops below 0.
+
+    Source:
+        Zaheer et al. 2017 (functions of a sum); Sui et al. 2023 (AutoMasker: edges scored by a network).
     """
 
     def __init__(self, num_features: int, seed: int = 0, *, width: int = WIDTH, hops: int = HOPS) -> None:
@@ -43,7 +55,18 @@ class EdgeScorer(nn.Module):
 
     @staticmethod
     def of(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> EdgeScorer:
-        """The rule of a state dict and of what `sizes` said. Raises `ValueError` where they do not fit each other."""
+        """The scorer of a state dict.
+
+        Args:
+            state: its tensors by name.
+            sizes: as the property `sizes`.
+
+        Returns:
+            The scorer.
+
+        Raises:
+            ValueError: where tensors and sizes do not fit each other, or a number is not finite.
+        """
         if sizes.keys() != SIZES or not all(type(size) is int and 0 <= size <= LARGEST for size in sizes.values()):
             raise ValueError(f"edge rule (got sizes {dict(sizes)}), expected {sorted(SIZES)} up to {LARGEST}")
         if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in state.values()):
@@ -53,16 +76,16 @@ class EdgeScorer(nn.Module):
         expected: dict[str, tuple[int, ...]]
         expected = {f"reads.{number}": (width, features) for number in range(min(sizes["hops"], len(state)) + 1)}
         expected |= {"shift": (width,), "mix": (width, width), "mix_shift": (width,), "outer": (width,)}
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if found != expected:
-            raise ValueError(f"edge rule (got tensors {found}), expected {expected}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if shapes != expected:
+            raise ValueError(f"edge rule (got tensors {shapes}), expected {expected}")
         edge_scorer = EdgeScorer(**sizes)
         edge_scorer.load_state_dict(dict(state))
         return edge_scorer
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The arguments, beside the seed, of another rule of this shape."""
+        """The arguments, except the seed, of another scorer of this shape."""
         return {"num_features": self.num_features, "width": self.shift.numel(), "hops": len(self.reads) - 1}
 
     @property
@@ -71,7 +94,11 @@ class EdgeScorer(nn.Module):
         return self.reads[0].shape[1] - 1
 
     def reset(self, seed: int) -> None:
-        """Draws fresh weights from `seed`."""
+        """Draws new weights.
+
+        Args:
+            seed: of the draw.
+        """
         generator = torch.Generator().manual_seed(seed)
         for weight in (*self.reads, self.mix):
             nn.init.xavier_uniform_(weight, generator=generator)
@@ -79,7 +106,15 @@ class EdgeScorer(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, features: Tensor | SparseMatrix, edges: Edges) -> Tensor:
-        """Scores s [P] of the pairs of `edges`, differentiable."""
+        """Scores s of the pairs, differentiable.
+
+        Args:
+            features: [N, F].
+            edges: P pairs.
+
+        Returns:
+            [P].
+        """
         dtype = self.shift.dtype
         degrees = edges.incident_sum(torch.ones(edges.num_pairs, dtype=dtype, device=self.shift.device))
         entries, share = edges.to_entries(degrees.new_ones(edges.num_pairs)), 1 / degrees.clamp(min=1).unsqueeze(1)
@@ -95,14 +130,31 @@ class EdgeScorer(nn.Module):
         return torch.relu((phi[u] + phi[v]) @ self.mix.t() + self.mix_shift) @ self.outer
 
     def values(self, features: Tensor | SparseMatrix, edges: Edges) -> Tensor:
-        """Soft edge values 2 sigmoid(s) [P] in (0, 2), differentiable: what the rule is trained through."""
+        """Soft edge values 2 sigmoid(s) in (0, 2), differentiable: what the scorer is trained through.
+
+        Args:
+            features: [N, F].
+            edges: P pairs.
+
+        Returns:
+            [P].
+        """
         return 2 * torch.sigmoid(self(features, edges))
 
     def scores(self, graph: Graph) -> Tensor:
-        """Scores [P] of all pairs of a graph.
+        """Scores of all pairs of a graph.
 
-        Found in double precision and rounded to single: pairs with equal surroundings get equal scores, wherever in
-        whatever graph they stand. Raises `ValueError` for features of another width.
+        Computed in double precision and rounded to single: pairs with equal neighborhoods get equal scores, wherever in
+        whatever graph they stand.
+
+        Args:
+            graph: P pairs.
+
+        Returns:
+            [P].
+
+        Raises:
+            ValueError: for features of another width.
         """
         if graph.num_features != self.num_features:
             got = f"{graph.num_features} features"
@@ -112,16 +164,37 @@ class EdgeScorer(nn.Module):
             return precise(graph.features, Edges.from_pairs(graph.pairs, graph.num_nodes)).float()
 
     def mask(self, graph: Graph, ratio: float, seed: int = 0) -> Tensor:
-        """[P] bool: the pairs that stay when the floor(ratio P_g) of lowest score go, of each graph of P_g of a set.
+        """The pairs that stay when the lowest scores of each graph go: floor(ratio P_g) of a graph of P_g pairs.
 
-        Ties are settled by a random order of `seed` and of a pair's number among those of its own graph, so what a
-        graph loses does not depend on the others. Raises `ValueError` as `scores`, or for a ratio outside [0, 1).
+        Ties are broken by a random order of `seed` and of a pair's number within its graph, so what a graph loses does
+        not depend on the others.
+
+        Args:
+            graph: one graph, or many (`GraphClassificationFold`).
+            ratio: prune ratio, in [0, 1).
+            seed: of the order of ties.
+
+        Returns:
+            [P] bool.
+
+        Raises:
+            ValueError: as `scores`, or for a ratio outside [0, 1).
         """
         return keep_of_each_graph(graph, self.scores(graph), ratio, TieBreaker(seed))
 
 
 def keep_of_each_graph(graph: Graph, scores: Tensor, ratio: float, tie_break: TieBreaker) -> Tensor:
-    """[P] bool: the pairs that stay when the share `ratio` of lowest `scores` [P] goes, rounded down, of each graph."""
+    """The pairs that stay when the lowest scores of each graph go.
+
+    Args:
+        graph: one graph, or many (`GraphClassificationFold`).
+        scores: [P].
+        ratio: prune ratio of every graph, rounded down to a number of pairs.
+        tie_break: order of equal scores.
+
+    Returns:
+        [P] bool.
+    """
     of = graph.graph_of_pair if isinstance(graph, GraphClassificationFold) else torch.zeros_like(graph.pairs[0])
     counts = torch.bincount(of)
     numbers = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of]

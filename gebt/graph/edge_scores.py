@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gebt.prune.tie_breaking import TieBreak, ranks
 
 EdgeScore = Literal["magnitude", "local_degree", "similarity", "reliance", "reliance+magnitude", "learned"]
-# What the kept edges of a ticket count: 1, their trained values, or as much more as makes up for those that went.
+# Weights of the kept edges of a ticket: 1, their trained values, or as much more as makes up for the pruned ones.
 EdgeWeights = Literal["one", "trained", "degree_corrected"]
 
 # Exact, and further apart than the shares and trained values of two pairs ever are.
@@ -20,14 +20,28 @@ FIRST_CHOICE = 2.0**64
 
 
 class LocalDegree:
-    """s_p = |a_p| w_p with w_p = 2^(64 b_p) / min(d_u, d_v) for a pair p = (u, v) of value a_p.
+    """Edge score that ranks a pair by its trained value and by the share it has of its nodes' neighborhoods.
 
-    1 / min(d_u, d_v) is the larger of the shares the pair has of its nodes' neighborhoods, d the degrees of the
-    whole graph; b_p is 1 when no other pair of u, or of v, has a larger share, so that no node loses its last
-    neighbor while a pair that nobody depends on is left: pairs are ranked by b, then by |a| / min(d_u, d_v). A pair
-    of value 0 ranks last all the same: it carries nothing, so no node has a neighbor by it.
-    Ties for the place b go to the larger rank in `tie_break`. `weight` [P] holds w: fixed for a search, so that drawing
-    multiplies as it compares (`gebt.prune.drawing.Drawing`). Why this score: docs/method.md.
+    s_p = |a_p| w_p with w_p = 2^(64 b_p) / min(d_u, d_v) for a pair p = (u, v) of value a_p. 1 / min(d_u, d_v) is the
+    larger of its shares, d the degrees of the full graph; b_p is 1 when no other pair of u, or of v, has a larger
+    share, so that no node loses its last neighbor while a pair that nobody depends on stays: pairs are ranked by b,
+    then by |a| / min(d_u, d_v). A pair of value 0 ranks last all the same: no node has a neighbor by it. The attribute
+    `weight` [P] is w: fixed for a search, so that drawing multiplies as it compares (`gebt.prune.drawing.Drawing`).
+
+    Args:
+        pairs: [2, P].
+        num_nodes: N.
+        tie_break: ties for b = 1 go to the larger rank.
+
+    Source:
+        docs/method.md.
+
+    Example:
+        >>> from gebt.prune.tie_breaking import TieBreaker
+        >>> pairs = torch.tensor([[0, 0, 1, 2], [1, 2, 2, 3]])
+        >>> local_degree = LocalDegree(pairs, 4, TieBreaker(0))
+        >>> int(local_degree(torch.ones(4)).argmax())  # the only pair of node 3
+        3
     """
 
     def __init__(self, pairs: Tensor, num_nodes: int, tie_break: TieBreak) -> None:
@@ -36,14 +50,17 @@ class LocalDegree:
         self.weight = LocalDegreeInParts(lambda: [(entries, pairs)], degrees, tie_break).of(entries, pairs)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Scores [P] of the pair values [P]."""
+        """Scores [P] of the trained values of the pairs [P]."""
         return values.detach().abs().mul_(self.weight)
 
 
 class LocalDegreeInParts:
-    """w of `LocalDegree` for pairs that are seen part by part: two passes over them, and two numbers a node.
+    """The weights w of `LocalDegree` for pairs that are read part by part: two passes over them, two numbers a node.
 
-    `parts()` goes through (numbers [c], pairs [2, c]) of all pairs; `degrees` [N] are those of the whole graph.
+    Args:
+        parts: called twice; goes through (numbers [c], pairs [2, c]) of all pairs.
+        degrees: of the full graph, [N].
+        tie_break: as in `LocalDegree`.
     """
 
     def __init__(
@@ -60,7 +77,15 @@ class LocalDegreeInParts:
                 self.last.scatter_reduce_(0, nodes[standing], rank, "amax")
 
     def of(self, numbers: Tensor, pairs: Tensor) -> Tensor:
-        """w [c] of the pairs [2, c] of these numbers."""
+        """The weights w of some pairs.
+
+        Args:
+            numbers: of the pairs, [c].
+            pairs: [2, c].
+
+        Returns:
+            [c].
+        """
         share = self._share(pairs)
         chosen = torch.zeros_like(share, dtype=torch.bool)
         for nodes, standing, rank in self._standing(numbers, pairs):
@@ -80,14 +105,29 @@ class LocalDegreeInParts:
 
 
 class Similarity:
-    """s_p = share_p (1 + c_p) / 4 - k_p for a pair p = (u, v), from what a network says of its two nodes.
+    """Edge score that ranks the pairs of every node by how similar a network's predictions for its two nodes are.
 
-    c_p is the cosine of the centred opinions (probabilities) of u and v; k_p the better of the places (0, 1, ...) that
-    p takes among the pairs of u, and among those of v, ranked by c, ties by `tie_break`; share_p = 1 / min(d_u, d_v). So
-    every node keeps its best neighbors first, and within a place those pairs stay that are the larger part of a
-    neighborhood and agree more. With need r: s_p = (r_u [k_u <= k_v] + r_v [k_v <= k_u]) (1 + c_p) / 8 - k_p, k_u and
-    k_v the places in either neighborhood: within a place those stay that a node in need holds there. Source:
-    docs/method.md; ranking within neighborhoods as in local degree sparsifiers (Hamann et al. 2016).
+    s_p = share_p (1 + c_p) / 4 - k_p for a pair p = (u, v). c_p is the cosine of the centered predicted probabilities
+    of u and v; k_p the better of the places (0, 1, ...) that p takes among the pairs of u, and among those of v, ranked
+    by c; share_p = 1 / min(d_u, d_v). So every node keeps its best neighbors first, and within a place those pairs stay
+    that are the larger part of a neighborhood and more similar. With reliance r:
+    s_p = (r_u [k_u <= k_v] + r_v [k_v <= k_u]) (1 + c_p) / 8 - k_p, k_u and k_v the places in either neighborhood:
+    within a place those pairs stay that a node that relies on its neighbors has there.
+
+    Args:
+        pairs: [2, P].
+        num_nodes: N.
+        tie_break: order of equal similarities.
+
+    Source:
+        docs/method.md; ranking within neighborhoods as in local degree sparsifiers (Hamann et al. 2016).
+
+    Example:
+        >>> from gebt.prune.tie_breaking import TieBreaker
+        >>> similarity = Similarity(torch.tensor([[0, 0, 1], [1, 2, 2]]), 3, TieBreaker(0))
+        >>> scores = similarity(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        >>> int(scores.argmax())  # nodes 0 and 1 have the same prediction
+        0
     """
 
     def __init__(self, pairs: Tensor, num_nodes: int, tie_break: TieBreak) -> None:
@@ -98,11 +138,17 @@ class Similarity:
         # From the last in the order to the first: sorts that keep it settle ties by it.
         self._by_order = ranks(tie_break, torch.arange(pairs.shape[1], device=pairs.device)).argsort(descending=True)
 
-    def __call__(self, probabilities: Tensor, need: Tensor | None = None, values: Tensor | None = None) -> Tensor:
-        """Scores [P] float64 from opinions [N, C] and, if given, the `need` of every node [N] in [0, 1].
+    def __call__(self, probabilities: Tensor, reliance: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """Scores of all pairs.
 
-        With trained `values` a [P] ("reliance+magnitude") what counts within a place is multiplied by the rank of |a_p| among all,
-        scaled to (0, 1].
+        Args:
+            probabilities: predicted for every node, [N, C].
+            reliance: of every node on its neighbors, in [0, 1], [N] (`neighbor_reliance`).
+            values: trained values a [P] ("reliance+magnitude"): what counts within a place is multiplied by the rank
+                of |a_p| among all, scaled to (0, 1].
+
+        Returns:
+            [P] float64.
         """
         u, v = self.pairs
         towards = F.normalize((probabilities - probabilities.mean(0)).double(), dim=1)
@@ -115,10 +161,10 @@ class Similarity:
         places = place.new_empty((best.numel(), 2))
         places[best] = place.view(-1, 2)
         lowest = places.amin(1)
-        held = self._share
-        if need is not None:
-            held = (need.double()[self.pairs].t() * (places == lowest.unsqueeze(1))).sum(1) / 2
-        worth = held * (1 + cosine) / 4
+        node_share = self._share
+        if reliance is not None:
+            node_share = (reliance.double()[self.pairs].t() * (places == lowest.unsqueeze(1))).sum(1) / 2
+        worth = node_share * (1 + cosine) / 4
         if values is not None:
             ascending = values.detach().abs()[self._by_order.flip(0)].argsort(stable=True)
             rank = torch.empty_like(worth)
@@ -128,20 +174,44 @@ class Similarity:
 
 
 def neighbor_reliance(probabilities: Tensor, alone: Tensor) -> Tensor:
-    """r_u = 1 - <p_u, q_u>: how far what a network says of a node without any edge is from the opinion p of it.
+    """How far the prediction for a node without any edge is from that with its edges: r_u = 1 - <p_u, q_u>.
 
-    `predict_proba` p and `alone` q [N, C], rows of probabilities. Returns [N] in [0, 1].
+    Args:
+        probabilities: p, predicted on the graph, [N, C].
+        alone: q, predicted without edges, [N, C].
+
+    Returns:
+        [N] in [0, 1].
+
+    Example:
+        >>> p = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+        >>> neighbor_reliance(p, torch.tensor([[0.0, 1.0], [1.0, 0.0]])).tolist()
+        [1.0, 0.5]
     """
     return 1 - (probabilities * alone).sum(1)
 
 
 def degree_correction(pairs: Tensor, kept: Tensor, num_nodes: int) -> Tensor:
-    """a_uv = sqrt(d_u d_v / (k_u k_v)) [P], d the degrees of all pairs and k those of the kept.
+    """Edge weights that make up for the pruned neighbors: a_uv = sqrt(d_u d_v / (k_u k_v)).
 
-    Against a self-loop of 1 the kept neighbors of u then count about as much as all of them did.
+    d are the degrees of all pairs and k those of the kept. Compared with a self-loop of 1 the kept neighbors of u then
+    count about as much as all of them did.
+
+    Args:
+        pairs: [2, P].
+        kept: which of them are kept, [P] bool.
+        num_nodes: N.
+
+    Returns:
+        [P].
+
+    Example:
+        >>> pairs = torch.tensor([[0, 0, 1, 2], [1, 2, 3, 3]])
+        >>> degree_correction(pairs, torch.tensor([True, False, False, True]), 4).round().tolist()
+        [2.0, 2.0, 2.0, 2.0]
     """
     before, after = (
-        torch.bincount(own.flatten(), minlength=num_nodes).clamp(min=1).float() for own in (pairs, pairs[:, kept])
+        torch.bincount(ends.flatten(), minlength=num_nodes).clamp(min=1).float() for ends in (pairs, pairs[:, kept])
     )
     factor = (before / after).sqrt()
     return factor[pairs[0]] * factor[pairs[1]]

@@ -1,4 +1,4 @@
-"""Edges of an undirected graph: one value a pair, self-loops that never go, symmetric normalization."""
+"""Edges of an undirected graph: one value a pair, self-loops that are never pruned, symmetric normalization."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ EDGES = "edges"
 class Edges:
     """The adjacency A + I of an undirected graph of N nodes and P pairs, as a CSR pattern of 2P + N entries.
 
-    `pairs` [2, P]; `pattern` N x N, its own transpose; `source` [2P + N]: for each entry the pair it belongs to,
-    or P + u for the self-loop of node u; `places` [2P + N]: the reverse, where the two entries of each pair stand, pair
-    by pair, then each self-loop. One value a pair moves both directions, so no ticket is directed
-    by accident, and a self-loop has no value, so none can be pruned. `fixed` [P]: values of the pairs that count where
-    no others are given (a ticket that keeps its edge values); None: every pair counts 1.
+    One value a pair moves both directions, so no ticket is directed by accident, and a self-loop has no value, so none
+    can be pruned.
+
+    Attributes:
+        pairs: [2, P].
+        pattern: N x N, its own transpose.
+        source: for each entry the pair it belongs to, or P + u for the self-loop of node u, [2P + N].
+        places: the reverse: positions of the two entries of each pair, pair by pair, then of each self-loop, [2P + N].
+        fixed: values of the pairs that count by default (a ticket that keeps its edge weights), [P]; None: 1 for each.
     """
 
     pairs: Tensor
@@ -37,10 +41,26 @@ class Edges:
 
     @staticmethod
     def from_pairs(pairs: Tensor, num_nodes: int, fixed: Tensor | None = None) -> Edges:
-        """Builds the pattern of `pairs` [2, P] (each undirected pair once, no self-loops).
+        """Builds the pattern of some pairs. Linear in P but for one sort of the larger ends.
 
-        Linear in P but for one sort of the larger ends. Raises `ValueError` for a pair given twice, a self-loop or a
-        node that is not there, and `OutOfRoomError` before more is allocated than is free.
+        Args:
+            pairs: each undirected pair once, no self-loops, [2, P].
+            num_nodes: N.
+            fixed: as the attribute.
+
+        Returns:
+            The edges.
+
+        Raises:
+            ValueError: for a repeated pair, a self-loop or a node outside 0..N-1.
+            OutOfRoomError: before more memory is allocated than is free.
+
+        Example:
+            >>> edges = Edges.from_pairs(torch.tensor([[0, 1], [1, 2]]), 3)
+            >>> edges.pattern.crow.tolist(), edges.pattern.col.tolist()
+            ([0, 2, 5, 7], [0, 1, 0, 1, 2, 1, 2])
+            >>> edges.source.tolist()  # pairs 0 and 1, self-loops 2 to 4
+            [2, 0, 0, 3, 1, 1, 4]
         """
         count, device = pairs.shape[1], pairs.device
         dtype = index_dtype(2 * count + num_nodes)
@@ -63,10 +83,10 @@ class Edges:
         nodes = torch.arange(num_nodes, dtype=dtype, device=device)
         for place, target, number in ((upper, high, ids), (lower, low, ids), (loops, nodes, nodes + count)):
             col[place], source[place] = target, number
-        own = torch.stack((upper, lower), 1)
-        own = torch.empty_like(own).index_copy_(0, ids.long(), own)
+        both = torch.stack((upper, lower), 1)
+        both = torch.empty_like(both).index_copy_(0, ids.long(), both)
         pattern = Pattern(crow, col, (num_nodes, num_nodes)).mirrored()
-        return Edges(pairs, pattern, source, torch.cat((own.flatten(), loops)), fixed)
+        return Edges(pairs, pattern, source, torch.cat((both.flatten(), loops)), fixed)
 
     @property
     def num_nodes(self) -> int:
@@ -79,7 +99,14 @@ class Edges:
         return self.pairs.shape[1]
 
     def to(self, device: torch.device | str) -> Edges:
-        """The same edges on another device."""
+        """The same edges on another device.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The edges.
+        """
         fixed = None if self.fixed is None else self.fixed.to(device)
         return Edges.from_pairs(self.pairs.to(device), self.num_nodes, fixed)
 
@@ -92,13 +119,13 @@ class Edges:
 
     @cached_property
     def unit_entries(self) -> Tensor:
-        """`spread` of the fixed values, or of 1 for every pair, computed once."""
+        """`to_entries` of the fixed values, or of 1 for every pair, computed once."""
         with torch.inference_mode(False):
             return self.to_entries(self._values())
 
     @cached_property
     def unit_degrees(self) -> Tensor:
-        """Number of neighbors of every node, or what their fixed values sum to, [N], computed once."""
+        """Number of neighbors of every node, or the sum of their fixed values, [N], computed once."""
         with torch.inference_mode(False):
             return self.incident_sum(self._values())
 
@@ -106,61 +133,138 @@ class Edges:
         return self.fixed if self.fixed is not None else torch.ones(self.num_pairs, device=self.pairs.device)
 
     def to_entries(self, values: Tensor, loop: float = 0.0) -> Tensor:
-        """The values a [P] of the pairs at both of their entries, and `loop` at every self-loop: [2P + N]."""
+        """Values of the pairs at both of their entries, and one value at every self-loop.
+
+        Args:
+            values: a, [P].
+            loop: of the self-loops.
+
+        Returns:
+            [2P + N].
+        """
         return torch.cat((values, values.new_full((self.num_nodes,), loop))).index_select(0, self.source)
 
     def normalized(self, values: Tensor) -> Tensor:
-        """Symmetric normalization of the current values a [P], differentiable: returns w [2P + N].
+        """Symmetric normalization of the current values, differentiable: the entries of D^-1/2 (A + I) D^-1/2.
 
-        w_uv = a_uv / sqrt(d_u d_v), w_uu = 1 / d_u, with d_u = 1 + sum of a over the pairs of u: the entries of
-        D^-1/2 (A + I) D^-1/2. Kipf & Welling 2017, eq. 2; degrees follow the values, as in UGS and GEBT's code.
+        w_uv = a_uv / sqrt(d_u d_v), w_uu = 1 / d_u, with d_u = 1 + sum of a over the pairs of u: degrees follow the
+        values, as in the code of UGS and GEBT.
+
+        Args:
+            values: a, [P].
+
+        Returns:
+            w, [2P + N].
+
+        Raises:
+            ValueError: for another shape.
+
+        Source:
+            Kipf & Welling 2017, eq. 2.
+
+        Example:
+            >>> edges = Edges.from_pairs(torch.tensor([[0], [1]]), 2)
+            >>> edges.normalized(torch.zeros(1)).tolist()  # only the self-loops count
+            [1.0, 0.0, 0.0, 1.0]
         """
         if values.shape != (self.num_pairs,):
             raise ValueError(f"edge weights (got shape {tuple(values.shape)}), expected ({self.num_pairs},)")
         return _Normalize.apply(values, self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
-        """y = W x for symmetric entry weights [2P + N] and x [N, d]."""
+        """y = W x.
+
+        Args:
+            weights: symmetric, of the entries, [2P + N].
+            x: [N, d].
+
+        Returns:
+            [N, d].
+        """
         return spmm(self.pattern, weights, x, symmetric=True)
 
     def subset(self, kept: Tensor) -> Edges:
-        """The graph of the kept pairs ([P] boolean): a pruned edge does not exist, degrees are those of the rest."""
+        """The graph of the kept pairs: a pruned edge does not exist, degrees are those of the rest.
+
+        Args:
+            kept: [P] bool.
+
+        Returns:
+            The edges.
+        """
         return Edges.from_pairs(self.pairs[:, kept], self.num_nodes)
 
     def rows(self, nodes: Tensor) -> Rows:
-        """The rows of these nodes ([T], each at most once) alone, for products of which nobody reads the others."""
+        """The rows of some nodes alone, for products of which nobody reads the others.
+
+        Args:
+            nodes: each at most once, [T].
+
+        Returns:
+            The rows.
+        """
         return Rows(*self.pattern.rows(nodes))
 
     def reach(self, nodes: Tensor, layers: int) -> tuple[list[Rows], Tensor]:
-        """What the outputs of a network of so many layers depend on at these nodes ([T], each at most once).
+        """What the outputs of a network at some nodes depend on.
 
-        Returns for each layer, first to last, the rows of the adjacency that are read: all N, those that are not read
-        empty, and in the last layer those of `nodes` alone. And [N] boolean: the nodes whose features are read.
+        Args:
+            nodes: each at most once, [T].
+            layers: of the network.
+
+        Returns:
+            For each layer, first to last, the rows of the adjacency that are read (all N, those that are not read
+            empty; in the last layer those of `nodes` alone), and which nodes' features are read, [N] bool.
         """
         rows = [self.rows(nodes)]
         read = torch.zeros(self.num_nodes, dtype=torch.bool, device=nodes.device)
         read[rows[0].pattern.col] = True
         for _ in range(layers - 1):
-            kept = read[self.pattern.row]
-            rows.insert(0, Rows(self.pattern.keep(kept), kept.nonzero().squeeze(1)))
+            in_read_rows = read[self.pattern.row]
+            rows.insert(0, Rows(self.pattern.keep(in_read_rows), in_read_rows.nonzero().squeeze(1)))
             read = read.index_fill(0, rows[0].pattern.col.long(), True)
         return rows, read
 
     def incident_sum(self, values: Tensor) -> Tensor:
-        """For every node the sum of `values` [P] over its pairs. Returns [N]."""
+        """For every node the sum of the values of its pairs.
+
+        Args:
+            values: [P].
+
+        Returns:
+            [N].
+
+        Example:
+            >>> edges = Edges.from_pairs(torch.tensor([[0, 1], [1, 2]]), 3)
+            >>> edges.incident_sum(torch.tensor([1.0, 2.0])).tolist()
+            [1.0, 3.0, 2.0]
+        """
         u, v = self.pairs
         return values.new_zeros(self.num_nodes).index_add_(0, u, values).index_add_(0, v, values)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of an adjacency: `pattern` [T, N], `entries` [K] where each of its entries stands in the whole one."""
+    """Some rows of an adjacency.
+
+    Attributes:
+        pattern: T x N.
+        entries: position of each entry in the full adjacency, [K].
+    """
 
     pattern: Pattern
     entries: Tensor
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
-        """These rows of y = W x, for their own entry weights [K]."""
+        """These rows of y = W x.
+
+        Args:
+            weights: of the entries of these rows, [K].
+            x: [N, d].
+
+        Returns:
+            [T, d].
+        """
         return spmm(self.pattern, weights, x)
 
 

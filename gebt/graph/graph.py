@@ -1,4 +1,4 @@
-"""The one form of a graph that every other room reads."""
+"""The canonical form of a graph, which the rest of the package reads, and the checks that lead to it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ SPARSE_FEATURE_DENSITY = 0.15
 
 
 class GraphError(ValueError):
-    """A graph that cannot be used as given; the message names what, the value and the way out."""
+    """A graph that cannot be used as it is; the message names what, the value and the way out."""
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
     """An undirected graph with node features, labels and a split.
 
-    `pairs` [2, P] int64: each undirected edge once, row 0 < row 1, in lexicographic order, no self-loops.
-    `features` [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
-    `labels`, by `target`: "class" [N] int64 in 0..C-1; "multilabel" [N, T] int64, 0 or 1, -1 where it is unknown;
-    "regression" [N] float32. `num_classes`: the outputs that a network needs, C, T or 1.
-    `train_mask`, `val_mask`, `test_mask` [N] bool, disjoint. `metric`: what says how well a network does, one of
-    `METRICS[target]` (`gebt.graph.metrics`).
-    `notes` tell what was changed to reach this form (self-loops removed, duplicates merged, ...).
+    Attributes:
+        name: of the graph.
+        pairs: each undirected edge once, row 0 < row 1, in lexicographic order, no self-loops, [2, P] int64.
+        features: [N, F] float32: dense, or a `SparseMatrix` when few entries are non-zero.
+        labels: by `target`: "class" [N] int64 in 0..C-1; "multilabel" [N, T] int64, 0 or 1, -1 where unknown;
+            "regression" [N] float32.
+        train_mask: nodes to learn from, [N] bool, disjoint from the other masks.
+        val_mask: nodes to choose by, [N] bool.
+        test_mask: nodes to report, [N] bool.
+        num_classes: the outputs that a network needs, C, T or 1.
+        notes: what was changed to reach this form (self-loops removed, duplicates merged, ...).
+        metric: how well a network does, one of `METRICS[target]` (`gebt.graph.metrics`).
+        target: what a label is.
     """
 
     name: str
@@ -80,11 +86,25 @@ class Graph:
         return structure_digest(self.pairs, self.num_nodes)
 
     def features_of(self, nodes: Tensor) -> Tensor | SparseMatrix:
-        """The features [n, F] of these nodes."""
+        """The features of some nodes.
+
+        Args:
+            nodes: [n].
+
+        Returns:
+            [n, F].
+        """
         return self.features.rows(nodes) if isinstance(self.features, SparseMatrix) else self.features[nodes]
 
     def to(self, device: torch.device | str) -> Graph:
-        """The same graph on another device."""
+        """The same graph on another device.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The graph.
+        """
         moved = {
             name: getattr(self, name).to(device)
             for name in ("pairs", "features", "labels", "train_mask", "val_mask", "test_mask")
@@ -93,7 +113,15 @@ class Graph:
 
 
 def check_classes(graph: Graph, what: str) -> None:
-    """Raises `GraphError` where a label is not one class: `what` needs the probabilities of classes."""
+    """Checks that every label is one class, for methods that need probabilities of classes.
+
+    Args:
+        graph: the graph.
+        what: the method, for the message.
+
+    Raises:
+        GraphError: where a label is not one class.
+    """
     if graph.target != "class":
         raise GraphError(
             f"{what} (got graph {graph.name!r} with labels of the kind {graph.target!r}), expected one class a node; "
@@ -102,7 +130,15 @@ def check_classes(graph: Graph, what: str) -> None:
 
 
 def structure_digest(pairs: Tensor, num_nodes: int) -> str:
-    """sha256 of the number of nodes and of canonical pairs [2, P]: what a mask is over, whatever the features."""
+    """sha256 of the number of nodes and of the pairs: what a mask is over, whatever the features.
+
+    Args:
+        pairs: canonical, [2, P].
+        num_nodes: N.
+
+    Returns:
+        Hexadecimal digits.
+    """
     digest = hashlib.sha256(f"{num_nodes}".encode())
     digest.update(pairs.long().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -118,12 +154,35 @@ def canonical_graph(
     to_undirected: bool = False,
     target: Target = "class",
 ) -> Graph:
-    """Checks a graph as found and brings it to canonical form, measured by the first of `METRICS[target]`.
+    """Checks a graph and brings it to canonical form, measured by the first of `METRICS[target]`.
 
-    `edge_index` [2, E]: directed entries, in any order, repeats and self-loops allowed; every edge must be
-    there in both directions unless `to_undirected`. `masks`: train, validation, test, each [N] bool. `labels`: as in
-    `Graph`. Raises `GraphError` for an empty graph, an index out of range, directed edges, NaN or infinite features,
-    labels that `target` does not allow, overlapping masks, or a part without a labeled node.
+    Args:
+        name: of the graph, for messages.
+        edge_index: directed entries, in any order, repeats and self-loops allowed, [2, E].
+        features: [N, F].
+        labels: as in `Graph`.
+        masks: train, validation, test, each [N] bool.
+        num_classes: C or T; read from the labels by default.
+        to_undirected: adds missing directions; without it every edge must be there in both.
+        target: what a label is.
+
+    Returns:
+        The graph.
+
+    Raises:
+        GraphError: for an empty graph, an index out of range, directed edges, NaN or infinite features, labels that
+            `target` does not allow, overlapping masks, or a part without a labeled node.
+
+    Example:
+        >>> masks = tuple(torch.tensor(m) for m in ([1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]))
+        >>> graph = canonical_graph(
+        ...     "path", torch.tensor([[0, 1, 2, 2], [1, 2, 3, 2]]), torch.eye(4), torch.tensor([0, 0, 1, 1]),
+        ...     tuple(mask.bool() for mask in masks), to_undirected=True,
+        ... )
+        >>> graph.pairs.tolist(), graph.num_classes
+        ([[0, 1, 2], [1, 2, 3]], 2)
+        >>> graph.notes
+        ('1 self-loops removed', '3 one-way edges made undirected')
     """
     nodes = labels.shape[0] if labels.dim() else 0
     if nodes == 0:
@@ -139,7 +198,25 @@ def canonical_graph(
 
 
 def undirected_pairs(name: str, edge_index: Tensor, nodes: int, to_undirected: bool) -> tuple[Tensor, list[str]]:
-    """Canonical pairs [2, P] of directed entries, and notes of what was changed; raises as `canonical_graph`."""
+    """Canonical pairs of directed entries.
+
+    Args:
+        name: of the graph, for messages.
+        edge_index: directed entries, [2, E].
+        nodes: N.
+        to_undirected: adds missing directions.
+
+    Returns:
+        Pairs [2, P], and notes of what was changed.
+
+    Raises:
+        GraphError: for another shape, an index out of range, or directed edges without `to_undirected`.
+
+    Example:
+        >>> pairs, notes = undirected_pairs("triangle", torch.tensor([[2, 1, 0], [1, 0, 2]]), 3, True)
+        >>> pairs.tolist()
+        [[0, 0, 1], [1, 2, 2]]
+    """
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         got = f"{tuple(edge_index.shape)} {edge_index.dtype}"
         raise GraphError(f"edge index of {name!r} (got {got}), expected integers of shape (2, E)")
@@ -162,14 +239,26 @@ def undirected_pairs(name: str, edge_index: Tensor, nodes: int, to_undirected: b
         if not to_undirected:
             raise GraphError(
                 f"graph {name!r} (got {one_way} edges in one direction only), expected an undirected graph; "
-                "pass symmetrize=True (--to-undirected) to add the missing directions"
+                "pass to_undirected=True (--to-undirected) to add the missing directions"
             )
         notes.append(f"{one_way} one-way edges made undirected")
     return torch.stack((key // nodes, key % nodes)), notes
 
 
 def checked_features(name: str, features: Tensor | SparseMatrix, nodes: int) -> Tensor | SparseMatrix:
-    """Features [nodes, F] as float32, sparse up to `SPARSE_FEATURE_DENSITY`. Raises `GraphError` for NaN, infinity."""
+    """Features as `Graph` stores them: float32, sparse up to the density `SPARSE_FEATURE_DENSITY`.
+
+    Args:
+        name: of the graph, for messages.
+        features: [N, F].
+        nodes: N.
+
+    Returns:
+        [N, F].
+
+    Raises:
+        GraphError: for another shape, NaN or infinity.
+    """
     if len(features.shape) != 2 or features.shape[0] != nodes or features.shape[1] == 0:
         raise GraphError(f"features of {name!r} (got shape {tuple(features.shape)}), expected ({nodes}, F >= 1)")
     # After the cast: a double beyond float32 becomes infinite.
@@ -190,7 +279,20 @@ _EXPECTED = {"class": "one integer class a node", "multilabel": "integers (N, T)
 
 
 def checked_labels(name: str, labels: Tensor, num_classes: int | None, target: Target) -> tuple[Tensor, int]:
-    """The labels as `Graph` keeps them, and the number of outputs. Raises `GraphError` for other labels."""
+    """Labels as `Graph` stores them.
+
+    Args:
+        name: of the graph, for messages.
+        labels: as in `Graph`.
+        num_classes: C or T, None to read it from the labels.
+        target: what a label is.
+
+    Returns:
+        The labels, and the number of outputs.
+
+    Raises:
+        GraphError: for labels that `target` does not allow.
+    """
     if labels.dim() != 1 + (target == "multilabel") or labels.is_floating_point() != (target == "regression"):
         got = f"{tuple(labels.shape)} {labels.dtype}"
         raise GraphError(f"labels of {name!r} (got {got}), expected {_EXPECTED[target]}")
@@ -219,14 +321,32 @@ def _checked_tasks(name: str, labels: Tensor, num_tasks: int | None) -> Tensor:
 
 
 def check_known(name: str, labels: Tensor, masks: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Raises `GraphError` for a part of the split in which all labels of tasks are unknown."""
+    """Checks that every part of the split has a known label.
+
+    Args:
+        name: of the graph, for messages.
+        labels: [N, T], -1 where unknown.
+        masks: train, validation, test, each [N] bool.
+
+    Raises:
+        GraphError: for a part in which all labels are unknown.
+    """
     for part, mask in zip(("train", "validation", "test"), masks, strict=True):
         if not bool((labels[mask] >= 0).any()):
             raise GraphError(f"{part} labels of {name!r} (got unknown ones only), expected at least one that is known")
 
 
 def check_masks(name: str, masks: tuple[Tensor, Tensor, Tensor], nodes: int) -> None:
-    """Raises `GraphError` for a part of the split that is no mask [N], or empty, and for parts that overlap."""
+    """Checks the split.
+
+    Args:
+        name: of the graph, for messages.
+        masks: train, validation, test.
+        nodes: N.
+
+    Raises:
+        GraphError: for a part that is no mask [N], or empty, and for parts that overlap.
+    """
     for part, mask in zip(("train", "validation", "test"), masks, strict=True):
         if mask.shape != (nodes,) or mask.dtype != torch.bool:
             got = f"{tuple(mask.shape)} {mask.dtype}"

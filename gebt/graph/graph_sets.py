@@ -1,4 +1,4 @@
-"""Many small graphs as one, for tasks that are about whole graphs."""
+"""Many small graphs as one, for graph classification."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from gebt.graph.graph import Graph
 
 @dataclass(frozen=True, eq=False)
 class GraphClassificationFold(Graph):
-    """G graphs of N nodes in all, as parts of one graph without a pair between them; what is learnt is of graphs.
+    """G graphs of N nodes in all, as parts of one graph without a pair between them; labels and masks are of graphs.
 
-    `graph_of` [N] int64: the graph of each node, rising. `labels` [G], `train_mask`, `val_mask`, `test_mask` [G];
-    pairs and features as in `Graph`.
+    `labels`, `train_mask`, `val_mask`, `test_mask` are [G]; pairs and features as in `Graph`.
+
+    Attributes:
+        graph_of: the graph of each node, rising, [N] int64.
     """
 
     graph_of: Tensor = field(kw_only=True)
@@ -39,17 +41,31 @@ class GraphClassificationFold(Graph):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what `Graph` counts, and of which node is in which graph."""
+        """sha256 of what `Graph.fingerprint` covers, and of which node is in which graph."""
         digest = hashlib.sha256(super().fingerprint.encode())
         digest.update(self.graph_of.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> GraphClassificationFold:
-        """The same graphs on another device."""
+        """The same graphs on another device.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The graphs.
+        """
         return replace(super().to(device), graph_of=self.graph_of.to(device))  # type: ignore[return-value, call-arg]
 
     def part(self, chosen: Tensor) -> GraphClassificationFold:
-        """The graphs where `chosen` [G] is True, numbered anew in their order, alone."""
+        """Some of the graphs alone, renumbered in their order.
+
+        Args:
+            chosen: which graphs, [G] bool.
+
+        Returns:
+            The graphs.
+        """
         nodes = chosen[self.graph_of]
         number, place = nodes.cumsum(0) - 1, chosen.cumsum(0) - 1
         features = self.features_of(nodes.nonzero().squeeze(1))

@@ -1,4 +1,4 @@
-"""Opinions of nodes, spread over the graph."""
+"""Label propagation: predicted probabilities, smoothed over the graph."""
 
 from __future__ import annotations
 
@@ -8,17 +8,35 @@ from torch import Tensor
 from gebt.graph.edges import Edges
 
 
-def propagate_labels(probabilities: Tensor, edges: Edges, share: float, steps: int = 10) -> Tensor:
-    """z <- (1 - share) p + share A_hat z, so many times from z = p; rows then scaled to sum to 1.
+def propagate_labels(probabilities: Tensor, edges: Edges, alpha: float, steps: int = 10) -> Tensor:
+    """Propagates predicted probabilities to neighbors: z <- (1 - alpha) p + alpha A_hat z, from z = p.
 
-    `predict_proba` p [N, C] >= 0; `share` in [0, 1) is what the neighbors' opinions count. Returns [N, C]. Zhou et al.
-    2004; "smooth" in Huang et al. 2021, here of a network's own predictions.
-    Raises `ValueError` for a share outside [0, 1).
+    A_hat = D^-1/2 (A + I) D^-1/2; the rows of the result are scaled to sum to 1.
+
+    Args:
+        probabilities: p >= 0, [N, C].
+        edges: the graph.
+        alpha: weight of the neighbors, in [0, 1).
+        steps: number of updates.
+
+    Returns:
+        [N, C].
+
+    Raises:
+        ValueError: for an `alpha` outside [0, 1).
+
+    Source:
+        Zhou et al. 2004; "smooth" in Huang et al. 2021, here of a network's own predictions.
+
+    Example:
+        >>> edges = Edges.from_pairs(torch.tensor([[0], [1]]), 2)
+        >>> propagate_labels(torch.eye(2), edges, 0.5, steps=1).round(decimals=2).tolist()
+        [[0.75, 0.25], [0.25, 0.75]]
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share (got {share}), expected 0 <= share < 1")
-    weights, spread_out = edges.unit_weights.to(probabilities.dtype), probabilities
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha (got {alpha}), expected 0 <= alpha < 1")
+    weights, propagated = edges.unit_weights.to(probabilities.dtype), probabilities
     with torch.no_grad():
-        for _ in range(steps if share else 0):
-            spread_out = torch.lerp(probabilities, edges.propagate(weights, spread_out), share)
-        return spread_out / spread_out.sum(1, keepdim=True)
+        for _ in range(steps if alpha else 0):
+            propagated = torch.lerp(probabilities, edges.propagate(weights, propagated), alpha)
+        return propagated / propagated.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What is asked of nodes, how far logits are from it (a loss), and how well they say it (larger is better)."""
+"""Kinds of targets, their losses, and the metrics of predictions (larger is better)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,19 @@ WAITING: tuple[Metric, ...] = ("balanced_accuracy", "roc_auc", "mean_roc_auc")
 
 
 def label_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over nodes of the cross-entropy, over known entries of the binary one, or over nodes of (y - z)^2.
+    """The loss of a target: cross-entropy, binary cross-entropy over known entries, or squared error.
 
-    `logits` z [n, C], [n, T] or [n, 1]; `labels` y [n] in 0..C-1, [n, T] in {0, 1, -1 (unknown)}, or [n] float.
+    Args:
+        target: what a label is.
+        logits: [n, C], [n, T] or [n, 1].
+        labels: [n] in 0..C-1, [n, T] in {0, 1, -1 (unknown)}, or [n] float.
+
+    Returns:
+        The mean, [].
+
+    Example:
+        >>> label_loss("regression", torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])).item()
+        2.0
     """
     if target == "class":
         return F.cross_entropy(logits, labels)
@@ -38,11 +48,28 @@ def label_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    """One number, larger is better, of logits and labels as `label_loss` takes them.
+    """A metric of node predictions, larger is better.
 
-    Classes: accuracy, its mean over the classes that `labels` have, each counting the same however rare it is, or the
-    ROC AUC of class 1 of two. Tasks: `micro_f1` of logit > 0 over the known entries, or `mean_roc_auc`. Numbers: `r2`,
-    or the mean absolute error times -1. Raises `ValueError` for a metric of links.
+    Classes: accuracy, its mean over the classes that `labels` have ("balanced_accuracy"), or the ROC AUC of class 1 of
+    two. Tasks: `micro_f1` of logit > 0 over the known entries, or `mean_roc_auc`. Regression: `r2`, or the mean
+    absolute error times -1.
+
+    Args:
+        metric: its name.
+        logits: as in `label_loss`.
+        labels: as in `label_loss`.
+
+    Returns:
+        One number, [].
+
+    Raises:
+        ValueError: for a metric of links.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> measure("accuracy", logits, labels).item()
+        0.75
     """
     if metric not in get_args(NodeMetric):
         raise ValueError(f"metric of nodes (got {metric!r}), expected one of {get_args(NodeMetric)}")
@@ -65,10 +92,22 @@ def measure(metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def link_measure(metric: Metric, positive: Tensor, negative: Tensor) -> Tensor:
-    """`hits_at` K, `roc_auc`, or the mean of 1 / rank, of scores of real pairs [p] against those of others [m].
+    """A metric of link prediction, larger is better: `hits_at` K, `roc_auc`, or the mean of 1 / rank.
 
-    "mrr": every real pair is ranked among all m others, as in `mean_reciprocal_rank`.
-    Raises `ValueError` for a metric of nodes.
+    Args:
+        metric: its name; "mrr" ranks every real pair among all m others, ties as in `mean_reciprocal_rank`.
+        positive: scores of real pairs, [p].
+        negative: scores of pairs without an edge, [m].
+
+    Returns:
+        One number, [].
+
+    Raises:
+        ValueError: for a metric of nodes.
+
+    Example:
+        >>> link_measure("mrr", torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0])).item()
+        0.75
     """
     if metric not in get_args(LinkMetric):
         raise ValueError(f"metric of links (got {metric!r}), expected one of {get_args(LinkMetric)}")
@@ -85,10 +124,23 @@ def link_measure(metric: Metric, positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> Tensor:
-    """P(score of a positive > that of a negative), ties count half; `scores` [n], `positive` [n] bool.
+    """Area under the ROC curve: P(score of a positive > that of a negative), ties count half.
 
     (sum of the mean ranks of the positives - p (p + 1) / 2) / (p (n - p)); NaN where one of both is missing.
-    Mann & Whitney 1947.
+
+    Args:
+        scores: [n].
+        positive: which are positive, [n] bool.
+
+    Returns:
+        One number, [].
+
+    Source:
+        Mann & Whitney 1947.
+
+    Example:
+        >>> roc_auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, True, False, True])).item()
+        0.875
     """
     _, tied, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
@@ -98,9 +150,20 @@ def roc_auc(scores: Tensor, positive: Tensor) -> Tensor:
 
 
 def mean_roc_auc(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean of `roc_auc` over the tasks that have both classes; `scores`, `labels` [n, T], negative where unknown.
+    """The mean of `roc_auc` over the tasks that have both classes.
 
-    Raises `ValueError` where no task has both. As the ogbn-proteins evaluator of OGB (Hu et al. 2020).
+    Args:
+        scores: [n, T].
+        labels: 0 or 1, negative where unknown, [n, T].
+
+    Returns:
+        One number, [].
+
+    Raises:
+        ValueError: where no task has both.
+
+    Source:
+        The ogbn-proteins evaluator of OGB (Hu et al. 2020).
     """
     tasks = []
     for score, label in zip(scores.t(), labels.t(), strict=True):
@@ -114,25 +177,63 @@ def mean_roc_auc(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def micro_f1(predicted: Tensor, labels: Tensor) -> Tensor:
-    """2 TP / (2 TP + FP + FN) over all entries of `predicted` and `labels`, both [n, T] bool; 0 where all are False."""
+    """2 TP / (2 TP + FP + FN) over all entries; 0 where all are False.
+
+    Args:
+        predicted: [n, T] bool.
+        labels: [n, T] bool.
+
+    Returns:
+        One number, [].
+
+    Example:
+        >>> predicted = torch.tensor([[True, True], [False, True]])
+        >>> micro_f1(predicted, torch.tensor([[True, False], [False, False]])).item()
+        0.5
+    """
     hits = 2 * (predicted & labels).sum()
     return hits / (predicted.sum() + labels.sum()).clamp(min=1)
 
 
 def r2(predicted: Tensor, labels: Tensor) -> Tensor:
-    """1 - sum (y - z)^2 / sum (y - mean y)^2 of numbers z and y [n]; where all y are equal 1 if z = y, else 0.
+    """Coefficient of determination, 1 - sum (y - z)^2 / sum (y - mean y)^2; where all y are equal, 1 if z = y, else 0.
 
-    The coefficient of determination, with the two exceptions of scikit-learn's `r2_score`.
+    Args:
+        predicted: z, [n].
+        labels: y, [n].
+
+    Returns:
+        One number, [].
+
+    Source:
+        `r2_score` of scikit-learn, with its two exceptions.
+
+    Example:
+        >>> r2(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([1.0, 2.0, 3.0])).item()
+        0.5
     """
-    wanted = labels.double()
-    missed, spread = (wanted - predicted).square().sum(), (wanted - wanted.mean()).square().sum()
-    return torch.where(spread > 0, 1 - missed / spread, (missed == 0).double()).float()
+    y = labels.double()
+    residual, total = (y - predicted).square().sum(), (y - y.mean()).square().sum()
+    return torch.where(total > 0, 1 - residual / total, (residual == 0).double()).float()
 
 
 def hits_at(k: int, positive: Tensor, negative: Tensor) -> Tensor:
-    """The share of `positive` [p] above the k-th largest of `negative` [m]; 1 where m < k. A tie is no hit.
+    """Hits@K: the share of positives above the k-th largest negative; 1 where m < k. A tie is no hit.
 
-    As the ogbl-collab evaluator of OGB (Hu et al. 2020), with k = 50.
+    Args:
+        k: K.
+        positive: scores of real pairs, [p].
+        negative: scores of pairs without an edge, [m].
+
+    Returns:
+        One number, [].
+
+    Source:
+        The ogbl-collab evaluator of OGB (Hu et al. 2020), with k = 50.
+
+    Example:
+        >>> hits_at(2, torch.tensor([0.9, 0.5]), torch.tensor([0.8, 0.6, 0.1])).item()
+        0.5
     """
     if negative.numel() < k:
         return torch.ones((), device=positive.device)
@@ -140,10 +241,22 @@ def hits_at(k: int, positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def mean_reciprocal_rank(positive: Tensor, negative: Tensor) -> Tensor:
-    """The mean of 1 / rank of each `positive` [p] among its `negative` [p, m]; of ties it takes the middle.
+    """The mean of 1 / rank of each positive among its negatives, rank = 1 + (number above + number not below) / 2.
 
-    rank = 1 + (number above + number not below) / 2. As the ogbl-citation2 evaluator of OGB (Hu et al. 2020).
+    Args:
+        positive: [p].
+        negative: [p, m].
+
+    Returns:
+        One number, [].
+
+    Source:
+        The ogbl-citation2 evaluator of OGB (Hu et al. 2020); ties take the middle rank.
+
+    Example:
+        >>> mean_reciprocal_rank(torch.tensor([3.0, 1.0]), torch.tensor([[2.0, 0.0], [2.0, 0.0]])).item()
+        0.75
     """
-    mine = positive[:, None]
-    rank = 1 + ((negative > mine).sum(1) + (negative >= mine).sum(1)) / 2
+    score = positive[:, None]
+    rank = 1 + ((negative > score).sum(1) + (negative >= score).sum(1)) / 2
     return (1 / rank).mean()

@@ -1,4 +1,4 @@
-"""Nodes of a larger graph with all their neighbors: what one layer of a network needs to say what it says of them."""
+"""Nodes of a larger graph with all their neighbors: what one layer of a network needs to compute their outputs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ _RUN = 1 << 18
 
 @dataclass(frozen=True, eq=False)
 class NeighborhoodBlock:
-    """What a layer asks of `gebt.graph.edges.Edges`, for inference at `targets` alone: no soft values, no gradients.
+    """What a layer needs of `gebt.graph.edges.Edges`, for inference at some nodes alone: no soft values, no gradients.
 
-    `nodes` [S]: numbers of the targets and of their neighbors, rising. `targets` [T]: places of the targets in them.
-    `pattern` S x S: A + I, whole in the rows of the targets, empty in the others. `unit_degrees` [S]: how many
-    neighbors each has in the larger graph.
+    Attributes:
+        nodes: numbers of the targets and of their neighbors in the larger graph, rising, [S].
+        targets: positions of the targets in `nodes`, [T].
+        pattern: A + I, S x S: full rows of the targets, the other rows empty.
+        unit_degrees: how many neighbors each node has in the larger graph, [S].
+        fixed: None: every pair counts 1.
     """
 
     nodes: Tensor
@@ -44,19 +47,36 @@ class NeighborhoodBlock:
         return scale.index_select(0, self.pattern.row) * scale.index_select(0, self.pattern.col)
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
-        """The rows of the targets of y = W x, for entry weights [K] and x [S, d]; the others are 0."""
+        """The rows of the targets of y = W x; the others are 0.
+
+        Args:
+            weights: of the entries, [K].
+            x: [S, d].
+
+        Returns:
+            [S, d].
+        """
         return spmm(self.pattern, weights, x)
 
     def to(self, device: torch.device | str) -> NeighborhoodBlock:
-        """The same on another device."""
+        """The same block on another device.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The block.
+        """
         moved = self.pattern.to(device)
         return NeighborhoodBlock(self.nodes.to(device), self.targets.to(device), moved, self.unit_degrees.to(device))
 
 
 class BlockBuilder:
-    """Gives what is around nodes of one graph; `kept`: the mask of the pairs that are there, None: all.
+    """Builds neighborhood blocks of one graph. Stores a few numbers a node: degrees, and a table for renumbering.
 
-    A few numbers a node are held: degrees, and a table for renumbering.
+    Args:
+        graph: the larger graph.
+        kept: mask of the pairs that are there, None: all.
     """
 
     def __init__(self, graph: Adjacency, kept: Mask | None = None) -> None:
@@ -65,7 +85,14 @@ class BlockBuilder:
         self._place = torch.zeros(graph.num_nodes, dtype=torch.int32)
 
     def of(self, targets: Tensor) -> NeighborhoodBlock:
-        """Of `targets` [T], rising."""
+        """The block of some nodes.
+
+        Args:
+            targets: rising, [T].
+
+        Returns:
+            The block.
+        """
         row, col, ids = self.graph.rows(targets)
         if self.kept is not None:
             stays = self.kept.at(ids)
@@ -82,11 +109,11 @@ class BlockBuilder:
     def _degrees(self) -> Tensor:
         if self.kept is None:
             return self.graph.degrees(torch.arange(self.graph.num_nodes))
-        found = torch.zeros(self.graph.num_nodes, dtype=torch.long)
+        degrees = torch.zeros(self.graph.num_nodes, dtype=torch.long)
         for numbers, ends in runs_of_pairs(self.graph, _RUN):
             both = ends[:, self.kept.at(numbers)].flatten()
-            found.index_add_(0, both, torch.ones_like(both))
-        return found
+            degrees.index_add_(0, both, torch.ones_like(both))
+        return degrees
 
 
 def _pattern(count: int, targets: Tensor, row: Tensor, col: Tensor) -> Pattern:
@@ -94,13 +121,13 @@ def _pattern(count: int, targets: Tensor, row: Tensor, col: Tensor) -> Pattern:
 
     `row` [K]: which of the targets, `col` [K]: which column.
     """
-    dtype, own = index_dtype(row.numel() + targets.numel(), count), targets[row]
+    dtype, node = index_dtype(row.numel() + targets.numel(), count), targets[row]
     counts = torch.bincount(row, minlength=targets.numel()) + 1
-    below = torch.bincount(row[col < own], minlength=targets.numel())
+    below = torch.bincount(row[col < node], minlength=targets.numel())
     # A row is its smaller neighbors, then itself, then its larger ones.
-    whole = torch.empty(row.numel() + targets.numel(), dtype=dtype)
-    whole[torch.arange(row.numel()) + row + (col > own)] = col.to(dtype)
-    whole[counts.cumsum(0) - counts + below] = targets.to(dtype)
+    cols = torch.empty(row.numel() + targets.numel(), dtype=dtype)
+    cols[torch.arange(row.numel()) + row + (col > node)] = col.to(dtype)
+    cols[counts.cumsum(0) - counts + below] = targets.to(dtype)
     crow = torch.zeros(count + 1, dtype=torch.long)
     crow[targets + 1] = counts
-    return Pattern(crow.cumsum(0).to(dtype), whole, (count, count))
+    return Pattern(crow.cumsum(0).to(dtype), cols, (count, count))

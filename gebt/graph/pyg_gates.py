@@ -19,38 +19,60 @@ TOLERANCE = 1e-4
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The message-passing layers of a model by name. Raises `ValueError` when it has none."""
+    """The message-passing layers of a model by name.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Layers by name.
+
+    Raises:
+        ValueError: when it has none.
+    """
     from torch_geometric.nn import MessagePassing
 
     modules = model.named_modules()
-    found = {name or "the model": module for name, module in modules if isinstance(module, MessagePassing)}
-    if not found:
+    layers = {name or "the model": module for name, module in modules if isinstance(module, MessagePassing)}
+    if not layers:
         raise ValueError(
             f"model {type(model).__name__} (got no layer that passes messages), expected at least one "
             "torch_geometric.nn.MessagePassing; without one no edge has a say"
         )
-    return found
+    return layers
 
 
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
-    """Within it no layer keeps what it computed for an earlier graph (`cached=True`); afterwards all is as before."""
-    kept = []
+    """A context in which no layer reuses what it computed for an earlier graph (`cached=True`).
+
+    Args:
+        model: afterwards as before.
+
+    Yields:
+        None.
+    """
+    states = []
     for layer in layers_of(model).values():
         names = [name for name in ("cached", *CACHES) if name in vars(layer)]
-        kept.append((layer, {name: getattr(layer, name) for name in names}))
+        states.append((layer, {name: getattr(layer, name) for name in names}))
         for name in names:
             setattr(layer, name, False if name == "cached" else None)
     try:
         yield
     finally:
-        for layer, values in kept:
+        for layer, values in states:
             for name, value in values.items():
                 setattr(layer, name, value)
 
 
 class PairIndex:
-    """Which undirected pair an edge (u, v) belongs to; -1 for self-loops."""
+    """Looks up which undirected pair an edge (u, v) belongs to.
+
+    Args:
+        pairs: [2, P], the smaller node first.
+        num_nodes: N.
+    """
 
     def __init__(self, pairs: Tensor, num_nodes: int) -> None:
         keys = pairs[0].long() * num_nodes + pairs[1]
@@ -65,11 +87,26 @@ class PairIndex:
 
     @property
     def device(self) -> torch.device:
-        """Where the pairs are."""
+        """Device of the pairs."""
         return self._ids.device
 
     def of(self, edge_index: Tensor) -> Tensor:
-        """[E] for `edge_index` [2, E]. Raises `ValueError` for an edge between nodes that are no pair."""
+        """The pair of every edge.
+
+        Args:
+            edge_index: [2, E].
+
+        Returns:
+            [E]; -1 for self-loops.
+
+        Raises:
+            ValueError: for an edge between nodes that are no pair.
+
+        Example:
+            >>> index = PairIndex(torch.tensor([[0, 1], [1, 2]]), 3)
+            >>> index.of(torch.tensor([[0, 1, 2, 2], [1, 0, 1, 2]])).tolist()
+            [0, 0, 1, -1]
+        """
         if self._last is not None and self._last[0].shape == edge_index.shape and self._last[0].equal(edge_index):
             return self._last[1]
         low, high = edge_index.amin(0), edge_index.amax(0)
@@ -89,14 +126,18 @@ class PygEdgeGates:
     """Hooks that let soft values a [P] of undirected pairs act in all message-passing layers of a model.
 
     A value of 0 acts as if the edge were not there and 1 as if there were no hook; self-loops, also those that a layer
-    adds, count 1. `values` None: the hooks do nothing. Use as a context: leaving it restores the model, also after an
-    exception. `roads`: how the values enter each layer (`find_entry_points`).
+    adds, count 1. With the attribute `values` None the hooks do nothing. Use as a context: leaving it restores the
+    model, also after an exception.
+
+    Args:
+        model: its layers get the hooks.
+        pairs: the undirected pairs.
     """
 
     def __init__(self, model: nn.Module, pairs: PairIndex) -> None:
         self.layers, self.pairs = layers_of(model), pairs
         self.values: Tensor | None = None
-        self.roads: dict[str, EntryPoint] = {}
+        self._entry_points: dict[str, EntryPoint] = {}
         self._now: Tensor | None = None  # of the entries that the layer at work has at present
         self._softmaxed: set[str] = set()
         self._inside: str | None = None
@@ -118,16 +159,22 @@ class PygEdgeGates:
         self._stack.close()
 
     def find_entry_points(self, forward: Callable[[], object], generator: torch.Generator) -> None:
-        """Settles how the values enter each layer, and checks that a value of 0 is an edge that is gone.
+        """Settles how the values enter each layer, and checks that a value of 0 equals a removed edge.
 
-        `forward` runs the model once on the whole graph; each layer is then run on what it was given, with half the
-        pairs at 0, and with their edges removed. Raises `ValueError` naming the first layer where that differs.
+        Each layer is run on the inputs it gets in `forward`, with half the pairs at 0, and with their edges removed.
+
+        Args:
+            forward: runs the model once on the full graph.
+            generator: draws the half.
+
+        Raises:
+            ValueError: naming the first layer where the two differ.
         """
-        given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
         def note(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-                given.setdefault(name, (arguments, keywords))
+                calls.setdefault(name, (arguments, keywords))
 
             return hook
 
@@ -139,11 +186,11 @@ class PygEdgeGates:
             for handle in handles:
                 handle.remove()
         kept = torch.rand(self.pairs.count, generator=generator) < 0.5
-        for name, (arguments, keywords) in given.items():
-            self.roads[name] = self._road(name)
+        for name, (arguments, keywords) in calls.items():
+            self._entry_points[name] = self._entry_point(name)
             self._check(name, kept.to(self.pairs.device), arguments, keywords)
 
-    def _road(self, name: str) -> EntryPoint:
+    def _entry_point(self, name: str) -> EntryPoint:
         if name in self._softmaxed:
             return "softmax"
         return "edge_weight" if "edge_weight" in _parameters(self.layers[name]) else "message"
@@ -168,12 +215,12 @@ class PygEdgeGates:
             with torch.no_grad():
                 expected = layer(**fewer)
                 self.values = kept.to(torch.get_default_dtype())
-                found = layer(*arguments, **keywords)
+                gated = layer(*arguments, **keywords)
         finally:
             self.values = None
             layer.train(training)
-        if not torch.allclose(_first(found), _first(expected), rtol=TOLERANCE, atol=TOLERANCE):
-            worst = float((_first(found) - _first(expected)).abs().max())
+        if not torch.allclose(_first(gated), _first(expected), rtol=TOLERANCE, atol=TOLERANCE):
+            worst = float((_first(gated) - _first(expected)).abs().max())
             raise ValueError(
                 f"layer {name!r}, {layer} (got outputs {worst:.2g} apart between edges of value 0 and no edges), "
                 "expected none: soft edge values are not exact in it (its aggregation or normalization counts edges); "
@@ -191,7 +238,7 @@ class PygEdgeGates:
     def _enter(self, name: str) -> Callable[..., Any]:
         def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             self._inside, self._now = name, None
-            if self.values is None or self.roads.get(name) != "edge_weight":
+            if self.values is None or self._entry_points.get(name) != "edge_weight":
                 return None
             bound = inspect.signature(layer.forward).bind(*arguments, **keywords)
             weights, edge_index = bound.arguments.get("edge_weight"), bound.arguments["edge_index"]
@@ -209,20 +256,20 @@ class PygEdgeGates:
         ids = self.pairs.of(edge_index)
         return torch.where(ids < 0, 1.0, cast(Tensor, self.values)[ids.clamp(min=0)])
 
-    def _note_entries(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
+    def _note_entries(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.values is not None:
-            self._now = self._entry_values(given[0])
+            self._now = self._entry_values(inputs[0])
 
-    def _on_message(self, layer: Any, given: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        if self._now is None or self.roads.get(self._inside or "") != "message":
+    def _on_message(self, layer: Any, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        if self._now is None or self._entry_points.get(self._inside or "") != "message":
             return None
         return out * _along(self._now, out, layer.node_dim)
 
-    def _on_aggregate(self, layer: Any, given: tuple[Any, ...], out: Tensor) -> Tensor | None:
+    def _on_aggregate(self, layer: Any, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
         """A mean over neighbors divides by their number; with soft values it divides by what they sum to."""
-        if self._now is None or layer.aggr != "mean" or self.roads.get(self._inside or "") == "softmax":
+        if self._now is None or layer.aggr != "mean" or self._entry_points.get(self._inside or "") == "softmax":
             return None
-        index = given[0]["index"]
+        index = inputs[0]["index"]
         count, total = (
             values.new_zeros(out.shape[layer.node_dim]).index_add_(0, index, values)
             for values in (torch.ones_like(self._now), self._now)
@@ -235,7 +282,7 @@ class PygEdgeGates:
         ) -> Tensor:
             if self._inside is not None:
                 self._softmaxed.add(self._inside)
-            if self._now is None or self.roads.get(self._inside or "") != "softmax":
+            if self._now is None or self._entry_points.get(self._inside or "") != "softmax":
                 return original(src, index, ptr, num_nodes, dim)
             gates = _along(self._now, src, dim)
             logs = gates.clamp(min=torch.finfo(gates.dtype).tiny).log()

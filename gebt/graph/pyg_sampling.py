@@ -1,4 +1,4 @@
-"""Sampled neighbors by PyG's own sampler and its native code (pyg-lib, or torch-sparse), pair numbers included."""
+"""Neighbors sampled by PyG's sampler and its native code (pyg-lib, or torch-sparse), pair numbers included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from gebt.graph.edges import Edges
 class PygNeighbors:
     """Draws neighbors of nodes of one graph as `torch_geometric.loader.NeighborLoader` does.
 
-    Raises `ValueError` where PyG has no native part to draw with.
+    Args:
+        edges: the graph.
+        fanouts: neighbors drawn at each distance.
+
+    Raises:
+        ValueError: where PyG has no native part to draw with.
     """
 
     def __init__(self, edges: Edges, fanouts: Sequence[int]) -> None:
@@ -37,13 +42,18 @@ class PygNeighbors:
             self._sampler = NeighborSampler(data, num_neighbors=list(fanouts), is_sorted=True)
 
     def draw(self, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The targets and what was drawn around them, rising, and the numbers of the pairs drawn, rising.
+        """Samples around some nodes. PyG draws from torch's global random state, which is restored afterwards.
 
-        PyG draws from torch's global random state, which is as it was afterwards.
+        Args:
+            targets: [T].
+            seed: of the draw.
+
+        Returns:
+            The targets and the nodes drawn, rising, and the numbers of the pairs drawn, rising.
         """
         from torch_geometric.sampler import NodeSamplerInput
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found = self._sampler.sample_from_nodes(NodeSamplerInput(None, targets))
-        return found.node.sort().values, torch.unique(self._pairs[found.edge])
+            sample = self._sampler.sample_from_nodes(NodeSamplerInput(None, targets))
+        return sample.node.sort().values, torch.unique(self._pairs[sample.edge])

@@ -1,4 +1,4 @@
-"""Parts of a graph that is too large for METIS: passes over the rows, a few numbers a node and a part."""
+"""Clusters of a graph that is too large for METIS: passes over the rows, a few numbers a node and a part."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ _RELEASED = 64  # blocks
 
 
 def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_ENTRIES) -> Tensor:
-    """A part 0..count-1 for every node [N], neighbors mostly together; deterministic.
+    """A part 0..count-1 for every node, neighbors mostly together; deterministic.
 
-    As `clusters` up to `most_entries` entries (two a pair), beyond that as `streamed_clusters`.
-    Raises `ValueError` for a count below 1 or above the nodes.
+    As `gebt.graph.batches.clusters` up to a number of entries, beyond that as `streamed_clusters`.
+
+    Args:
+        graph: in memory or on disk.
+        count: number of parts.
+        most_entries: the limit, two entries a pair.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: for a count below 1 or above the nodes.
     """
     if 2 * graph.num_pairs > most_entries:
         return streamed_clusters(graph, count)
@@ -36,62 +46,75 @@ def clusters_mapped(graph: Adjacency, count: int, *, most_entries: int = MOST_EN
 
 
 def streamed_clusters(graph: Adjacency, count: int) -> Tensor:
-    """Parts [N] whose sizes differ by one at most, given out in one pass over the nodes in the order of their numbers.
+    """Parts whose sizes differ by one at most, assigned in one pass over the nodes in the order of their numbers.
 
-    A node goes to the part i with the largest n_i (1 - s_i / c_i), n_i its neighbors there, s_i of c_i places taken:
-    linear deterministic greedy, Stanton & Kliot 2012. Blocks of 256 nodes are decided at once, from what was known
-    before. A node that knows no neighbor yet, or finds its part full, fills the first part that has room, which keeps
-    runs of numbers together, or in another pass the emptiest one, as in the paper, which is better where numbers tell
-    nothing; of the two the one that cuts fewer pairs is returned. Raises `ValueError` as `clusters_mapped`.
+    A node goes to the part i with the largest n_i (1 - s_i / c_i), n_i its neighbors there, s_i of c_i places taken.
+    Blocks of 256 nodes are decided at once, from what was known before. A node without an assigned neighbor, or whose
+    part is full, fills the first part with free places, which keeps runs of numbers together, or in another pass the
+    emptiest one, as in the paper, which is better where numbers are arbitrary; of the two results the one that cuts
+    fewer pairs is returned.
+
+    Args:
+        graph: in memory or on disk.
+        count: number of parts.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: as `clusters_mapped`.
+
+    Source:
+        Linear deterministic greedy, Stanton & Kliot 2012.
     """
     check_count(graph.num_nodes, count)
-    ways = (_one_pass(graph, count, _first_with_room), _one_pass(graph, count, _emptiest))
+    ways = (_one_pass(graph, count, _first_free), _one_pass(graph, count, _emptiest))
     return min(ways, key=lambda way: way[1])[0]
 
 
 def _one_pass(graph: Adjacency, count: int, places: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, int]:
-    """The parts, and how many pairs they cut; `places(room, n)` says where n nodes go of which nothing is known."""
+    """The parts, and how many pairs they cut; `places(free, n)` says where n nodes go of which nothing is known."""
     parts = torch.full((graph.num_nodes,), -1, dtype=torch.long, device=graph.device)
     numbers = torch.arange(count, device=graph.device)
-    room = graph.num_nodes // count + (numbers < graph.num_nodes % count)
-    whole, cut = room.clone(), 0
+    free = graph.num_nodes // count + (numbers < graph.num_nodes % count)
+    capacity, cut = free.clone(), 0
     for number, nodes in enumerate(torch.arange(graph.num_nodes, device=graph.device).split(_NODES_AT_ONCE)):
         row, col, _ = graph.rows(nodes)
         if number % _RELEASED == 0:
             graph.release()
-        chosen = _best(row, parts[col], nodes.numel(), room / whole)
-        chosen[_beyond(chosen, room)] = -1
-        room -= torch.bincount(chosen[chosen >= 0], minlength=count)
-        left = (chosen < 0).nonzero().squeeze(1)
-        chosen[left] = places(room, left.numel())
-        room -= torch.bincount(chosen[left], minlength=count)
+        chosen = _best(row, parts[col], nodes.numel(), free / capacity)
+        chosen[_beyond(chosen, free)] = -1
+        free -= torch.bincount(chosen[chosen >= 0], minlength=count)
+        rest = (chosen < 0).nonzero().squeeze(1)
+        chosen[rest] = places(free, rest.numel())
+        free -= torch.bincount(chosen[rest], minlength=count)
         parts[nodes] = chosen
         cut += int(((parts[col] != chosen[row]) & (col < nodes[row])).sum())
     return parts, cut
 
 
-def _first_with_room(room: Tensor, nodes: int) -> Tensor:
-    """The places that are left, part by part: the first of them."""
-    return torch.searchsorted(room.cumsum(0), torch.arange(nodes, device=room.device), right=True)
+def _first_free(free: Tensor, nodes: int) -> Tensor:
+    """The first free places, part by part."""
+    return torch.searchsorted(free.cumsum(0), torch.arange(nodes, device=free.device), right=True)
 
 
-def _emptiest(room: Tensor, nodes: int) -> Tensor:
-    """One place of every part in turn, those with most room first, as long as all have one; then as they come."""
-    rounds = min(nodes, room.numel() * int(room.min()))
-    order = room.argsort(stable=True, descending=True)
-    dealt = order[torch.arange(rounds, device=room.device) % room.numel()]
-    return torch.cat((dealt, _first_with_room(room - torch.bincount(dealt, minlength=room.numel()), nodes - rounds)))
+def _emptiest(free: Tensor, nodes: int) -> Tensor:
+    """One place of every part in turn, those with most free places first, as long as all have one; then as they come."""
+    rounds = min(nodes, free.numel() * int(free.min()))
+    order = free.argsort(stable=True, descending=True)
+    dealt = order[torch.arange(rounds, device=free.device) % free.numel()]
+    return torch.cat((dealt, _first_free(free - torch.bincount(dealt, minlength=free.numel()), nodes - rounds)))
 
 
-def _best(row: Tensor, part: Tensor, nodes: int, free: Tensor) -> Tensor:
-    """The part [nodes] with the largest product of neighbors and free share, the first of equals; -1: none has room.
+def _best(row: Tensor, part: Tensor, nodes: int, free_share: Tensor) -> Tensor:
+    """The part [nodes] with the largest product of neighbors and share of free places, the first of equals; -1: none.
 
     `row`, `part` [K]: place of a node and part of one of its neighbors, -1 while it has none.
     """
     known = part >= 0
-    key, times = torch.unique(row[known] * free.numel() + part[known], return_counts=True)
-    row, part = key // free.numel(), key % free.numel()
-    score = times * free[part].double()
+    key, times = torch.unique(row[known] * free_share.numel() + part[known], return_counts=True)
+    row, part = key // free_share.numel(), key % free_share.numel()
+    score = times * free_share[part].double()
     order = score.argsort(stable=True, descending=True)
     order = order[row[order].argsort(stable=True)]
     order = order[score[order] > 0]
@@ -102,11 +125,11 @@ def _best(row: Tensor, part: Tensor, nodes: int, free: Tensor) -> Tensor:
     return best
 
 
-def _beyond(chosen: Tensor, room: Tensor) -> Tensor:
-    """Which nodes find no more room in the part they chose, those before them served first."""
+def _beyond(chosen: Tensor, free: Tensor) -> Tensor:
+    """Which nodes find no more free place in the part they chose, those before them served first."""
     order = chosen.argsort(stable=True)
     by_part = chosen[order]
     rank = torch.arange(by_part.numel(), device=chosen.device) - torch.searchsorted(by_part, by_part)
     beyond = torch.zeros_like(chosen, dtype=torch.bool)
-    beyond[order] = (by_part >= 0) & (rank >= room[by_part.clamp(min=0)])
+    beyond[order] = (by_part >= 0) & (rank >= free[by_part.clamp(min=0)])
     return beyond

@@ -63,7 +63,7 @@ def test_a_missing_attribute_is_named(key):
 
 def test_directed_edges_are_refused_unless_symmetrized():
     one_way = torch.tensor([[0, 1, 2], [1, 2, 3]])
-    with pytest.raises(GraphError, match=r"3 edges in one direction only.*symmetrize=True"):
+    with pytest.raises(GraphError, match=r"3 edges in one direction only.*to_undirected=True"):
         from_pyg(path_of_four(edge_index=one_way))
     both = from_pyg(path_of_four(edge_index=one_way), to_undirected=True)
     assert torch.equal(both.pairs, one_way)

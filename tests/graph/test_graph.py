@@ -54,7 +54,7 @@ def test_self_loops_and_repeats_are_removed_and_noted() -> None:
 
 def test_one_way_edges_are_refused_or_made_undirected_and_noted() -> None:
     one_way = torch.cat((both_ways((0, 1)), edges((3, 2), (1, 2))), 1)
-    with pytest.raises(GraphError, match=r"'path' \(got 2 edges in one direction only\).*pass symmetrize=True"):
+    with pytest.raises(GraphError, match=r"'path' \(got 2 edges in one direction only\).*pass to_undirected=True"):
         build(edge_index=one_way)
     graph = build(edge_index=one_way, to_undirected=True)
     assert graph.pairs.tolist() == build().pairs.tolist()

@@ -29,8 +29,8 @@ def test_spreading_is_the_dense_recursion() -> None:
     torch.testing.assert_close(found[4], own[4])  # nobody speaks to it
 
 
-def test_no_share_is_no_change_and_a_whole_one_is_refused() -> None:
+def test_alpha_of_0_is_no_change_and_one_of_1_is_refused() -> None:
     edges, own = Edges.from_pairs(PAIRS, 4), probabilities(4)
     torch.testing.assert_close(propagate_labels(own, edges, 0.0), own)
-    with pytest.raises(ValueError, match=r"share \(got 1.0\), expected 0 <= share < 1"):
+    with pytest.raises(ValueError, match=r"alpha \(got 1.0\), expected 0 <= alpha < 1"):
         propagate_labels(own, edges, 1.0)
