@@ -75,6 +75,9 @@ class Gates(nn.Module):
 
         Args:
             model: the one the scales were made for.
+
+        Yields:
+            Nothing.
         """
         layers, handles = encoder_of(model)[1].encoder.layer, []
         for layer, heads, units in zip(layers, self.heads, self.units, strict=True):

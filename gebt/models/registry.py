@@ -1,4 +1,4 @@
-"""Networks by name, with one constructor for all."""
+"""Graph networks by name, with one constructor for all."""
 
 from __future__ import annotations
 
@@ -37,9 +37,30 @@ def build(
     heads: int = HEADS,
     aggregation: Aggregation = "softmax",
 ) -> Network:
-    """A fresh network: "gcn", "gat" (`heads`), "gin", "sage", or "resgcn7", "resgcn14", "resgcn28" (`aggregation`).
+    """Builds a graph network by name.
 
-    Raises `ValueError` for another name and as the networks themselves.
+    Args:
+        name: "gcn", "gat", "gin", "sage", "resgcn7", "resgcn14" or "resgcn28".
+        in_channels: number of features, F.
+        hidden_channels: width of the hidden layers, H.
+        out_channels: number of outputs, C.
+        depth: number of layers.
+        dropout: rate.
+        seed: of the weights.
+        input_dropout: rate for the features; None: `dropout`.
+        heads: of "gat".
+        aggregation: of "resgcn*": "softmax", "mean" or "add".
+
+    Returns:
+        The network with fresh weights.
+
+    Raises:
+        ValueError: for another name, and as the networks themselves.
+
+    Example:
+        >>> model = build("sage", 5, 8, 3, depth=2, dropout=0.5, seed=0)
+        >>> type(model).__name__, model.widths
+        ('GraphSAGE', [5, 8, 3])
     """
     if name not in get_args(ModelName):
         raise ValueError(f"model (got {name!r}), expected one of {get_args(ModelName)}")
