@@ -37,7 +37,7 @@ def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights:
 
 
 class _RowSoftmax(torch.autograd.Function):
-    """One gradient for the whole chain: of its E x H steps only two are kept."""
+    """One gradient for all steps: of the E x H intermediate tensors only two are saved."""
 
     @staticmethod
     def forward(ctx: Any, to: Tensor, of: Tensor, weights: Tensor | None, pattern: Pattern, slope: float) -> Tensor:

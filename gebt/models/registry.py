@@ -13,7 +13,7 @@ ModelName = Literal["gcn", "gat", "gin", "sage", "resgcn7", "resgcn14", "resgcn2
 Network = GNN | ResGCN
 
 HEADS = 8
-# What the literature trains each network with, where it is not what the data set's own (a GCN's) settings say:
+# What the literature trains each network with, where it differs from the data set's settings (those of a GCN):
 # Velickovic et al. 2018 for GAT, the GEBT paper for ResGCN; GIN by validation accuracy on Cora and CiteSeer.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gat": {"hidden": 64, "dropout": 0.6, "learning_rate": 0.005},
