@@ -1,4 +1,4 @@
-"""Networks that run on the sparse road."""
+"""Graph neural networks with sparse adjacency and features, and what is built on them."""
 
 from gebt.models.gnn import GAT as GAT
 from gebt.models.gnn import GCN as GCN

@@ -1,4 +1,4 @@
-"""Any network of PyTorch Geometric on a `Data`, behind the interface of our own networks."""
+"""Any PyTorch Geometric network on a `Data`, behind the interface of the networks of this package."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ from gebt.graph.pyg_gates import PairIndex, PygEdgeGates, uncached
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-# How a network is called: with itself and the data, edges already those it may see.
+# call(model, data) returns logits; the edges of the data are those the network may see.
 Call = Callable[[nn.Module, "Data"], Tensor]
 
 
 class Adapted(nn.Module):
-    """`model` as a network that is called with features, edges and soft edge values; parameters under "model.".
+    """A PyG network that is called with features, edges and soft edge values; its parameters are named "model.*".
 
-    Features, edge attributes and all else are the `data`'s own; `edges` say which of its edges are left, entries of
-    edge attributes go with them, self-loops stay. Weight decay is for the whole network.
+    Features, edge attributes and everything else come from `data`. The edges of a call say which edges of the data
+    remain; edge attributes are restricted to them, self-loops stay. Weight decay acts on all parameters.
+
+    Args:
+        model: the PyG network; it is not copied.
+        data: what the network reads, on N nodes.
+        graph: the undirected graph of `data`, P pairs.
+        call: call(model, data) returns logits [N, C]; None: `call_of` the model.
+        gates: the hooks that multiply messages by soft values.
     """
 
     def __init__(self, model: nn.Module, data: Data, graph: Graph, call: Call | None, gates: PygEdgeGates) -> None:
@@ -38,11 +45,23 @@ class Adapted(nn.Module):
 
     @property
     def first(self) -> nn.Module:
-        """What weight decay acts on."""
+        """The module weight decay acts on."""
         return self.model
 
     def forward(self, features: Any, edges: Edges, gates: Tensor | None = None) -> Tensor:
-        """Logits [N, C] of the network that sees `edges`, with soft values `gates` [P] of all pairs, if any."""
+        """Runs the network on the data restricted to `edges`.
+
+        Args:
+            features: not read; the data has its features.
+            edges: the edges the network sees.
+            gates: soft values of all pairs, [P]; None: every edge counts 1.
+
+        Returns:
+            Logits, [N, C].
+
+        Raises:
+            ValueError: when the network returns anything but a matrix.
+        """
         self._gates.values = gates
         try:
             out = self._call(self.model, self._data_of(edges))
@@ -68,10 +87,21 @@ class Adapted(nn.Module):
 def adapted(
     model: nn.Module, data: Data, graph: Graph, *, call: Call | None = None, soft: bool = False, seed: int = 0
 ) -> Iterator[Adapted]:
-    """The model with hooks for soft edge values and without caches; as it was before when the context is left.
+    """Hooks soft edge values into a PyG network and disables its caches; both are undone at the end of the context.
 
-    `call(model, data)` returns logits; default: by the names of the arguments of the model's forward (`call_of`).
-    `soft`: soft values will be used, so they must be exact in every layer: `ValueError` naming the first where not.
+    Args:
+        model: the PyG network.
+        data: what it reads.
+        graph: the undirected graph of `data`.
+        call: call(model, data) returns logits; None: `call_of` the model.
+        soft: soft values will be used, so every layer is checked to apply them exactly.
+        seed: of the random values of that check.
+
+    Yields:
+        The network with the interface of this package.
+
+    Raises:
+        ValueError: with `soft`, naming the first layer that does not apply soft values exactly.
     """
     with uncached(model), PygEdgeGates(model, PairIndex(graph.pairs, graph.num_nodes)) as gates:
         network = Adapted(model, data, graph, call, gates)
@@ -79,16 +109,29 @@ def adapted(
             training = model.training
             network.eval()
             with torch.no_grad():
-                whole = Edges.from_pairs(graph.pairs, graph.num_nodes)
-                gates.find_entry_points(lambda: network(None, whole), torch.Generator().manual_seed(seed))
+                all_edges = Edges.from_pairs(graph.pairs, graph.num_nodes)
+                gates.find_entry_points(lambda: network(None, all_edges), torch.Generator().manual_seed(seed))
             model.train(training)
         yield network
 
 
 def call_of(model: nn.Module) -> Call:
-    """Calls a model with the data's attributes that its forward names; with the data itself if it takes one argument.
+    """How to call a network: with the data attributes its forward names, or with the data if it takes one argument.
 
-    Raises `ValueError` naming an argument without default that the data lacks.
+    Args:
+        model: the PyG network; only the signature of its forward is read.
+
+    Returns:
+        A function of (model, data) that returns logits; it raises `ValueError` naming an argument without default that
+        the data lacks.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Sum(nn.Module):
+        ...     def forward(self, x, y):
+        ...         return x + y
+        >>> call_of(Sum())(Sum(), SimpleNamespace(x=1, y=2, z=3))
+        3
     """
     parameters = inspect.signature(model.forward).parameters
     plain = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -96,15 +139,15 @@ def call_of(model: nn.Module) -> Call:
         return lambda network, data: network(data)
 
     def call(network: nn.Module, data: Data) -> Tensor:
-        given = {name: getattr(data, name, None) for name in plain}
-        _refuse_missing(network, plain, given)
-        return network(**{name: value for name, value in given.items() if value is not None})
+        arguments = {name: getattr(data, name, None) for name in plain}
+        _refuse_missing(network, plain, arguments)
+        return network(**{name: value for name, value in arguments.items() if value is not None})
 
     return call
 
 
-def _refuse_missing(network: nn.Module, plain: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
-    missing = [name for name, p in plain.items() if given[name] is None and p.default is p.empty]
+def _refuse_missing(network: nn.Module, plain: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:
+    missing = [name for name, p in plain.items() if arguments[name] is None and p.default is p.empty]
     if missing:
         raise ValueError(
             f"forward of {type(network).__name__} (got no {missing[0]!r} in the data), expected attributes named as "

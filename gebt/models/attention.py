@@ -1,4 +1,4 @@
-"""Softmax over the entries of each row of a sparse pattern."""
+"""Attention weights on a sparse pattern: the softmax over the entries of each row."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ from gebt.sparse.pattern import Pattern
 
 
 def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights: Tensor | None = None) -> Tensor:
-    """alpha_e = a_e exp(z_e) / sum of the same over e's row, z_e = leaky_relu(to_r + of_c) for entry e = (r, c).
+    """Softmax over the entries of each row of a sparse pattern, with entry weights.
 
-    `to` [R, H], `of` [C, H], `weights` a [E] >= 0 (None: 1). Returns [E, H]; gradients go to all three. An entry with
-    weight zero has alpha zero, and the others share as if it were not there. A row without weight has alpha zero.
-    Memory is 3 E H floats, whatever the width of what the attention is for.
+    alpha_e = a_e exp(z_e) / sum of the same over e's row, z_e = leaky_relu(to_r + of_c) for entry e = (r, c). An entry
+    of weight zero has alpha zero and the others share as if it were not there; a row without weight has alpha zero.
+    Memory is 3 E H floats, whatever the width of what is attended to.
+
+    Args:
+        pattern: the R x C pattern, E entries.
+        to: the rows' part of the score, [R, H] for H heads.
+        of: the columns' part, [C, H].
+        slope: of the leaky ReLU for negative numbers.
+        weights: a >= 0 of the entries, [E]; None: 1.
+
+    Returns:
+        alpha, [E, H]; gradients go to `to`, `of` and `weights`.
+
+    Example:
+        >>> pattern, _ = Pattern.from_entries(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), (2, 2))
+        >>> row_softmax(pattern, torch.zeros(2, 1), torch.zeros(2, 1), 0.2).tolist()
+        [[0.5], [0.5], [1.0]]
     """
     return _RowSoftmax.apply(to, of, weights, pattern, slope)  # type: ignore[no-untyped-call]
 
 
 class _RowSoftmax(torch.autograd.Function):
-    """One gradient for the whole chain: of its E x H steps only two are kept."""
+    """One gradient for all steps: of the E x H intermediate tensors only two are saved."""
 
     @staticmethod
     def forward(ctx: Any, to: Tensor, of: Tensor, weights: Tensor | None, pattern: Pattern, slope: float) -> Tensor:
@@ -47,9 +62,9 @@ class _RowSoftmax(torch.autograd.Function):
         alpha, falling, unweighted = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         mean = _per_row(pattern, alpha * grad, "sum")
-        centred = grad - mean.index_select(0, pattern.row)
-        dweights = (unweighted * centred).sum(1) if ctx.needs_input_grad[2] else None
-        draw = centred.mul_(alpha)
+        centered = grad - mean.index_select(0, pattern.row)
+        dweights = (unweighted * centered).sum(1) if ctx.needs_input_grad[2] else None
+        draw = centered.mul_(alpha)
         draw = torch.where(falling, draw * ctx.slope, draw)
         dto = _per_row(pattern, draw, "sum")
         dof = _per_row(pattern.transposed, draw.index_select(0, pattern.permutation), "sum")

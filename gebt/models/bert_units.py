@@ -1,4 +1,4 @@
-"""Attention heads and feed-forward units of BERT: scales that are learnt, masks over them, and taking them out."""
+"""Structured pruning of BERT: trainable scales of attention heads and feed-forward units, masks over them, removal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ HEADS, UNITS = "heads", "units"
 
 
 class Gates(nn.Module):
-    """A scale for every head [H] and every unit of the feed-forward part [I] of each layer, all 1 at first.
+    """A trainable scale of every attention head [H] and feed-forward unit [I] of each layer, all 1 at first.
 
-    A head's scale multiplies what it hands to the attention's output, a unit's what it hands to the layer's output, as
-    in EarlyBERT (Chen et al. 2021). The model itself is not changed. Raises as `encoder_of`.
+    A head's scale multiplies its input to the attention's output matrix, a unit's its input to the layer's output
+    matrix. The model itself is not changed.
+
+    Args:
+        model: an encoder, or a model that contains one.
+
+    Raises:
+        ValueError: as `encoder_of`.
+
+    Source:
+        Chen et al. 2021, "EarlyBERT".
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,23 +40,45 @@ class Gates(nn.Module):
         self.units = nn.ParameterList(torch.ones(layer.output.dense.in_features, device=device) for layer in layers)
 
     def l1(self) -> tuple[Tensor, Tensor]:
-        """Sums of |scale| of all heads, and of all units."""
+        """The L1 norms of the scales.
+
+        Returns:
+            Sums of |scale| of all heads, and of all units.
+        """
         return (
-            torch.stack([own.abs().sum() for own in self.heads]).sum(),
-            torch.stack([own.abs().sum() for own in self.units]).sum(),
+            torch.stack([scale.abs().sum() for scale in self.heads]).sum(),
+            torch.stack([scale.abs().sum() for scale in self.units]).sum(),
         )
 
     def scores(self, kind: str) -> dict[str, Tensor]:
-        """|scale| of every layer's "heads" or "units", under the names `heads.0`, `heads.1`, ..."""
-        return {f"{kind}.{i}": own.detach().abs() for i, own in enumerate(getattr(self, kind))}
+        """Magnitudes of the scales.
+
+        Args:
+            kind: "heads" or "units".
+
+        Returns:
+            |scale| of every layer under the names `heads.0`, `heads.1`, ... (or `units.0`, ...).
+        """
+        return {f"{kind}.{i}": scale.detach().abs() for i, scale in enumerate(getattr(self, kind))}
 
     def close(self, mask: Mask) -> None:
-        """Sets the scales of pruned heads and units to zero."""
+        """Sets the scales of pruned heads and units to zero.
+
+        Args:
+            mask: over `heads.i` and `units.i`.
+        """
         mask.apply_(dict(self.named_parameters()))
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model computes with the scales."""
+        """Makes the model compute with the scales inside the context.
+
+        Args:
+            model: the one the scales were made for.
+
+        Yields:
+            Nothing.
+        """
         layers, handles = encoder_of(model)[1].encoder.layer, []
         for layer, heads, units in zip(layers, self.heads, self.units, strict=True):
             handles.append(layer.attention.output.dense.register_forward_pre_hook(_scaling(heads)))
@@ -62,8 +93,16 @@ class Gates(nn.Module):
 def without(model: nn.Module, mask: Mask, gates: Gates | None = None) -> Any:
     """A copy without the pruned heads and units: smaller matrices, outputs as with their scales at zero.
 
-    `mask`: `heads.i` and `units.i` of every layer i. `gates`: scales that are multiplied into the output matrices;
-    without them those that stay count as 1. Raises `ValueError` for a mask that does not fit or that empties a layer.
+    Args:
+        model: not changed.
+        mask: `heads.i` and `units.i` of every layer i.
+        gates: scales that are multiplied into the output matrices; None: those that stay count as 1.
+
+    Returns:
+        The smaller model.
+
+    Raises:
+        ValueError: for a mask that does not fit or that empties a layer.
     """
     network = copy.deepcopy(model)
     layers = encoder_of(network)[1].encoder.layer

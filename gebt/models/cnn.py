@@ -1,8 +1,8 @@
-"""Convolutional networks: VGG, ResNet and pre-activation ResNet, for small images ("cifar") and large ("imagenet").
+"""Convolutional networks: VGG, ResNet and pre-activation ResNet, for small ("cifar") and large ("imagenet") images.
 
 Names and shapes of VGG and ResNet in their "imagenet" form are torchvision's (with batch norm), so state dicts load
 both ways. Small images: VGG ends in one linear layer (Liu et al. 2017), ResNet begins with a 3 x 3 convolution of
-stride 1 and no pooling. `width` multiplies every number of channels; sizes that fit a CPU are made with it.
+stride 1 and no pooling. `width` multiplies every number of channels, for sizes that fit a CPU.
 """
 
 from __future__ import annotations
@@ -28,9 +28,21 @@ SLIMMING_SCALE = 0.5
 
 
 def draw_weights(network: nn.Module, seed: int, scale: float = 1.0) -> None:
-    """Fresh weights from `seed`: convolutions normal with std sqrt(2 / (k k C_out)), linear layers Glorot-uniform.
+    """Fresh weights: convolutions normal with std sqrt(2 / (k k C_out)), linear layers Glorot-uniform, biases 0.
 
-    Batch-norm scales are `scale`, shifts and biases 0, running statistics fresh. He et al. 2015.
+    Args:
+        network: changed in place; batch-norm running statistics are reset.
+        seed: of the weights.
+        scale: of the batch norms.
+
+    Source:
+        He et al. 2015.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(2)
+        >>> draw_weights(norm, seed=0, scale=SLIMMING_SCALE)
+        >>> norm.weight.tolist(), norm.bias.tolist()
+        ([0.5, 0.5], [0.0, 0.0])
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -48,21 +60,42 @@ def draw_weights(network: nn.Module, seed: int, scale: float = 1.0) -> None:
 
 
 class _Seeded(nn.Module):
-    """A network that draws its weights from a seed."""
+    """A network whose weights are drawn from a seed."""
 
     seed: int
     scale: float
 
     def reset(self, seed: int) -> None:
-        """Draws fresh weights from `seed`."""
+        """Draws fresh weights.
+
+        Args:
+            seed: of the weights.
+        """
         self.seed = seed
         draw_weights(self, seed, self.scale)
 
 
 class VGG(_Seeded):
-    """VGG-11 or VGG-16 with batch norm. Simonyan & Zisserman 2015.
+    """VGG with batch norm.
 
-    Raises `ValueError` for another depth or form, fewer than 1 class or a width that leaves no channel.
+    Args:
+        depth: number of layers, 11 or 16.
+        classes: number of classes, C.
+        form: "cifar" for small images, "imagenet" for large ones.
+        in_channels: of the images.
+        width: factor of every number of channels.
+        scale: batch-norm scales at the start.
+        seed: of the weights.
+
+    Raises:
+        ValueError: for another depth or form, fewer than 1 class, or a width that is not positive.
+
+    Source:
+        Simonyan & Zisserman 2015.
+
+    Example:
+        >>> VGG(11, classes=10, width=0.05)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -90,14 +123,27 @@ class VGG(_Seeded):
         self.reset(seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, channels, H, W]; "cifar": sides of at least 32."""
+        """Classifies images.
+
+        Args:
+            x: images, [B, in_channels, H, W]; "cifar": sides of at least 32.
+
+        Returns:
+            Logits, [B, C].
+        """
         x = self.features(x)
         x = F.adaptive_avg_pool2d(x, 1 if self.form == "cifar" else 7)
         return cast(Tensor, self.classifier(x.flatten(1)))
 
 
 class BasicBlock(nn.Module):
-    """relu(x + BN conv relu BN conv x), 3 x 3 both; the shortcut is projected where sizes change."""
+    """relu(x + BN conv relu BN conv x), 3 x 3 both; the shortcut is projected where sizes change.
+
+    Args:
+        in_channels: of the input.
+        channels: of the 3 x 3 convolutions.
+        stride: of the first convolution; 2 halves the sides.
+    """
 
     expansion = 1
 
@@ -108,13 +154,26 @@ class BasicBlock(nn.Module):
         self.relu, self.downsample = nn.ReLU(), _shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H / stride, W / stride]."""
+        """Applies the block.
+
+        Args:
+            x: feature maps, [B, in_channels, H, W].
+
+        Returns:
+            Feature maps, [B, channels, H / stride, W / stride].
+        """
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return cast(Tensor, self.relu(y + (x if self.downsample is None else self.downsample(x))))
 
 
 class Bottleneck(nn.Module):
-    """relu(x + BN conv1x1 relu BN conv3x3 relu BN conv1x1 x), the last one four times as wide."""
+    """relu(x + BN conv1x1 relu BN conv3x3 relu BN conv1x1 x), the last one four times as wide.
+
+    Args:
+        in_channels: of the input.
+        channels: of the 3 x 3 convolutions.
+        stride: of the 3 x 3 convolution; 2 halves the sides.
+    """
 
     expansion = 4
 
@@ -127,14 +186,37 @@ class Bottleneck(nn.Module):
         self.relu, self.downsample = nn.ReLU(), _shortcut(in_channels, wide, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 4 channels, H / stride, W / stride]."""
+        """Applies the block.
+
+        Args:
+            x: feature maps, [B, in_channels, H, W].
+
+        Returns:
+            Feature maps, [B, 4 channels, H / stride, W / stride].
+        """
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(y)))))
         return cast(Tensor, self.relu(y + (x if self.downsample is None else self.downsample(x))))
 
 
 class ResNet(_Seeded):
-    """ResNet-18 or ResNet-50. He et al. 2016. Raises `ValueError` as `VGG`."""
+    """Residual network.
+
+    Args:
+        depth: number of layers, 18 or 50.
+        classes: number of classes, C.
+        form: "cifar" for small images, "imagenet" for large ones.
+        in_channels: of the images.
+        width: factor of every number of channels.
+        scale: batch-norm scales at the start.
+        seed: of the weights.
+
+    Raises:
+        ValueError: for another depth or form, fewer than 1 class, or a width that is not positive.
+
+    Source:
+        He et al. 2016.
+    """
 
     def __init__(
         self, depth: int = 18, classes: int = 10, form: Form = "cifar", *, in_channels: int = 3, width: float = 1.0,
@@ -157,7 +239,14 @@ class ResNet(_Seeded):
         self.reset(seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, channels, H, W]."""
+        """Classifies images.
+
+        Args:
+            x: images, [B, in_channels, H, W].
+
+        Returns:
+            Logits, [B, C].
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for number in range(1, 5):
             x = getattr(self, f"layer{number}")(x)
@@ -165,7 +254,16 @@ class ResNet(_Seeded):
 
 
 class PreBottleneck(nn.Module):
-    """x + conv1x1 relu BN conv3x3 relu BN conv1x1 relu BN x: normalization first. He et al. 2016b."""
+    """x + conv1x1 relu BN conv3x3 relu BN conv1x1 relu BN x: normalization first.
+
+    Args:
+        in_channels: of the input.
+        channels: of the 3 x 3 convolutions.
+        stride: of the 3 x 3 convolution; 2 halves the sides.
+
+    Source:
+        He et al. 2016, "Identity Mappings in Deep Residual Networks".
+    """
 
     expansion = 4
 
@@ -179,16 +277,33 @@ class PreBottleneck(nn.Module):
         self.relu, self.downsample = nn.ReLU(), _conv(in_channels, wide, 1, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 4 channels, H / stride, W / stride]."""
+        """Applies the block.
+
+        Args:
+            x: feature maps, [B, in_channels, H, W].
+
+        Returns:
+            Feature maps, [B, 4 channels, H / stride, W / stride].
+        """
         y = self.conv1(self.relu(self.bn1(x)))
         y = self.conv3(self.relu(self.bn3(self.conv2(self.relu(self.bn2(y))))))
         return cast(Tensor, y + (x if self.downsample is None else self.downsample(x)))
 
 
 class PreResNet(_Seeded):
-    """Pre-activation ResNet of depth 9 n + 2: 20, 56 or 101 layers, for small images, as in EB-Train.
+    """Pre-activation ResNet of depth 9 n + 2, for small images, as in EB-Train.
 
-    Raises `ValueError` as `VGG`.
+    Args:
+        depth: number of layers, 20, 56 or 101.
+        classes: number of classes, C.
+        form: "cifar" for small images, "imagenet" for large ones.
+        in_channels: of the images.
+        width: factor of every number of channels.
+        scale: batch-norm scales at the start.
+        seed: of the weights.
+
+    Raises:
+        ValueError: for another depth or form, fewer than 1 class, or a width that is not positive.
     """
 
     def __init__(
@@ -211,7 +326,14 @@ class PreResNet(_Seeded):
         self.reset(seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, channels, H, W]."""
+        """Classifies images.
+
+        Args:
+            x: images, [B, in_channels, H, W].
+
+        Returns:
+            Logits, [B, C].
+        """
         x = self.maxpool(self.conv1(x))
         for number in (1, 2, 3):
             x = getattr(self, f"layer{number}")(x)

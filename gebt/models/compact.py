@@ -1,4 +1,4 @@
-"""A masked network and its graph as the smaller problem they are."""
+"""A masked network and its graph rewritten as a smaller network on a smaller graph."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ log = logging.getLogger("gebt.compaction")
 
 @dataclass(frozen=True, eq=False)
 class CompactedModel:
-    """What `compact_model` returns: a smaller `model` and `graph` (fewer feature columns, same nodes and split).
+    """What `compact_model` returns: a smaller model on a graph with fewer feature columns and the same nodes and split.
 
-    `mask`: the entries still pruned inside what is left, to be held at zero in training; None when nothing is.
-    `live`: for every group the indices of the units left. `products`: how each layer multiplies, with measured seconds.
+    Attributes:
+        model: the smaller network.
+        graph: the graph with the feature columns that the network still reads.
+        mask: entries that are still pruned, to be kept at zero in training; None when there are none.
+        live: indices of the remaining units of every group.
+        products: how each layer multiplies, with measured seconds.
     """
 
     model: Network | LinkPredictor
@@ -44,7 +48,11 @@ class CompactedModel:
     products: list[dict[str, float | str]]
 
     def restore(self, model: Network | LinkPredictor) -> None:
-        """Writes the weights of the small network into the full one it was made from."""
+        """Writes the weights of the small network into the full one it was made from.
+
+        Args:
+            model: the full network, changed in place.
+        """
         state = dict(self.model.state_dict())
         for name, part in self.model.named_modules():
             if isinstance(part, SparseLinear | SemiStructuredLinear):
@@ -57,14 +65,35 @@ class CompactedModel:
 def compact_model(
     model: Network | LinkPredictor, mask: Mask, graph: Graph, *, training: bool = True, choose: bool | None = None
 ) -> CompactedModel:
-    """The network without what `mask` has made useless, on the graph without the feature columns nobody reads.
+    """The network without the units `mask` has made useless, on the graph without the feature columns nobody reads.
 
-    Feature columns whose weights are all pruned are dropped from X; hidden units that nothing reads from both sides.
-    With `choose` the cheapest product of each layer of a GCN is then chosen by measuring it: features stored sparse or
-    dense, weights dense (pruned entries inside zero) or sparse; `training`: with the backward pass. Without it weights
-    are dense and features stored as before. None: chosen where the backend is "auto", since what a clock decides does
-    not repeat bit for bit. Outputs and gradients are those of the masked network up to rounding. Raises
-    `ValueError` naming the tensor when pruned entries are not zero, so that removing them would change the output.
+    Removed are feature columns whose weights are all pruned, and hidden units that are disconnected on either side.
+    Outputs and gradients are those of the masked network up to rounding.
+
+    Args:
+        model: the masked network, not changed.
+        mask: over its weights; pruned entries are zero.
+        graph: what the network is run on.
+        training: products are measured with the backward pass.
+        choose: whether to measure the products of each layer of a GCN and take the cheapest: features stored sparse or
+            dense, weights dense (with zeros) or sparse. False: weights dense, features stored as they are. None: only
+            where the backend is "auto", since what a clock decides does not repeat bit for bit.
+
+    Returns:
+        The smaller network and graph.
+
+    Raises:
+        ValueError: naming the tensor when pruned entries are not zero, so that removing them would change the output.
+
+    Example:
+        >>> model = GCN(2, 3, 2, seed=0)
+        >>> mask = Mask({"convs.0.lin.weight": torch.tensor([[True, False]] * 3)})
+        >>> mask.apply_(dict(model.named_parameters()))
+        >>> labels, split = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
+        >>> pairs = torch.tensor([[0, 1], [1, 2]])
+    >>> graph = Graph("path", pairs, torch.ones(4, 2), labels, split, split, split, num_classes=2)
+        >>> compact_model(model, mask, graph).graph.features.shape
+        torch.Size([4, 1])
     """
     state, groups = model.state_dict(), model.groups()
     check_pruned_are_zero(state, mask)
@@ -82,8 +111,12 @@ def compact_model(
     products: list[dict[str, float | str]] = []
     if isinstance(small, GCN) and (choose if choose is not None else current() == AUTO):
         features, products = _cheapest_products(small, inside, features, training)
-    left = {name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()}
-    return CompactedModel(small, replace(graph, features=features), Mask(left) if left else None, live, products)
+    partly_pruned = {
+        name: kept for name, kept in inside.items() if name in dict(small.named_parameters()) and not kept.all()
+    }
+    return CompactedModel(
+        small, replace(graph, features=features), Mask(partly_pruned) if partly_pruned else None, live, products
+    )
 
 
 def _cheapest_products(
@@ -104,15 +137,15 @@ def _cheapest_products(
             ways["sparse weights"] = (stored["dense"], sparse)
         if not training and kept is not None and weight.device.type == "cuda" and is_two_of_four(kept):
             ways.update(_on_tensor_cores(stored, weight))
-        found: dict[str, float | str] = {}
+        seconds: dict[str, float | str] = {}
         if len(ways) > 1:
             back_to_x = number > 0
-            found.update({name: _seconds(lin, x, training, back_to_x) for name, (x, lin) in ways.items()})
-        chosen = min(found, key=lambda name: found[name]) if found else next(iter(ways))
+            seconds.update({name: _seconds(lin, x, training, back_to_x) for name, (x, lin) in ways.items()})
+        chosen = min(seconds, key=lambda name: seconds[name]) if seconds else next(iter(ways))
         if number == 0:
             features = ways[chosen][0]
         layer.lin = ways[chosen][1]
-        products.append({"layer": f"convs.{number}", "chosen": chosen, **found})
+        products.append({"layer": f"convs.{number}", "chosen": chosen, **seconds})
     return features, products
 
 

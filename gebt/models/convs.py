@@ -1,8 +1,8 @@
-"""Graph convolutions on the sparse road. No tensor has an entry for every edge and channel.
+"""Graph convolutions with sparse adjacency; no tensor has an entry for every edge and channel.
 
-Parameters are named and shaped as in PyG's layers of the same names. Every convolution first says what its edges weigh
-(`weigh`, once a forward pass for all layers) and then propagates. A soft gate of zero and a missing edge give the same
-output: no share of a sum, of a mean or of the attention.
+Parameters are named and shaped as in PyG's layers of the same names. Every convolution first computes edge weights
+(`weigh`, once per forward pass for all layers) and then propagates. A soft gate of zero and a missing edge give the
+same output: no share of a sum, of a mean or of the attention.
 """
 
 from __future__ import annotations
@@ -24,7 +24,20 @@ SLOPE = 0.2
 
 
 def narrow_first(lin: nn.Module, x: Tensor) -> bool:
-    """Whether (A X) W^T passes fewer columns through A than A (X W^T), forward and backward."""
+    """Whether (A X) W^T passes fewer columns through A than A (X W^T), forward and backward.
+
+    Args:
+        lin: a linear layer with `weight` [out, in].
+        x: what it multiplies, [N, in].
+
+    Returns:
+        True where to propagate first.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     narrow_first(Linear(2, 8), torch.ones(4, 2)), narrow_first(Linear(8, 2), torch.ones(4, 8))
+        (True, False)
+    """
     out_channels, in_channels = lin.weight.shape  # type: ignore[misc]
     to_x = torch.is_grad_enabled() and x.requires_grad
     to_weights = torch.is_grad_enabled() and any(p.requires_grad for p in lin.parameters())
@@ -33,7 +46,15 @@ def narrow_first(lin: nn.Module, x: Tensor) -> bool:
 
 
 class GCNConv(Biased):
-    """One graph convolution: Y = A_hat X W^T + b. Kipf & Welling 2017; names as in PyG's `GCNConv`."""
+    """One graph convolution: Y = A_hat X W^T + b, A_hat = D^-1/2 (A + I) D^-1/2; names as in PyG's `GCNConv`.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+
+    Source:
+        Kipf & Welling 2017, equation 2.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -41,14 +62,25 @@ class GCNConv(Biased):
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, zero bias."""
+        """Draws Glorot-uniform weights; the bias is zero.
+
+        Args:
+            generator: the source of random numbers.
+        """
         glorot(self.lin.weight, generator)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor, aggregated: bool = False) -> Tensor:
-        """Returns [N, out]; `weights` are the normalized values of the entries of `edges`.
+        """(A X) W^T or A (X W^T), whichever passes fewer columns through A, forward and backward.
 
-        (A X) W or A (X W), whichever passes fewer columns through A, forward and backward. `aggregated`: x is A X.
+        Args:
+            x: features, [N, in_channels], or A_hat X.
+            edges: the adjacency.
+            weights: normalized values of the entries of `edges`, [2P + N].
+            aggregated: x is A_hat X.
+
+        Returns:
+            New features, [N, out_channels].
         """
         if aggregated:
             y = self.lin(x)
@@ -63,19 +95,31 @@ class GCNConv(Biased):
 
     @property
     def biased(self) -> Biased:
-        """The part that adds its bias last."""
+        """The part whose bias is added last."""
         return self
 
     @staticmethod
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor:
-        """Entries of D^-1/2 (A + I) D^-1/2, [2P + N]."""
+        """Entries of D^-1/2 (A + I) D^-1/2.
+
+        Args:
+            edges: the adjacency.
+            gates: soft values of the pairs, [P]; None: every pair counts 1.
+
+        Returns:
+            The entries, [2P + N].
+        """
         return edges.unit_weights if gates is None else edges.normalized(gates)
 
 
 class Neighbors(NamedTuple):
-    """The adjacency without self-loops: `entries` [2P + N], zero at the loops, and `scale` [N, 1] = 1 / degree.
+    """The adjacency without self-loops, for sums and means over neighbors.
 
     A node without neighbors has scale 0, so that its mean is 0.
+
+    Attributes:
+        entries: values of the entries, [2P + N], zero at the loops.
+        scale: 1 / degree, [N, 1].
     """
 
     entries: Tensor
@@ -83,18 +127,47 @@ class Neighbors(NamedTuple):
 
     @staticmethod
     def of(edges: Edges, gates: Tensor | None) -> Neighbors:
-        """That of soft values [P] of the pairs; None: every pair counts 1."""
+        """The adjacency with soft values.
+
+        Args:
+            edges: the adjacency.
+            gates: soft values of the pairs, [P]; None: every pair counts 1.
+
+        Returns:
+            Its entries and scales.
+
+        Example:
+            >>> edges = Edges.from_pairs(torch.tensor([[0, 1], [1, 2]]), num_nodes=4)
+            >>> Neighbors.of(edges, None).scale.squeeze(1).tolist()
+            [1.0, 0.5, 1.0, 0.0]
+        """
         entries = edges.unit_entries if gates is None else edges.to_entries(gates)
         degrees = edges.unit_degrees if gates is None else edges.incident_sum(gates)
         return Neighbors(entries, torch.where(degrees == 0, 0.0, 1.0 / degrees).unsqueeze(1))
 
     def mean(self, edges: Edges, x: Tensor) -> Tensor:
-        """Of the rows of every node's neighbors, [N, d]."""
+        """Mean over every node's neighbors.
+
+        Args:
+            edges: the adjacency.
+            x: features, [N, d].
+
+        Returns:
+            The means, [N, d].
+        """
         return edges.propagate(self.entries, x) * self.scale
 
 
 class GINConv(nn.Module):
-    """Y = MLP((1 + eps) X + A X), MLP(z) = relu(z W_0^T + b_0) W_1^T + b_1. Xu et al. 2019; `eps` is a buffer, 0."""
+    """Y = MLP((1 + eps) X + A X), MLP(z) = relu(z W_0^T + b_0) W_1^T + b_1; `eps` is a buffer, 0.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+
+    Source:
+        Xu et al. 2019, equation 4.1.
+    """
 
     eps: Tensor
 
@@ -106,12 +179,25 @@ class GINConv(nn.Module):
         self.register_buffer("eps", torch.zeros(1))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, zero biases."""
+        """Draws Glorot-uniform weights; biases are zero.
+
+        Args:
+            generator: the source of random numbers.
+        """
         for lin in self._lins():
             lin.reset(generator)
 
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbors) -> Tensor:
-        """Returns [N, out]."""
+        """Propagates and projects the features.
+
+        Args:
+            x: features, [N, in_channels].
+            edges: the adjacency.
+            weights: the adjacency without self-loops.
+
+        Returns:
+            New features, [N, out_channels].
+        """
         first, second = self._lins()
         if isinstance(x, Tensor) and narrow_first(first, x):
             y = first(edges.propagate(weights.entries, x) + (1 + self.eps) * x)
@@ -125,14 +211,22 @@ class GINConv(nn.Module):
 
     @property
     def biased(self) -> Biased:
-        """The part that adds its bias last."""
+        """The part whose bias is added last."""
         return self._lins()[1]
 
     weigh = staticmethod(Neighbors.of)
 
 
 class SAGEConv(nn.Module):
-    """Y = mean over neighbors (X) W_l^T + b + X W_r^T. Hamilton et al. 2017."""
+    """Y = mean over neighbors (X) W_l^T + b + X W_r^T.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+
+    Source:
+        Hamilton et al. 2017.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -140,12 +234,25 @@ class SAGEConv(nn.Module):
         self.lin_r = Linear(in_channels, out_channels)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, zero bias."""
+        """Draws Glorot-uniform weights; the bias is zero.
+
+        Args:
+            generator: the source of random numbers.
+        """
         self.lin_l.reset(generator)
         self.lin_r.reset(generator)
 
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbors) -> Tensor:
-        """Returns [N, out]."""
+        """Propagates and projects the features.
+
+        Args:
+            x: features, [N, in_channels].
+            edges: the adjacency.
+            weights: the adjacency without self-loops.
+
+        Returns:
+            New features, [N, out_channels].
+        """
         if isinstance(x, Tensor) and narrow_first(self.lin_l, x):
             return self.lin_l(weights.mean(edges, x)) + self.lin_r(x)
         y = weights.mean(edges, self.lin_l.product(x)) + self.lin_r(x)
@@ -153,18 +260,30 @@ class SAGEConv(nn.Module):
 
     @property
     def biased(self) -> Biased:
-        """The part that adds its bias last."""
+        """The part whose bias is added last."""
         return self.lin_l
 
     weigh = staticmethod(Neighbors.of)
 
 
 class GATConv(Biased):
-    """Y_i = sum_j alpha_ij h_j + b with h = X W^T, one alpha a head; node i itself is among its neighbors j.
+    """Y_i = sum_j alpha_ij h_j + b with h = X W^T, one alpha per head; node i itself is among its neighbors j.
 
     alpha_ij = a_ij exp(e_ij) / sum_k a_ik exp(e_ik), e_ij = leaky_relu(<h_i, att_dst> + <h_j, att_src>), soft values
-    a_ij >= 0 of the pairs. Velickovic et al. 2018. Heads are put side by side (`concat`) or averaged.
-    Raises `ValueError` when `heads` does not divide the channels that are put side by side.
+    a_ij >= 0 of the pairs.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        heads: number of attention heads.
+        concat: heads are concatenated, each with out_channels / heads channels; else averaged.
+        dropout: rate for the attention weights.
+
+    Raises:
+        ValueError: when `heads` does not divide the channels that are concatenated.
+
+    Source:
+        Velickovic et al. 2018.
     """
 
     def __init__(
@@ -181,14 +300,27 @@ class GATConv(Biased):
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights and attention vectors from `generator`, zero bias."""
+        """Draws Glorot-uniform weights and attention vectors; the bias is zero.
+
+        Args:
+            generator: the source of random numbers.
+        """
         self.lin.reset(generator)
         glorot(self.att_src, generator)
         glorot(self.att_dst, generator)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor | SparseMatrix, edges: Edges, weights: Tensor | None) -> Tensor:
-        """Returns [N, out]; `weights` [2P + N]: soft values of the entries, None where all count 1."""
+        """Propagates and projects the features.
+
+        Args:
+            x: features, [N, in_channels].
+            edges: the adjacency.
+            weights: soft values of the entries, [2P + N]; None: all count 1.
+
+        Returns:
+            New features, [N, out_channels].
+        """
         h = self.lin(x).view(-1, *self.att_src.shape[1:])
         to, of = ((h * vector).sum(2) for vector in (self.att_dst, self.att_src))
         alpha = row_softmax(edges.pattern, to, of, SLOPE, weights)
@@ -197,11 +329,19 @@ class GATConv(Biased):
 
     @property
     def biased(self) -> Biased:
-        """The part that adds its bias last."""
+        """The part whose bias is added last."""
         return self
 
     @staticmethod
     def weigh(edges: Edges, gates: Tensor | None) -> Tensor | None:
-        """Soft values of the entries, 1 at the loops; attention has no use for negative ones, which count 0."""
+        """Soft values of the entries, 1 at the loops; negative ones count 0.
+
+        Args:
+            edges: the adjacency.
+            gates: soft values of the pairs, [P]; None: the fixed values of `edges`, if any.
+
+        Returns:
+            The values, [2P + N], or None where all count 1.
+        """
         values = edges.fixed if gates is None else gates
         return None if values is None else edges.to_entries(values.clamp(min=0), loop=1.0)

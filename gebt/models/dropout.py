@@ -1,4 +1,4 @@
-"""Dropout whose random bits cost less than the products around it."""
+"""Dropout whose random bits cost less than the matrix products around it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,30 @@ COMPILED = (torch.float32, torch.float64)
 
 
 def dropout(x: Tensor, rate: float, training: bool, *, relu: bool = False, seeds: Tensor | None = None) -> Tensor:
-    """x (or relu(x)) with each entry zeroed with probability `rate` and the others divided by 1 - rate, while training.
+    """Dropout, with an optional ReLU before it: entries are zeroed with probability `rate`, others divided by 1 - rate.
 
     On the CPU an entry's fate is 16 bits of a SplitMix64 sequence: entry i is kept when lane (i % 32) // 8 of word
     8 (i // 32) + i % 8 is at least rate * 2^16. One number from torch's generator starts the sequence, so the result
-    does not depend on threads, nor on whether the kernel is compiled. torch's own Bernoulli numbers take 12 ns each,
+    does not depend on threads, nor on whether the kernel is compiled. torch's Bernoulli numbers take 12 ns each,
     which on a million stored features is two thirds of an epoch. The rate is exact to 1 / 131072.
-    `seeds` [S] int64: x [n, S, ...] holds S streams, each with its own sequence and dropped as it would be alone.
+
+    Args:
+        x: any tensor; with `seeds` [n, S, ...].
+        rate: probability of zeroing, in [0, 1).
+        training: without it nothing is dropped.
+        relu: apply relu to x first.
+        seeds: [S] int64, one sequence for each of S streams of x, each dropped as it would be alone; None: one stream,
+            seeded from torch's generator.
+
+    Returns:
+        A tensor shaped as x.
+
+    Example:
+        >>> x = torch.tensor([[-1.0, 2.0]])
+        >>> dropout(x, 0.5, training=False, relu=True).tolist()
+        [[0.0, 2.0]]
+        >>> dropout(x, 0.0, training=True).tolist()
+        [[-1.0, 2.0]]
     """
     if not training or rate == 0.0:
         return torch.relu(x) if relu else x
@@ -35,7 +52,7 @@ def dropout(x: Tensor, rate: float, training: bool, *, relu: bool = False, seeds
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps nothing but seeds, or with ReLU its output: the random bits of the backward pass are computed again."""
+    """Saves only the seeds, or with ReLU the output: the random bits of the backward pass are computed again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float, relu: bool, seeds: Tensor) -> Tensor:

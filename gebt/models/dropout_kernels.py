@@ -1,4 +1,4 @@
-"""Compiled dropout: imported only where numba is (see `gebt._numba`)."""
+"""Compiled dropout kernels; imported only where numba is available (see `gebt._numba`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOLDEN64, FIRST64, SECOND64 = uint64(GOLDEN), uint64(FIRST), uint64(SECOND)
 
 
 @intrinsic
-def drop_block(
+def _drop_block(
     typingctx: Any, x: Any, y: Any, place: Any, seed: Any, word: Any, threshold: Any, scale: Any, positive: Any
 ) -> Any:
     """y = dropout(x) for the 32 entries from `place` on, whose bits are the WORDS words from `word` on."""
@@ -48,7 +48,7 @@ def drop_block(
             z = builder.mul(builder.xor(z, builder.lshr(z, constant(shift))), constant(factor))
         z = builder.xor(z, builder.lshr(z, constant(31)))
         nothing = ir.Constant(floats, [0.0] * WORDS)
-        least, factor = everywhere(threshold, numbers), everywhere(scale, floats)
+        minimum, factor = everywhere(threshold, numbers), everywhere(scale, floats)
         any_sign = everywhere(builder.icmp_signed("==", positive, I64(0)), ir.VectorType(ir.IntType(1), WORDS))
         for lane in range(4):
             source, target = (
@@ -56,8 +56,8 @@ def drop_block(
                 for array in (x, y)
             )
             value = builder.load(source, align=4)
-            lot = builder.and_(builder.lshr(z, constant(16 * lane)), constant(0xFFFF))
-            kept = builder.icmp_unsigned(">=", lot, least)
+            bits = builder.and_(builder.lshr(z, constant(16 * lane)), constant(0xFFFF))
+            kept = builder.icmp_unsigned(">=", bits, minimum)
             kept = builder.and_(kept, builder.or_(any_sign, builder.fcmp_unordered(">", value, nothing)))
             builder.store(builder.select(kept, builder.fmul(value, factor), nothing), target, align=4)
         return context.get_dummy_value()
@@ -66,7 +66,7 @@ def drop_block(
 
 
 @inlined
-def lot(seed, entry):
+def _bits(seed, entry):
     """The 16 bits of one entry: lane (entry % 32) // 8 of word 8 (entry // 32) + entry % 8 of the sequence."""
     word = entry // (4 * WORDS) * WORDS + entry % WORDS
     z = uint64(seed) + (uint64(word) + uint64(1)) * GOLDEN64
@@ -77,15 +77,15 @@ def lot(seed, entry):
 
 
 @inlined
-def drop_one(x, y, place, seed, entry, threshold, scale, positive):
+def _drop_one(x, y, place, seed, entry, threshold, scale, positive):
     """y = dropout(x) for one entry of a stream."""
     value = x[place]
-    kept = lot(seed, entry) >= uint64(threshold) and not (positive and value <= 0)
+    kept = _bits(seed, entry) >= uint64(threshold) and not (positive and value <= 0)
     y[place] = value * scale if kept else 0
 
 
 @inlined
-def drop(x, y, seeds, rows, width, threshold, scale, positive):
+def _drop(x, y, seeds, rows, width, threshold, scale, positive):
     """Dropout of x [rows, streams, width], each stream with its own seed."""
     part, parts, streams = thread(), threads(), seeds.size
     if streams == 1 or rows == 1:
@@ -95,20 +95,20 @@ def drop(x, y, seeds, rows, width, threshold, scale, positive):
         for stream in range(streams):
             start, seed = stream * entries, seeds[stream]
             for number in range(blocks * part // parts, blocks * (part + 1) // parts):
-                drop_block(x, y, start + number * block, seed, number * WORDS, threshold, scale, positive)
+                _drop_block(x, y, start + number * block, seed, number * WORDS, threshold, scale, positive)
             if part + 1 == parts:
                 for entry in range(blocks * block, entries):
-                    drop_one(x, y, start + entry, seed, entry, threshold, scale, positive)
+                    _drop_one(x, y, start + entry, seed, entry, threshold, scale, positive)
         return
     for row in range(rows * part // parts, rows * (part + 1) // parts):
         if width == 1:
             for stream in range(streams):
-                drop_one(x, y, row * streams + stream, seeds[stream], row, threshold, scale, positive)
+                _drop_one(x, y, row * streams + stream, seeds[stream], row, threshold, scale, positive)
             continue
         for stream in range(streams):
             start = (row * streams + stream) * width
             for i in range(width):
-                drop_one(x, y, start + i, seeds[stream], row * width + i, threshold, scale, positive)
+                _drop_one(x, y, start + i, seeds[stream], row * width + i, threshold, scale, positive)
 
 
 def _entry(scalar: Any) -> Any:
@@ -118,12 +118,19 @@ def _entry(scalar: Any) -> Any:
         size = rows * streams * width
         x, y = carray(pointer(p[5]), size, scalar), carray(pointer(p[6]), size, scalar)
         seeds, scale = carray(pointer(p[7]), streams, types.int64), carray(pointer(p[8]), 1, scalar)
-        drop(x, y, seeds, rows, width, threshold, scale[0], positive)
+        _drop(x, y, seeds, rows, width, threshold, scale[0], positive)
 
     return entry
 
 
 @cache
 def dropout(scalar: Any) -> Any:
-    """The kernel for a scalar type, compiled at its first use."""
+    """The kernel for a scalar type, compiled at its first use.
+
+    Args:
+        scalar: the numba type of the entries, float32 or float64.
+
+    Returns:
+        The compiled entry point.
+    """
     return _entry(scalar)

@@ -1,4 +1,4 @@
-"""Graph networks on the sparse road, exchangeable with PyG's by state dict."""
+"""Graph neural networks with sparse adjacency and features, exchangeable with PyG's by state dict."""
 
 from __future__ import annotations
 
@@ -21,13 +21,25 @@ Norm = Literal["batch"]
 
 
 class GNN(nn.Module, ABC):
-    """`depth` graph convolutions, dropout before each and ReLU between them: what GCN, GAT, GIN and GraphSAGE share.
+    """Graph convolutions with dropout before each and ReLU between them: the base of GCN, GAT, GIN and GraphSAGE.
 
-    X_{l+1} = relu(norm(conv_l(dropout(X_l)))), plus X_l with `residual`; the last layer gives logits [N, C].
-    `hidden_channels`: one width, or one for each hidden layer (`depth` is then their number + 1). `input_dropout`: the
-    rate for the features, `dropout` where it is None. `norm`: "batch" or None. Built and seeded in one call: equal
-    arguments give equal weights, and no global random state is read or moved.
-    Its state dict loads into PyG's network of the same name and sizes (norm="batch_norm"), and back.
+    X_{l+1} = relu(norm(conv_l(dropout(X_l)))), plus X_l with `residual`; the last layer gives logits [N, C]. Equal
+    arguments give equal weights, and no global random state is read or changed. The state dict loads into PyG's network
+    of the same name and sizes (norm="batch_norm"), and back.
+
+    Args:
+        in_channels: number of features, F.
+        hidden_channels: one width, or one for each hidden layer (`depth` is then their number + 1).
+        out_channels: number of outputs, C.
+        depth: number of layers.
+        dropout: rate before every layer but the first.
+        seed: of the weights.
+        input_dropout: rate for the features; None: `dropout`.
+        norm: "batch" or None.
+        residual: adds the input of every hidden layer but the first to its output.
+
+    Raises:
+        ValueError: for sizes under 1, rates outside [0, 1), another norm, or residual layers of different widths.
     """
 
     starts_from_aggregated = False
@@ -67,17 +79,21 @@ class GNN(nn.Module, ABC):
         """One convolution of the kind, with `reset`, `weigh` and `forward` as those of `gebt.models.convs`."""
 
     def _same_kind(self) -> dict[str, Any]:
-        """Arguments, beside widths and seed, of another network of the kind."""
+        """Arguments, besides widths and seed, of another network of the kind."""
         norm: Norm | None = "batch" if self.norms is not None else None
         return {"dropout": self.dropout, "input_dropout": self.input_dropout, "norm": norm, "residual": self.residual}
 
     @property
     def first(self) -> nn.Module:
-        """The part that reads the features; weight decay acts on it alone (Kipf & Welling 2017)."""
+        """The layer that reads the features; weight decay acts on it alone (Kipf & Welling 2017)."""
         return self.convs[0]
 
     def reset(self, seed: int) -> None:
-        """Draws fresh weights from `seed`."""
+        """Draws fresh weights.
+
+        Args:
+            seed: of the weights.
+        """
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
         for conv in self.convs:
@@ -86,7 +102,11 @@ class GNN(nn.Module, ABC):
             norm.module.reset_parameters()  # type: ignore[union-attr, operator]
 
     def groups(self) -> list[Group]:
-        """What can be removed as a whole, input first; a network that lists no more lists its input features."""
+        """Groups of units that can be removed together; the base class lists the input features only.
+
+        Returns:
+            The groups, input first.
+        """
         read = [(name, 1) for name, p in self.named_parameters() if self._reads_features(name, p)]
         return [Group("features", [], read)]
 
@@ -94,7 +114,14 @@ class GNN(nn.Module, ABC):
         return name.startswith("convs.0.") and parameter.dim() == 2 and parameter.shape[1] == self.widths[0]
 
     def resized(self, sizes: Mapping[str, int]) -> Self:
-        """A network of the same kind with other numbers of units in some groups; its weights are to be loaded."""
+        """A network of the same kind with other numbers of units in some groups; its weights are to be loaded.
+
+        Args:
+            sizes: numbers of units by group name; other groups stay as they are.
+
+        Returns:
+            The network, on the same device.
+        """
         in_channels, *hidden, out_channels = self.widths
         new = [sizes.get("hidden", sizes.get(f"hidden.{number}", width)) for number, width in enumerate(hidden)]
         kind = type(self)(sizes.get("features", in_channels), new, out_channels, len(hidden) + 1, **self._same_kind())
@@ -107,10 +134,17 @@ class GNN(nn.Module, ABC):
         gates: Tensor | None = None,
         aggregated: Tensor | None = None,
     ) -> Tensor:
-        """Logits [N, C]. `gates` [P] are soft values of the pairs (search only); without them every pair counts 1.
+        """Computes logits.
 
-        `aggregated` is A_hat X where the caller has kept it for a network that `starts_from_aggregated`; it is read
-        when it serves: no gates, nothing dropped of X.
+        Args:
+            features: [N, F], dense or sparse.
+            edges: the adjacency.
+            gates: soft values of the pairs, [P] (search only); None: every pair counts 1.
+            aggregated: A_hat X from an earlier call, for a network that `starts_from_aggregated`; it is used where
+                there are no gates and X is not dropped out.
+
+        Returns:
+            Logits, [N, C].
         """
         weights = self.weigh(edges, gates)
         known = aggregated is not None and gates is None and not (self.training and self.input_dropout)
@@ -121,15 +155,34 @@ class GNN(nn.Module, ABC):
 
     @property
     def depth(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.convs)
 
     def weigh(self, edges: Edges, gates: Tensor | None = None) -> Any:
-        """What the edges weigh, for all layers of a forward pass."""
+        """Edge weights for all layers of a forward pass.
+
+        Args:
+            edges: the adjacency.
+            gates: soft values of the pairs, [P]; None: every pair counts 1.
+
+        Returns:
+            What `layer` needs of them.
+        """
         return self.convs[0].weigh(edges, gates)  # type: ignore[operator]
 
     def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Any, **known: bool) -> Tensor:
-        """What layer `number` makes of X (with aggregated=True: of A_hat X): X for the next one, or the logits."""
+        """One layer, with its normalization and activation.
+
+        Args:
+            number: which one, from 0.
+            x: its input, [N, width].
+            edges: the adjacency.
+            weights: edge weights, from `weigh`.
+            known: aggregated=True when `x` is A_hat X.
+
+        Returns:
+            The input of the next layer, [N, H], or the logits, [N, C].
+        """
         y = self.convs[number](x, edges, weights, **known)
         if number == self.depth - 1:
             return y
@@ -140,7 +193,16 @@ class GNN(nn.Module, ABC):
 
 
 class GCN(GNN):
-    """Graph convolutional network: X_{l+1} = relu(A_hat X_l W_l^T + b_l). Kipf & Welling 2017; options as `GNN`."""
+    """Graph convolutional network: X_{l+1} = relu(A_hat X_l W_l^T + b_l); options as `GNN`.
+
+    Source:
+        Kipf & Welling 2017.
+
+    Example:
+        >>> edges = Edges.from_pairs(torch.tensor([[0, 1, 2], [1, 2, 3]]), num_nodes=4)
+        >>> GCN(in_channels=5, hidden_channels=8, out_channels=3)(torch.ones(4, 5), edges).shape
+        torch.Size([4, 3])
+    """
 
     starts_from_aggregated = True
 
@@ -153,9 +215,16 @@ class GCN(GNN):
         return cast(list[GCNConv], list(self.convs))
 
     def groups(self) -> list[Group]:
-        """What can be removed as a whole, input first: input features, and hidden units of each layer.
+        """Groups of units that can be removed together: input features, and hidden units of each layer.
 
-        With `residual` the hidden layers add up into one stream, so a unit lives or dies in all of them together.
+        With `residual` the hidden layers add up into one stream, so a unit is removed from all of them or none.
+
+        Returns:
+            The groups, input first.
+
+        Example:
+            >>> [group.name for group in GCN(5, 8, 3, depth=3).groups()]
+            ['features', 'hidden.0', 'hidden.1']
         """
         made = [[(f"convs.{i}.lin.weight", 0), (f"convs.{i}.bias", 0)] for i in range(len(self.convs) - 1)]
         read = [[(f"convs.{i}.lin.weight", 1)] for i in range(1, len(self.convs))]
@@ -163,13 +232,21 @@ class GCN(GNN):
 
 
 class GraphSAGE(GNN):
-    """X_{l+1} = relu(mean of the neighbors (X_l) W_l^T + b_l + X_l V_l^T). Hamilton et al. 2017; options as `GNN`."""
+    """X_{l+1} = relu(mean of the neighbors (X_l) W_l^T + b_l + X_l V_l^T); options as `GNN`.
+
+    Source:
+        Hamilton et al. 2017.
+    """
 
     def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> SAGEConv:
         return SAGEConv(in_channels, out_channels)
 
     def groups(self) -> list[Group]:
-        """Input features, and hidden units of each layer (with `residual`: of all together)."""
+        """Input features, and hidden units of each layer (with `residual`: of all together).
+
+        Returns:
+            The groups, input first.
+        """
         parts = [f"convs.{i}.lin" for i in range(len(self.convs))]
         made = [[(f"{part}_{name}", 0) for name in ("l.weight", "l.bias", "r.weight")] for part in parts[:-1]]
         read = [[(f"{part}_{name}.weight", 1) for name in "lr"] for part in parts[1:]]
@@ -177,16 +254,31 @@ class GraphSAGE(GNN):
 
 
 class GIN(GNN):
-    """X_{l+1} = relu(MLP_l((1 + eps) X_l + sum of the neighbors)), two layers an MLP. Xu et al. 2019; as `GNN`."""
+    """X_{l+1} = relu(MLP_l((1 + eps) X_l + sum of the neighbors)), MLPs of two layers; options as `GNN`.
+
+    Source:
+        Xu et al. 2019.
+    """
 
     def _conv(self, in_channels: int, out_channels: int, *, last: bool) -> GINConv:
         return GINConv(in_channels, out_channels)
 
 
 class GAT(GNN):
-    """Graph attention: `heads` side by side in hidden layers, averaged in the last. Velickovic et al. 2018; as `GNN`.
+    """Graph attention network: heads are concatenated in hidden layers and averaged in the last.
 
-    `hidden_channels` are those of all heads together. The rate of `dropout` also acts on the attention.
+    The rate of `dropout` also acts on the attention.
+
+    Args:
+        sizes: as `GNN`; `hidden_channels` are those of all heads together.
+        heads: number of attention heads.
+        options: as `GNN`.
+
+    Raises:
+        ValueError: as `GNN`, and for fewer than 1 head or heads that do not divide the hidden channels.
+
+    Source:
+        Velickovic et al. 2018.
     """
 
     heads: int
@@ -212,7 +304,19 @@ def check_sizes(
     depth: int,
     rates: Sequence[float | None],
 ) -> None:
-    """Raises `ValueError` for widths or a depth under 1, or rates of dropout outside [0, 1)."""
+    """Checks the sizes and dropout rates of a network.
+
+    Args:
+        kind: the network's name, for the message.
+        in_channels: number of features.
+        hidden_channels: hidden widths.
+        out_channels: number of outputs.
+        depth: number of layers.
+        rates: of dropout; None counts 0.
+
+    Raises:
+        ValueError: for widths or a depth under 1, or rates outside [0, 1).
+    """
     hidden = [hidden_channels] if isinstance(hidden_channels, int) else list(hidden_channels)
     if min(in_channels, *hidden, out_channels, depth) < 1:
         got = (in_channels, hidden_channels, out_channels, depth)
@@ -223,7 +327,16 @@ def check_sizes(
 
 
 def dropped(features: Tensor | SparseMatrix, rate: float, training: bool) -> Tensor | SparseMatrix:
-    """Dropout of dense or sparse features."""
+    """Dropout of dense or sparse features.
+
+    Args:
+        features: [N, F].
+        rate: probability of zeroing.
+        training: without it nothing is dropped.
+
+    Returns:
+        The features, stored as before.
+    """
     if isinstance(features, SparseMatrix) and training and rate:
         # Zeros stay zero under dropout, so dropping stored values is dropout of the dense matrix.
         return SparseMatrix(features.pattern, dropout(features.values, rate, True))
@@ -233,9 +346,19 @@ def dropped(features: Tensor | SparseMatrix, rate: float, training: bool) -> Ten
 def hidden_groups(
     made: Sequence[list[tuple[str, int]]], read: Sequence[list[tuple[str, int]]], normed: bool, residual: bool
 ) -> list[Group]:
-    """The groups of hidden units, from the tensors that make and that read each layer; one group if `residual`."""
+    """Groups of hidden units, from the tensors that produce and that read each layer.
+
+    Args:
+        made: for each hidden layer the (tensor, dim) that produce its units.
+        read: for each hidden layer the (tensor, dim) that read them.
+        normed: a batch norm follows every hidden layer.
+        residual: all layers form one group.
+
+    Returns:
+        The groups, from input to output.
+    """
     parts = ("weight", "bias", "running_mean", "running_var") if normed else ()
-    full = [[*own, *((f"norms.{i}.module.{part}", 0) for part in parts)] for i, own in enumerate(made)]
+    full = [[*layer, *((f"norms.{i}.module.{part}", 0) for part in parts)] for i, layer in enumerate(made)]
     if residual and full:
-        return [Group("hidden", [part for own in full for part in own], [part for own in read for part in own])]
-    return [Group(f"hidden.{i}", *own) for i, own in enumerate(zip(full, read, strict=True))]
+        return [Group("hidden", [part for layer in full for part in layer], [part for layer in read for part in layer])]
+    return [Group(f"hidden.{i}", *ends) for i, ends in enumerate(zip(full, read, strict=True))]

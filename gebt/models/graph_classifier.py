@@ -1,4 +1,4 @@
-"""A network that says of a whole graph what it is."""
+"""Graph classification: GIN with a sum readout over the layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ from gebt.sparse.pattern import SparseMatrix
 
 
 class SumReadout(nn.Module):
-    """Y = sum over layers l of norm(S X_l) W_l^T + b_l; S X adds up the rows of each graph's nodes. Xu et al. 2019.
+    """Y = sum over layers l of norm(S X_l) W_l^T + b_l; S X adds up the rows of each graph's nodes.
 
-    Batch normalization of the sums (theirs have none): those of graphs of hundreds of nodes begin in the hundreds.
+    Batch normalization of the sums (the paper has none): those of graphs of hundreds of nodes begin in the hundreds.
+
+    Args:
+        widths: of the layers X_l.
+        out_channels: number of outputs, C.
+
+    Source:
+        Xu et al. 2019, equation 4.2.
     """
 
     def __init__(self, widths: Sequence[int], out_channels: int) -> None:
@@ -28,14 +35,28 @@ class SumReadout(nn.Module):
         self.lins = nn.ModuleList(Linear(width, out_channels, bias=True) for width in widths)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, zero biases."""
+        """Draws Glorot-uniform weights; biases are zero.
+
+        Args:
+            generator: the source of random numbers.
+        """
         for lin in self.lins:
             lin.reset(generator)  # type: ignore[operator]
         for norm in self.norms:
             norm.module.reset_parameters()  # type: ignore[union-attr, operator]
 
     def forward(self, layers: Sequence[Tensor], graph_of: Tensor, num_graphs: int, rate: float) -> Tensor:
-        """Returns [G, out] of the layers X_l [N, width]; `rate`: dropout of the sums."""
+        """Reads out all layers.
+
+        Args:
+            layers: X_l, [N, width] each.
+            graph_of: the graph of each node, [N].
+            num_graphs: G.
+            rate: dropout of the sums.
+
+        Returns:
+            Logits, [G, C].
+        """
         total = None
         for x, norm, lin in zip(layers, self.norms, self.lins, strict=True):
             sums = norm(x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x))
@@ -46,11 +67,30 @@ class SumReadout(nn.Module):
 
 
 class GraphClassifier(GNN):
-    """GIN for graphs: `depth` - 1 graph isomorphism convolutions, and sums over the nodes of each, read linearly.
+    """GIN for graphs: `depth` - 1 graph isomorphism convolutions, then `SumReadout` of their outputs X_1, X_2, ...
 
-    X_{l+1} = relu(norm(MLP_l((1 + eps) X_l + sum of the neighbors))), then `SumReadout` of X_1, X_2, ...: the last of
-    the `depth` layers. `dropout` acts on the sums. Xu et al. 2019; other options as `GNN`. Raises `ValueError` as that,
-    for a depth under 2, and for `residual`.
+    X_{l+1} = relu(norm(MLP_l((1 + eps) X_l + sum of the neighbors))).
+
+    Args:
+        in_channels: number of features, F.
+        hidden_channels: one width, or one for each hidden layer (`depth` is then their number + 1).
+        out_channels: number of outputs, C.
+        depth: number of layers.
+        dropout: rate for the sums.
+        seed: of the weights.
+        options: other options of `GNN`.
+
+    Raises:
+        ValueError: as `GNN`, for a depth under 2, and for `residual`.
+
+    Source:
+        Xu et al. 2019.
+
+    Example:
+        >>> edges = Edges.from_pairs(torch.tensor([[0, 2], [1, 3]]), num_nodes=5)
+        >>> graph_of = torch.tensor([0, 0, 1, 1, 1])
+        >>> GraphClassifier(3, 4, 2, depth=3)(torch.ones(5, 3), edges, graph_of=graph_of, num_graphs=2).shape
+        torch.Size([2, 2])
     """
 
     def __init__(
@@ -82,7 +122,22 @@ class GraphClassifier(GNN):
         graph_of: Tensor | None = None,
         num_graphs: int = 0,
     ) -> Tensor:
-        """Logits [G, C], `graph_of` [N] in 0..`num_graphs` - 1 the graph of each node; otherwise as `GNN`."""
+        """Classifies graphs that are stored as one graph of N nodes.
+
+        Args:
+            features: [N, F], dense or sparse.
+            edges: the adjacency.
+            gates: soft values of the pairs, [P] (search only); None: every pair counts 1.
+            aggregated: not read.
+            graph_of: the graph of each node, [N], in 0..G - 1.
+            num_graphs: G.
+
+        Returns:
+            Logits, [G, C].
+
+        Raises:
+            ValueError: without `graph_of`.
+        """
         if graph_of is None:
             raise ValueError("graph_of (got None), expected the graph of each node, [N]; without graphs use GIN")
         *convs, readout = self.convs

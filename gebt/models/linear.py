@@ -1,4 +1,4 @@
-"""Layers without edges: projections of dense and sparse matrices, normalization, fresh weights."""
+"""Layers without edges: linear layers for dense and sparse matrices, batch normalization, Glorot initialization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ from gebt.sparse.pattern import Pattern, SparseMatrix
 
 
 def glorot(weight: Tensor, generator: torch.Generator) -> None:
-    """Fills `weight` [..., out, in] in place, uniform in +-sqrt(6 / (in + out)). Glorot & Bengio 2010."""
+    """Fills a weight matrix in place, uniform in +-sqrt(6 / (in + out)).
+
+    Args:
+        weight: [..., out, in].
+        generator: the source of random numbers; equal ones give equal weights on every device.
+
+    Source:
+        Glorot & Bengio 2010.
+
+    Example:
+        >>> weight = torch.empty(2, 4)
+        >>> glorot(weight, torch.Generator().manual_seed(0))
+        >>> bool((weight.abs() <= 1).all())
+        True
+    """
     bound = math.sqrt(6.0 / (weight.shape[-1] + weight.shape[-2]))
     with torch.no_grad():
         # Drawn where the generator is, so that a seed means the same weights on every device.
@@ -24,7 +38,7 @@ def glorot(weight: Tensor, generator: torch.Generator) -> None:
 
 
 class Biased(nn.Module):
-    """A layer that adds `bias` [out] last. Where `normed`, a batch normalization follows and takes it away again."""
+    """A layer that adds `bias` [out] last. Where `normed`, a batch normalization follows and cancels it."""
 
     bias: Any  # a parameter [out], or None
     normed = False
@@ -33,13 +47,19 @@ class Biased(nn.Module):
     def shift(self) -> Tensor | None:
         """The bias as it is added; before a normalization with a gradient of exact zeros.
 
-        There the gradient is zero but for rounding, of which Adam would make whole steps of either sign.
+        There the gradient is zero but for rounding errors, which Adam would turn into full steps of either sign.
         """
         return self.bias if self.bias is None or not self.normed else self.bias.detach() + 0.0 * self.bias
 
 
 class Linear(Biased):
-    """y = X W^T + b for dense or sparse X [N, in]; `weight` [out, in] and `bias` [out] as in `torch.nn.Linear`."""
+    """y = X W^T + b for dense or sparse X [N, in]; `weight` [out, in] and `bias` [out] as in `torch.nn.Linear`.
+
+    Args:
+        in_channels: width of X.
+        out_channels: width of y.
+        bias: whether there is b.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__()
@@ -47,17 +67,35 @@ class Linear(Biased):
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, zero bias."""
+        """Draws Glorot-uniform weights; the bias is zero.
+
+        Args:
+            generator: the source of random numbers.
+        """
         glorot(self.weight, generator)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def product(self, x: Tensor | SparseMatrix) -> Tensor:
-        """X W^T alone, [N, out]."""
+        """Multiplies without the bias.
+
+        Args:
+            x: [N, in_channels], dense or sparse.
+
+        Returns:
+            X W^T, [N, out_channels].
+        """
         return matmul(x, self.weight.t()) if isinstance(x, SparseMatrix) else F.linear(x, self.weight)
 
     def forward(self, x: Tensor | SparseMatrix) -> Tensor:
-        """Returns [N, out]."""
+        """Multiplies and adds the bias.
+
+        Args:
+            x: [N, in_channels], dense or sparse.
+
+        Returns:
+            y, [N, out_channels].
+        """
         shift = self.shift
         if isinstance(x, Tensor) or shift is None:
             return self.product(x) if shift is None else F.linear(x, self.weight, shift)  # type: ignore[arg-type]
@@ -65,7 +103,17 @@ class Linear(Biased):
 
 
 class SparseLinear(nn.Module):
-    """y = X W^T for dense X [N, in] and W [out, in] of which only the kept entries exist: `values` [k], row by row."""
+    """y = X W^T for dense X [N, in] and a sparse W that stores its kept entries only, `values` [k], row by row.
+
+    Args:
+        weight: W, [out, in].
+        kept: which entries are stored, bool [out, in].
+
+    Example:
+        >>> lin = SparseLinear(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[True, False], [False, True]]))
+        >>> lin.weight.tolist()
+        [[1.0, 0.0], [0.0, 4.0]]
+    """
 
     def __init__(self, weight: Tensor, kept: Tensor) -> None:
         super().__init__()
@@ -75,16 +123,27 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W as a dense tensor, zeros where nothing is kept."""
+        """W as a dense tensor, with zeros at pruned entries."""
         return SparseMatrix(self.pattern, self.values.detach()).to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns [N, out]."""
+        """Multiplies.
+
+        Args:
+            x: [N, in_channels].
+
+        Returns:
+            y, [N, out_channels].
+        """
         return spmm(self.pattern, self.values, x.t().contiguous()).t()
 
 
 class SemiStructuredLinear(nn.Module):
-    """y = X W^T for inference with a W of the 2:4 pattern, on the sparse tensor cores of a CUDA device."""
+    """y = X W^T for inference with a W of the 2:4 pattern, on the sparse tensor cores of a CUDA device.
+
+    Args:
+        weight: W, [out, in], with two zeros in every four entries of a row.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -92,17 +151,35 @@ class SemiStructuredLinear(nn.Module):
         self._packed = to_sparse_semi_structured(self.weight.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns [N, out]."""
+        """Multiplies.
+
+        Args:
+            x: [N, in_channels].
+
+        Returns:
+            y, [N, out_channels].
+        """
         return F.linear(x, self._packed)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over nodes; named as in PyG, whose own class wraps `torch.nn.BatchNorm1d` too."""
+    """Batch normalization over nodes; named as in PyG, whose class wraps `torch.nn.BatchNorm1d` too.
+
+    Args:
+        channels: width of the input.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.module = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns [N, channels]."""
+        """Normalizes.
+
+        Args:
+            x: [N, channels].
+
+        Returns:
+            The normalized features, [N, channels].
+        """
         return self.module(x)

@@ -1,4 +1,4 @@
-"""Link prediction: any network here as encoder of nodes, and a perceptron that scores pairs of them."""
+"""Link prediction: a graph network as encoder of nodes, and a perceptron that scores pairs of them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,24 @@ _PREDICTOR = 7_368_787
 class LinkPredictor(nn.Module):
     """score(u, v) = MLP(h_u * h_v), h = encoder(X) [N, d]: the predictor of OGB's ogbl-collab example.
 
-    MLP: `depth` linear layers of `hidden` units, ReLU and dropout between them. Its matrices are pruned as all others.
-    Built and seeded in one call, as the networks themselves. Raises `ValueError` for a width or depth under 1.
+    The MLP has ReLU and dropout between its layers; its matrices are pruned as all others.
+
+    Args:
+        encoder: the graph network.
+        hidden: units of the hidden layers of the MLP.
+        depth: number of linear layers of the MLP.
+        dropout: rate between them.
+        seed: of the weights, those of the encoder included.
+
+    Raises:
+        ValueError: for a width or depth under 1, or a rate outside [0, 1).
+
+    Example:
+        >>> from gebt.models.gnn import GCN
+        >>> edges = Edges.from_pairs(torch.tensor([[0, 1, 2], [1, 2, 3]]), num_nodes=4)
+        >>> model = LinkPredictor(GCN(5, 8, 6), hidden=4)
+        >>> model(torch.ones(4, 5), edges).shape, model(torch.ones(4, 5), edges, pairs=edges.pairs).shape
+        (torch.Size([4, 6]), torch.Size([3]))
     """
 
     def __init__(self, encoder: Network, hidden: int, depth: int = 2, *, dropout: float = 0.0, seed: int = 0) -> None:
@@ -42,7 +58,7 @@ class LinkPredictor(nn.Module):
 
     @property
     def first(self) -> nn.Module:
-        """The part that reads the features."""
+        """The layer that reads the features."""
         return self.encoder.first
 
     @property
@@ -51,7 +67,11 @@ class LinkPredictor(nn.Module):
         return self.encoder.starts_from_aggregated
 
     def reset(self, seed: int) -> None:
-        """Draws fresh weights from `seed`."""
+        """Draws fresh weights.
+
+        Args:
+            seed: of the weights.
+        """
         self.seed = seed
         self.encoder.reset(seed)
         generator = torch.Generator().manual_seed(seed + _PREDICTOR)
@@ -59,14 +79,25 @@ class LinkPredictor(nn.Module):
             lin.reset(generator)
 
     def groups(self) -> list[Group]:
-        """What can be removed of the encoder as a whole; its output and the predictor stay."""
+        """Groups of units of the encoder that can be removed together; its output and the predictor stay.
+
+        Returns:
+            The groups, input first.
+        """
         return [
             Group(group.name, *([(f"encoder.{name}", dim) for name, dim in part] for part in (group.made, group.read)))
             for group in self.encoder.groups()
         ]
 
     def resized(self, sizes: Mapping[str, int]) -> LinkPredictor:
-        """A network of the same kind with other numbers of units in some groups; its weights are to be loaded."""
+        """A network of the same kind with other numbers of units in some groups; its weights are to be loaded.
+
+        Args:
+            sizes: numbers of units by group name; other groups stay as they are.
+
+        Returns:
+            The network, on the same device.
+        """
         encoder, hidden, depth = self.encoder.resized(sizes), self.widths[-2], len(self.lins)
         return LinkPredictor(encoder, hidden, depth, dropout=self.dropout).to(next(self.parameters()))
 
@@ -78,13 +109,32 @@ class LinkPredictor(nn.Module):
         aggregated: Tensor | None = None,
         pairs: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings [N, d] of all nodes, or of `pairs` [2, n] their scores [n]; the others as `GNN.forward`."""
-        given = (features, edges, gates)
-        h = self.encoder(*given, aggregated) if self.starts_from_aggregated else self.encoder(*given)
+        """Computes embeddings of nodes or scores of pairs.
+
+        Args:
+            features: [N, F], dense or sparse.
+            edges: the adjacency.
+            gates: soft values of the pairs, [P] (search only); None: every pair counts 1.
+            aggregated: A_hat X, as in `GNN.forward`.
+            pairs: node pairs, [2, n].
+
+        Returns:
+            Scores of `pairs`, [n]; without `pairs` embeddings of all nodes, [N, d].
+        """
+        inputs = (features, edges, gates)
+        h = self.encoder(*inputs, aggregated) if self.starts_from_aggregated else self.encoder(*inputs)
         return h if pairs is None else self.score(h, pairs)
 
     def score(self, h: Tensor, pairs: Tensor) -> Tensor:
-        """Scores [n] of `pairs` [2, n] from embeddings [N, d], `CHUNK` pairs at a time, also in the backward pass."""
+        """Scores pairs from embeddings, `CHUNK` pairs at a time, also in the backward pass.
+
+        Args:
+            h: embeddings, [N, d].
+            pairs: node pairs, [2, n].
+
+        Returns:
+            Scores, [n].
+        """
         if pairs.shape[1] <= CHUNK:
             return self._scored(h, pairs)
         if not torch.is_grad_enabled():

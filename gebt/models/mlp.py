@@ -1,4 +1,4 @@
-"""Fully connected networks: LeNet-300-100, the lottery tickets' first."""
+"""Fully connected networks, among them LeNet-300-100 of the lottery ticket hypothesis."""
 
 from __future__ import annotations
 
@@ -13,10 +13,23 @@ LENET = (300, 100)
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLUs between, Glorot-normal weights drawn from `seed`, biases 0.
+    """Linear layers with ReLUs between, Glorot-normal weights, biases 0.
 
-    `hidden` (300, 100) on 784 pixels is LeNet-300-100 as Frankle & Carbin 2019 start it.
-    Raises `ValueError` for a size below 1.
+    Args:
+        inputs: number of inputs.
+        classes: number of classes, C.
+        hidden: hidden widths; (300, 100) on 784 pixels is LeNet-300-100.
+        seed: of the weights.
+
+    Raises:
+        ValueError: for a size below 1.
+
+    Source:
+        Frankle & Carbin 2019.
+
+    Example:
+        >>> MLP(inputs=4, classes=2, hidden=(3,))(torch.zeros(5, 2, 2)).tolist()
+        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
 
     def __init__(self, inputs: int, classes: int, hidden: Sequence[int] = LENET, *, seed: int = 0) -> None:
@@ -28,7 +41,11 @@ class MLP(nn.Module):
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draws fresh weights from `seed`."""
+        """Draws fresh weights.
+
+        Args:
+            seed: of the weights.
+        """
         self.seed, generator = seed, torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in self.layers:
@@ -38,7 +55,14 @@ class MLP(nn.Module):
                 linear.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of [B, ...]."""
+        """Classifies.
+
+        Args:
+            x: [B, ...], flattened to [B, inputs].
+
+        Returns:
+            Logits, [B, C].
+        """
         x = x.flatten(1)
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))

@@ -1,4 +1,4 @@
-"""Networks by name, with one constructor for all."""
+"""Graph networks by name, with one constructor for all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ModelName = Literal["gcn", "gat", "gin", "sage", "resgcn7", "resgcn14", "resgcn2
 Network = GNN | ResGCN
 
 HEADS = 8
-# What the literature trains each network with, where it is not what the data set's own (a GCN's) settings say:
+# What the literature trains each network with, where it differs from the data set's settings (those of a GCN):
 # Velickovic et al. 2018 for GAT, the GEBT paper for ResGCN; GIN by validation accuracy on Cora and CiteSeer.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gat": {"hidden": 64, "dropout": 0.6, "learning_rate": 0.005},
@@ -37,9 +37,30 @@ def build(
     heads: int = HEADS,
     aggregation: Aggregation = "softmax",
 ) -> Network:
-    """A fresh network: "gcn", "gat" (`heads`), "gin", "sage", or "resgcn7", "resgcn14", "resgcn28" (`aggregation`).
+    """Builds a graph network by name.
 
-    Raises `ValueError` for another name and as the networks themselves.
+    Args:
+        name: "gcn", "gat", "gin", "sage", "resgcn7", "resgcn14" or "resgcn28".
+        in_channels: number of features, F.
+        hidden_channels: width of the hidden layers, H.
+        out_channels: number of outputs, C.
+        depth: number of layers.
+        dropout: rate.
+        seed: of the weights.
+        input_dropout: rate for the features; None: `dropout`.
+        heads: of "gat".
+        aggregation: of "resgcn*": "softmax", "mean" or "add".
+
+    Returns:
+        The network with fresh weights.
+
+    Raises:
+        ValueError: for another name, and as the networks themselves.
+
+    Example:
+        >>> model = build("sage", 5, 8, 3, depth=2, dropout=0.5, seed=0)
+        >>> type(model).__name__, model.widths
+        ('GraphSAGE', [5, 8, 3])
     """
     if name not in get_args(ModelName):
         raise ValueError(f"model (got {name!r}), expected one of {get_args(ModelName)}")

@@ -19,7 +19,7 @@ from gebt.sparse.pattern import SparseMatrix
 Aggregation = Literal["softmax", "mean", "add"]
 # Added to every message, as in PyG's GENConv.
 MESSAGE_EPS = 1e-7
-# Hidden units of a layer's MLP for one of its own.
+# Hidden units of a layer's MLP per channel of the layer.
 EXPANSION = 2
 
 
@@ -27,7 +27,18 @@ class GENConv(nn.Module):
     """Y = MLP(X + agg of m_j over the neighbors j), m = relu(X) + eps, MLP = linear, batch norm, ReLU, linear.
 
     "softmax": agg_i = sum_j a_ij exp(t m_j) m_j / sum_j a_ij exp(t m_j), channel by channel. Both sums are products
-    with the adjacency, so nothing is as large as edges times channels. Li et al. 2020 (DeeperGCN).
+    with the adjacency, so nothing is as large as edges times channels.
+
+    Args:
+        channels: width of input and output.
+        aggregation: "softmax", "mean" or "add".
+        temperature: t.
+
+    Raises:
+        ValueError: for another aggregation.
+
+    Source:
+        Li et al. 2020 (DeeperGCN).
     """
 
     weigh = staticmethod(Neighbors.of)
@@ -38,13 +49,17 @@ class GENConv(nn.Module):
             raise ValueError(f"aggregation (got {aggregation!r}), expected one of {get_args(Aggregation)}")
         self.aggregation, self.temperature = aggregation, temperature
         inner = EXPANSION * channels
-        # The places of PyG's: ReLU is the third, dropout (none) the fourth.
+        # Positions as in PyG: ReLU is the third, dropout (none) the fourth.
         self.mlp = nn.Sequential(
             Linear(channels, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Identity(), Linear(inner, channels)
         )
 
     def reset(self, generator: torch.Generator) -> None:
-        """Glorot-uniform weights from `generator`, fresh normalization."""
+        """Draws Glorot-uniform weights; the normalization is reset.
+
+        Args:
+            generator: the source of random numbers.
+        """
         for part in self.mlp:
             if isinstance(part, Linear):
                 part.reset(generator)
@@ -52,7 +67,16 @@ class GENConv(nn.Module):
                 part.reset_parameters()
 
     def forward(self, x: Tensor, edges: Edges, weights: Neighbors) -> Tensor:
-        """Returns [N, channels]."""
+        """Aggregates and transforms the features.
+
+        Args:
+            x: features, [N, channels].
+            edges: the adjacency.
+            weights: the adjacency without self-loops.
+
+        Returns:
+            New features, [N, channels].
+        """
         return self.mlp(x + self._aggregated(torch.relu(x) + MESSAGE_EPS, edges, weights))
 
     def _aggregated(self, m: Tensor, edges: Edges, weights: Neighbors) -> Tensor:
@@ -67,7 +91,12 @@ class GENConv(nn.Module):
 
 
 class ResLayer(nn.Module):
-    """X + conv(dropout(relu(norm(X)))): the pre-activation residual block "res+" of DeeperGCN."""
+    """X + conv(dropout(relu(norm(X)))): the pre-activation residual block "res+" of DeeperGCN.
+
+    Args:
+        conv: the convolution.
+        channels: its width.
+    """
 
     def __init__(self, conv: GENConv, channels: int) -> None:
         super().__init__()
@@ -75,12 +104,31 @@ class ResLayer(nn.Module):
 
 
 class ResGCN(nn.Module):
-    """`depth` residual layers of `GENConv` between an encoder and a linear head, batch norm before every layer.
+    """Residual layers of `GENConv` between an encoder and a linear head, batch norm before every layer.
 
     X_1 = conv_0(encode(X)); X_{l+1} = X_l + conv_l(dropout(relu(norm_l(X_l)))); logits = dropout(relu(norm_0(X_L)))
     V^T.
     The network of PyG's DeeperGCN example: its state dict is that of `node_encoder`, `layers` (`DeepGCNLayer`s) and
     `lin` there. The GEBT paper uses 7, 14 and 28 layers of 128 channels.
+
+    Args:
+        in_channels: number of features, F.
+        hidden_channels: width of all layers, H.
+        out_channels: number of outputs, C.
+        depth: number of residual layers.
+        dropout: rate before every layer but the first, and before the head.
+        seed: of the weights.
+        input_dropout: rate for the features; None: `dropout`.
+        aggregation: as `GENConv`.
+        temperature: as `GENConv`.
+
+    Raises:
+        ValueError: for sizes under 1, rates outside [0, 1), or another aggregation.
+
+    Example:
+        >>> edges = Edges.from_pairs(torch.tensor([[0, 1, 2], [1, 2, 3]]), num_nodes=4)
+        >>> ResGCN(5, 8, 3, depth=2)(torch.ones(4, 5), edges).shape
+        torch.Size([4, 3])
     """
 
     starts_from_aggregated = False
@@ -111,11 +159,15 @@ class ResGCN(nn.Module):
 
     @property
     def first(self) -> nn.Module:
-        """The part that reads the features."""
+        """The layer that reads the features."""
         return self.node_encoder
 
     def reset(self, seed: int) -> None:
-        """Draws fresh weights from `seed`."""
+        """Draws fresh weights.
+
+        Args:
+            seed: of the weights.
+        """
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
         self.node_encoder.reset(generator)
@@ -125,11 +177,22 @@ class ResGCN(nn.Module):
         self.lin.reset(generator)
 
     def groups(self) -> list[Group]:
-        """The input features; the residual stream and what is inside a layer stay whole."""
+        """The input features; the residual stream and the insides of a layer are not removed.
+
+        Returns:
+            The groups, input first.
+        """
         return [Group("features", [], [("node_encoder.weight", 1)])]
 
     def resized(self, sizes: Mapping[str, int]) -> ResGCN:
-        """A network of the same kind with another number of features; its weights are to be loaded."""
+        """A network of the same kind with other numbers of units in some groups; its weights are to be loaded.
+
+        Args:
+            sizes: numbers of units by group name; other groups stay as they are.
+
+        Returns:
+            The network, on the same device.
+        """
         in_channels, hidden, *_, out_channels = self.widths
         return ResGCN(
             sizes.get("features", in_channels), hidden, out_channels, len(self.layers), self.dropout,
@@ -137,7 +200,16 @@ class ResGCN(nn.Module):
         ).to(next(self.parameters()))  # fmt: skip
 
     def forward(self, features: Tensor | SparseMatrix, edges: Edges, gates: Tensor | None = None) -> Tensor:
-        """Logits [N, C]; `gates` [P] are soft values of the pairs (search only), None: every pair counts 1."""
+        """Computes logits.
+
+        Args:
+            features: [N, F], dense or sparse.
+            edges: the adjacency.
+            gates: soft values of the pairs, [P] (search only); None: every pair counts 1.
+
+        Returns:
+            Logits, [N, C].
+        """
         weights, x = self.weigh(edges, gates), dropped(features, self.input_dropout, self.training)
         for number in range(self.depth):
             x = self.layer(number, x, edges, weights)
@@ -145,21 +217,39 @@ class ResGCN(nn.Module):
 
     @property
     def depth(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.layers)
 
     def weigh(self, edges: Edges, gates: Tensor | None = None) -> Neighbors:
-        """What the edges weigh, for all layers of a forward pass."""
+        """Edge weights for all layers of a forward pass.
+
+        Args:
+            edges: the adjacency.
+            gates: soft values of the pairs, [P]; None: every pair counts 1.
+
+        Returns:
+            What `layer` needs of them.
+        """
         return Neighbors.of(edges, gates)
 
     def layer(self, number: int, x: Tensor | SparseMatrix, edges: Edges, weights: Neighbors) -> Tensor:
-        """What layer `number` makes of X: X for the next one, or the logits; the first one also encodes."""
-        first, own = self._layers()[0], self._layers()[number]
+        """One residual layer; the first one also encodes.
+
+        Args:
+            number: which one, from 0.
+            x: its input, [N, width].
+            edges: the adjacency.
+            weights: edge weights, from `weigh`.
+
+        Returns:
+            The input of the next layer, [N, H], or the logits, [N, C].
+        """
+        first, layer = self._layers()[0], self._layers()[number]
         if number:
             assert isinstance(x, Tensor)
-            y = x + own.conv(self._activated(own, x), edges, weights)
+            y = x + layer.conv(self._activated(layer, x), edges, weights)
         else:
-            y = own.conv(self.node_encoder(x), edges, weights)
+            y = layer.conv(self.node_encoder(x), edges, weights)
         return self.lin(self._activated(first, y)) if number == self.depth - 1 else y
 
     def _activated(self, layer: ResLayer, x: Tensor) -> Tensor:
