@@ -66,7 +66,7 @@ class Trace(Protocol):
 
     channels: Channels
     ignored: set[str]
-    fold: bool
+    fold_constants: bool
     computed: set[tuple[str, str]]
     env: dict[Any, Any]
     labels: dict[Any, Labels]
@@ -236,7 +236,7 @@ class Call:
         """
         spared = unread | (still & (constants == 0))
         put = still & ~spared
-        if not self.walker.fold or folds is None or not bool(put.any()):
+        if not self.walker.fold_constants or folds is None or not bool(put.any()):
             self.channels.reads.append(Read(name, units, spared))
             return
         if not folds:

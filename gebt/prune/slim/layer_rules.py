@@ -160,7 +160,7 @@ def _norm(call: Call, axis: int, buffers: tuple[str, ...]) -> Label:
             call.site(part, 0, units)
     call.channels.norms.append((call.name, before, units))
     gone = torch.zeros(count, dtype=torch.bool) if call.layer.weight is None else call.gone("weight", 0)
-    if axis == 1 and label is not None and call.walker.fold:
+    if axis == 1 and label is not None and call.walker.fold_constants:
         gone = gone | label.still
     return Label(axis, units, gone)
 

@@ -219,7 +219,7 @@ class _Cut:
             expected = "at least 1, 'keep one' or 'refuse', and 'zero' or 'fold'"
             raise SlimmingError(f"round_to, emptied, shifts (got {got}), expected {expected}")
         self.pruned = masked_channels(model, mask, shifts=shifts)
-        self.channels: Channels = channels_of(self.pruned, example, mask, ignored, fold=shifts == "fold")
+        self.channels: Channels = channels_of(self.pruned, example, mask, ignored, fold_constants=shifts == "fold")
         self._alive: list[nn.Parameter] = []  # so that no new parameter gets the id of an old one
         self.gone = self._removable()
         self._spare(round_to, emptied)

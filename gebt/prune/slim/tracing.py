@@ -29,7 +29,12 @@ class _Tracer(fx.Tracer):
 
 
 def channels_of(
-    model: nn.Module, example: Any, kept: Mapping[str, Tensor], ignored: Iterable[str] = (), *, fold: bool = False
+    model: nn.Module,
+    example: Any,
+    kept: Mapping[str, Tensor],
+    ignored: Iterable[str] = (),
+    *,
+    fold_constants: bool = False,
 ) -> Channels:
     """Follows the channels of a network through a run on `example`.
 
@@ -40,7 +45,7 @@ def channels_of(
         example: a tensor, or a tuple of arguments.
         kept: boolean masks by parameter.
         ignored: names of layers that keep all their channels.
-        fold: whether a reader does without a channel that is a constant, not only without one that is zero.
+        fold_constants: whether a reader does without a channel that is a constant, not only without one that is zero.
 
     Returns:
         The units, and which layers need them.
@@ -59,7 +64,7 @@ def channels_of(
     model.eval()
     try:
         graph, computed = _traced(model)
-        walker = Walker(graph, kept, set(ignored), fold, computed)
+        walker = Walker(graph, kept, set(ignored), fold_constants, computed)
         with torch.no_grad():
             walker.run(*inputs)
     finally:
@@ -112,16 +117,16 @@ class Walker(fx.Interpreter):
         graph: the traced network.
         kept: boolean masks by parameter.
         ignored: names of layers that keep their channels.
-        fold: as in `channels_of`.
+        fold_constants: as in `channels_of`.
         computed: sizes that the network's code computes with, by module and attribute.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, kept: Mapping[str, Tensor], ignored: set[str], fold: bool,
+        self, graph: fx.GraphModule, kept: Mapping[str, Tensor], ignored: set[str], fold_constants: bool,
         computed: set[tuple[str, str]],
     ) -> None:  # fmt: skip
         super().__init__(graph)
-        self.channels, self.ignored, self.fold, self.computed = Channels(), ignored, fold, computed
+        self.channels, self.ignored, self.fold_constants, self.computed = Channels(), ignored, fold_constants, computed
         self.labels: dict[Any, Labels] = {}
         self.sizes: dict[Any, Tensor | None] = {}
         self.shared: dict[tuple[int, int], Tensor] = {}
