@@ -76,7 +76,7 @@ class RunOptions:
             paper: GEBT as published (You et al. 2022).
             early-bird: edges by local degree, drawn by the detector.
             fast: best, in about the time of dense training.
-            best: edges by reliance; the searched network is the teacher.
+            best: edges by reliance; the search gives soft labels.
         edge_ratio: Share of undirected edges to prune, in [0, 1).
         weight_ratio: Share of weights to prune, in [0, 1); of each layer's hidden units where units are pruned.
         feature_ratio: Share of input features to prune where features are; default: the weight ratio.

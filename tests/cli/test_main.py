@@ -220,7 +220,7 @@ def test_a_preset_that_needs_classes_is_refused_before_any_training(capsys, tmp_
         main(["run", "--dataset", str(folder), "--preset", "best", "--out", str(tmp_path / "run")])
     told = capsys.readouterr().err
     assert "edge score 'reliance', soft labels True (got graph 'mine' with labels of the kind 'multilabel')" in told
-    assert "dense" not in told  # no epoch of the first arm
+    assert "dense" not in told  # no epoch of the first variant
 
 
 @pytest.mark.parametrize(

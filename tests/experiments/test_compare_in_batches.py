@@ -50,7 +50,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def found(out: Path) -> dict[str, Any]:
-    """What a run found, without what depends on the clock."""
+    """What a run found, without what depends on measured time."""
     record = read_record(out)
     assert record["complete"]
     variants = {

@@ -1,4 +1,4 @@
-"""Every rival by name: measured sparsity as asked, epochs as foretold, a row of its own beside GEBT's in a run."""
+"""Every baseline by name: measured sparsity as asked, epochs as foretold, a row of its own beside GEBT's in a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW: dict[str, Any] = {"hidden": 8, "epochs": 3, "retrain_epochs": 3, "max_epoch
 
 
 @pytest.mark.parametrize("name", OTHER_METHODS)
-def test_a_rival_ends_at_the_ratios_with_a_trained_ticket(name: OtherMethod, digits: Graph) -> None:
+def test_a_baseline_ends_at_the_ratios_with_a_trained_ticket(name: OtherMethod, digits: Graph) -> None:
     options = RunOptions(edge_ratio=0.3, **FEW).resolved()
     model, told = model_for(options, digits, 1), []
     found = run_method(name, options, digits, model, 1, lambda epoch, history: told.append(epoch) or False)
@@ -43,7 +43,7 @@ def test_another_name_is_refused(digits: Graph) -> None:
         RunOptions(method=("gebt", "nobody")).resolved()  # type: ignore[arg-type]
 
 
-def test_a_run_adds_a_key_for_each_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str], digits: Graph) -> None:
+def test_a_run_adds_a_key_for_each_method(tmp_path: Path, capsys: pytest.CaptureFixture[str], digits: Graph) -> None:
     given = [f"--{name.replace('_', '-')}={value}" for name, value in FEW.items()]
     main(
         [

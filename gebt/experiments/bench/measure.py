@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gebt.experiments.bench.checks import check_equal, check_search
-from gebt.experiments.bench.variants import PARTS, PHASES, VARIANTS, Network, GebtTraining, Workbench
+from gebt.experiments.bench.variants import PARTS, PHASES, VARIANTS, GebtTraining, Network, Workbench
 from gebt.experiments.options import RunOptions
 from gebt.experiments.setup import graph_for
 from gebt.graph.graph import Graph
