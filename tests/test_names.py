@@ -24,8 +24,6 @@ FINE = {
     "gebt.cli.images": {"lottery"},
     "gebt.models.compact": {"compact"},
     "gebt.data.graph_folds": {"fold"},
-    "gebt.prune.slim.call": {"fold"},
-    "gebt.prune.slim.tracing": {"fold"},
     "gebt.prune.slim.slim": {"plan"},
 }
 BRITISH = ("isation", "alise", "marise", "neighbour", "colour", "labelled", "favour", "behaviour")

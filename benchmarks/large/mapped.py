@@ -81,8 +81,9 @@ def main() -> None:
         nodes = pairs = 0
         with watched(f"epoch, pages {'released' if released else 'kept'}", record):
             sampler = Sampler(graph)
-            together = options.batch // 1000
-            for batch in sampler.partition(parts, together=together, generator=torch.Generator().manual_seed(0)):
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+            for chosen in order.split(options.batch // 1000):
+                batch = sampler.induced(torch.isin(parts, chosen).nonzero().squeeze(1))
                 features = graph.features_of(batch.nodes)
                 nodes, pairs = nodes + len(features), pairs + batch.pair_ids.numel()
                 if released:

@@ -6,7 +6,7 @@ where they belong. Nothing here is larger than the batch, but for one number a n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,17 +37,6 @@ class Batch:
     def edges(self) -> Edges:
         """The adjacency of the batch alone, pair values in the order of `pair_ids`."""
         return Edges.from_pairs(self.pairs, self.nodes.numel())
-
-    def values(self, whole: Tensor) -> Tensor:
-        """The batch's part of values of all pairs; gradients go back to their places.
-
-        Args:
-            whole: a value of every pair of the full graph, [P].
-
-        Returns:
-            [p].
-        """
-        return whole.index_select(0, self.pair_ids)
 
 
 class Sampler:
@@ -91,32 +80,6 @@ class Sampler:
         places = self._targets(nodes, targets)
         self._place[nodes] = -1
         return Batch(nodes, torch.stack((low[once], high[once])), ids[once], places)
-
-    def partition(self, parts: Tensor, *, together: int = 1, generator: torch.Generator) -> Iterator[Batch]:
-        """The batches of an epoch, each of some parts of the nodes, in random order.
-
-        Every node is in one batch, and a pair in one at most: pairs between batches are left out in this epoch. More
-        parts than batches, put together anew each epoch, let all pairs in sooner or later.
-
-        Args:
-            parts: which part a node is in, [N].
-            together: parts that make a batch.
-            generator: draws the order of the parts.
-
-        Yields:
-            The batches.
-
-        Source:
-            Chiang et al. 2019 (Cluster-GCN).
-        """
-        count = int(parts.max()) + 1
-        order = torch.randperm(count, generator=generator)
-        by_part = parts.argsort(stable=True)
-        sizes = torch.bincount(parts, minlength=count)
-        starts = sizes.cumsum(0) - sizes
-        for chosen in order.split(together):
-            members = [by_part[starts[part] : starts[part] + sizes[part]] for part in chosen.tolist()]
-            yield self.induced(torch.cat(members))
 
     def neighbors(self, targets: Tensor, fanouts: Sequence[int], generator: torch.Generator) -> Batch:
         """The targets, some neighbors of each, some neighbors of the nodes that are new, and so on.
@@ -264,25 +227,6 @@ def parts_of_rows(crow: Tensor, col: Tensor, count: int) -> Tensor:
         return _cuthill_mckee_runs(crow, col, count)
     _, parts = pymetis.part_graph(count, pymetis.CSRAdjacency(crow.numpy(), col.numpy()))
     return torch.as_tensor(parts, dtype=torch.long)
-
-
-def cut_share(edges: Edges, parts: Tensor) -> float:
-    """Share of the pairs whose nodes are in two parts.
-
-    Args:
-        edges: the graph.
-        parts: the part of every node, [N].
-
-    Returns:
-        In [0, 1]; 0 without pairs.
-
-    Example:
-        >>> edges = Edges.from_pairs(torch.tensor([[0, 1], [1, 2]]), 3)
-        >>> cut_share(edges, torch.tensor([0, 0, 1]))
-        0.5
-    """
-    u, v = parts[edges.pairs.to(parts.device)]
-    return float((u != v).float().mean()) if edges.num_pairs else 0.0
 
 
 def _cuthill_mckee_runs(crow: Tensor, col: Tensor, count: int) -> Tensor:

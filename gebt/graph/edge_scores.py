@@ -49,10 +49,6 @@ class LocalDegree:
         degrees = torch.bincount(pairs.flatten(), minlength=num_nodes)
         self.weight = LocalDegreeInParts(lambda: [(entries, pairs)], degrees, tie_break).of(entries, pairs)
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Scores [P] of the trained values of the pairs [P]."""
-        return values.detach().abs().mul_(self.weight)
-
 
 class LocalDegreeInParts:
     """The weights w of `LocalDegree` for pairs that are read part by part: two passes over them, two numbers a node.

@@ -183,17 +183,6 @@ class Edges:
         """
         return spmm(self.pattern, weights, x, symmetric=True)
 
-    def subset(self, kept: Tensor) -> Edges:
-        """The graph of the kept pairs: a pruned edge does not exist, degrees are those of the rest.
-
-        Args:
-            kept: [P] bool.
-
-        Returns:
-            The edges.
-        """
-        return Edges.from_pairs(self.pairs[:, kept], self.num_nodes)
-
     def rows(self, nodes: Tensor) -> Rows:
         """The rows of some nodes alone, for products of which nobody reads the others.
 

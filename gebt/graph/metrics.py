@@ -95,7 +95,7 @@ def link_measure(metric: Metric, positive: Tensor, negative: Tensor) -> Tensor:
     """A metric of link prediction, larger is better: `hits_at` K, `roc_auc`, or the mean of 1 / rank.
 
     Args:
-        metric: its name; "mrr" ranks every real pair among all m others, ties as in `mean_reciprocal_rank`.
+        metric: its name; "mrr": the mean of 1 / rank of every real pair among all m others, ties in the middle.
         positive: scores of real pairs, [p].
         negative: scores of pairs without an edge, [m].
 
@@ -238,25 +238,3 @@ def hits_at(k: int, positive: Tensor, negative: Tensor) -> Tensor:
     if negative.numel() < k:
         return torch.ones((), device=positive.device)
     return (positive > negative.topk(k).values[-1]).float().mean()
-
-
-def mean_reciprocal_rank(positive: Tensor, negative: Tensor) -> Tensor:
-    """The mean of 1 / rank of each positive among its negatives, rank = 1 + (number above + number not below) / 2.
-
-    Args:
-        positive: [p].
-        negative: [p, m].
-
-    Returns:
-        One number, [].
-
-    Source:
-        The ogbl-citation2 evaluator of OGB (Hu et al. 2020); ties take the middle rank.
-
-    Example:
-        >>> mean_reciprocal_rank(torch.tensor([3.0, 1.0]), torch.tensor([[2.0, 0.0], [2.0, 0.0]])).item()
-        0.75
-    """
-    score = positive[:, None]
-    rank = 1 + ((negative > score).sum(1) + (negative >= score).sum(1)) / 2
-    return (1 / rank).mean()

@@ -287,7 +287,7 @@ class _Search:
             "epochs": epochs,
             "fired": self.detector.fired,
             "settings": dataclasses.asdict(self.settings),
-            "batching": dataclasses.asdict(self.batched.plan.settings),
+            "batches": dataclasses.asdict(self.batched.plan.settings),
             "trajectory": [{kind: round(d, 6) for kind, d in row.items()} for row in self.detector.trajectory],
         }
         source: Any = self.batched.source

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from gebt.graph.adjacency import InMemory
-from gebt.graph.batches import clusters, cut_share, random_parts
+from gebt.graph.batches import clusters, random_parts
 from gebt.graph.edges import Edges
 from gebt.graph.streamed_clusters import clusters_mapped, streamed_clusters
 
 BLOCK, BLOCKS = 100, 20
+
+CutShare = Callable[[Edges, Tensor], float]
 
 
 def blocks(shuffled: bool = False, seed: int = 0) -> Edges:
@@ -35,7 +40,7 @@ def test_parts_are_even(count: int) -> None:
 
 
 @pytest.mark.parametrize(("shuffled", "most"), [(False, 0.3), (True, 0.8)])
-def test_neighbors_are_together_more_than_by_chance(shuffled: bool, most: float) -> None:
+def test_neighbors_are_together_more_than_in_random_parts(shuffled: bool, most: float, cut_share: CutShare) -> None:
     edges = blocks(shuffled)
     parts = streamed_clusters(InMemory(edges), BLOCKS)
     assert torch.equal(parts, streamed_clusters(InMemory(edges), BLOCKS))

@@ -58,7 +58,7 @@ def test_logits_are_those_of_the_network_on_the_whole_graph(
     model = MODELS[name](sparse64.num_features, 8, sparse64.num_classes).double().eval()
     edges, kept = edges_of(sparse64), half(sparse64) if pruned else None
     nodes = torch.tensor([0, 3, 17, 40, 59])
-    seen = edges if kept is None else edges.subset(kept.flat())
+    seen = edges if kept is None else Edges.from_pairs(edges.pairs[:, kept.flat()], edges.num_nodes)
     with torch.no_grad():
         expected = NodeTask(sparse64, seen).logits(model)
         for some, scratch in ((nodes, None), (torch.arange(60), tmp_path)):
@@ -101,7 +101,7 @@ def test_a_graph_on_disk_is_evaluated_as_in_memory(target: Any, sparse: Graph, t
         Sampler(mapped), mapped.train_mask.nonzero().squeeze(1), BatchSettings("random", num_parts=3), seed=0
     )
     for kept in (None, half(graph)):
-        seen = edges if kept is None else edges.subset(kept.flat())
+        seen = edges if kept is None else Edges.from_pairs(edges.pairs[:, kept.flat()], edges.num_nodes)
         expected = NodeTask(mapped.to_graph(), seen).evaluate(model)
         assert Batched(mapped, plan, kept=kept, scratch=tmp_path).evaluate(model) == pytest.approx(
             expected, rel=1e-5, abs=1e-6

@@ -15,7 +15,7 @@ import torch
 from gebt.data.mapped.convert import convert_stream
 from gebt.data.mapped.mapped_graph import HEADER, MappedGraph, open_mapped, rows_between
 from gebt.data.mapped.streams import stream_graph
-from gebt.graph.batches import Batch, Sampler, random_parts
+from gebt.graph.batches import Batch, Sampler
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, GraphError, canonical_graph, structure_digest
 from gebt.sparse.pattern import SparseMatrix
@@ -91,7 +91,6 @@ def batches_of(sampler: Sampler) -> dict[str, list[Batch]]:
     targets = torch.tensor([5, 40, 59, 12])
     return {
         "induced": [sampler.induced(torch.arange(0, NODES, 2), torch.tensor([12, 4]))],
-        "partition": list(sampler.partition(random_parts(NODES, 7, generator()), together=2, generator=generator())),
         "neighbors": [sampler.neighbors(targets, [3, 2], generator(seed)) for seed in range(5)],
         "walks": [sampler.walks(targets, 4, generator(seed)) for seed in range(5)],
     }
