@@ -4,7 +4,7 @@ python benchmarks/relabeling.py [--dataset cora] [--methods default best teddy .
     [--json OUT]
 
 Mean test accuracy for each method and relabeling, and how far the means move against their standard error. Methods:
-presets and the rivals of `gebt.experiments.methods`.
+presets and the methods of `gebt.experiments.methods`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does a structured ticket save on the clock? Dense, ticket, chance, pretrain-prune-retrain and PyG, seed by seed.
+"""What does a structured ticket save in seconds? Dense, ticket, random, pretrain-prune-retrain and PyG, seed by seed.
 
 python benchmarks/savings.py --dataset pubmed [--seeds 10] [--backend auto] [--quick] [--json OUT]
 

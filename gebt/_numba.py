@@ -3,7 +3,7 @@
 A kernel is a C callback of one argument, an array of int64: sizes, and addresses of tensors. It is run by every thread
 of the OpenMP pool that torch uses. The pools of numba would be a second set of threads: torch's keep spinning for a
 while after each of its operations, and on a machine without idle cores the two then wait for each other's time slices
-(measured: 8 ms instead of 0.7 ms for one product; docs/method.md).
+(measured: 8 ms instead of 0.7 ms for one product; docs/engines.md).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ state = random.getstate()
 import gebt, gebt.prune
 heavy = ("torch_geometric", "matplotlib", "scipy", "sklearn", "safetensors", "cyclopts", "lightning", "transformers")
 print([name for name in heavy if name in sys.modules])
-print(sorted(name for name in sys.modules if name.startswith("gebt.") and not name.startswith(("gebt.prune", "gebt._version"))))
+light = ("gebt.prune", "gebt._version")
+print(sorted(name for name in sys.modules if name.startswith("gebt.") and not name.startswith(light)))
 import torch
 print(random.getstate() == state, torch.initial_seed() == torch.default_generator.initial_seed())
 print(gebt.Ticket.__name__, gebt.sparse.__name__, "gebt.graph" in sys.modules)

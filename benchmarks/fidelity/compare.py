@@ -47,15 +47,15 @@ def cell(protocol: Protocol, dataset: str, model: str, ratios: Ratios, methods: 
 
 
 def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """For every rival: in how many cells `best` is better, significantly better, significantly worse."""
-    told: dict[str, Any] = {}
+    """For every other method: in how many cells `best` is better, significantly better, significantly worse."""
+    summary: dict[str, Any] = {}
     for name in sorted({own["method"] for own in rows} & {*OTHER_METHODS, "random"}):
         cells = [own for own in rows if own["method"] == name]
         better = sum(own["best_minus"] > 0 for own in cells)
         surely = sum(own["best_minus"] > own["best_interval"] for own in cells)
         worse = sum(-own["best_minus"] > own["best_interval"] for own in cells)
-        told[f"best against {name}"] = f"{better} of {len(cells)} better ({surely} significantly), {worse} worse"
-    return told
+        summary[f"best against {name}"] = f"{better} of {len(cells)} better ({surely} significantly), {worse} worse"
+    return summary
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -97,7 +97,7 @@ def main() -> None:
         "--methods",
         nargs="+",
         default=list(METHODS),
-        help=f"presets (also preset:name=value,...), preset{CONTROL}, rivals",
+        help=f"presets (also preset:name=value,...), preset{CONTROL}, other methods",
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--set", nargs="+", default=[], help="options of a run for every method: epochs=50")

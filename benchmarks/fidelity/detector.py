@@ -54,8 +54,8 @@ def main() -> None:
                         found = protocol.outcomes(dataset, model, f"{preset}:criterion={criterion}", ratios, seeds)
                         drawn = [outcome.epoch_drawn for outcome in found]
                         own = row(preset, ratios, found, dense, dataset=dataset, model=model, criterion=criterion)
-                        told = ("dataset", "model", "method", "criterion", "test", "std", "minus_dense", "interval")
-                        rows.append({name: own[name] for name in told})
+                        columns = ("dataset", "model", "method", "criterion", "test", "std", "minus_dense", "interval")
+                        rows.append({name: own[name] for name in columns})
                         rows[-1] |= {
                             "first": min(drawn),
                             "mean": statistics.fmean(drawn),

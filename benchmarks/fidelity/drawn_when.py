@@ -54,8 +54,8 @@ def main() -> None:
             found = protocol.outcomes(where, "gcn", method, ratios, seeds)
             rows.append(row(f"epoch {epoch}", ratios, found, dense, drawn=epoch))
             print(rows[-1], flush=True)
-        chance = protocol.outcomes(where, "gcn", f"paper:{own}{CONTROL}", ratios, seeds)
-        rows.append(row("random edges", ratios, chance, dense, drawn=0))
+        control = protocol.outcomes(where, "gcn", f"paper:{own}{CONTROL}", ratios, seeds)
+        rows.append(row("random edges", ratios, control, dense, drawn=0))
         found = protocol.outcomes(where, "gcn", f"paper:{own}", ratios, seeds)
         drawn = [outcome.epoch_drawn for outcome in found]
         rows.append(row("detector", ratios, found, dense, drawn=statistics.fmean(drawn)))

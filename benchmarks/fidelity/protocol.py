@@ -55,8 +55,9 @@ class Outcome:
 class Protocol:
     """Outcomes by data set, network, method, ratios and seed; kept in `store` (JSON lines), so that a stop loses none.
 
-    A method is "dense", "random", a preset, a preset with settings of its own ("best:label_propagation=0,distill=0"), one with
-    as many edges drawn at random ("best-random-edges"), or a rival (`gebt.experiments.methods`). `imbalance`: see `imbalanced`.
+    A method is "dense", "random", a preset, a preset with changes ("best:label_propagation=0,distill=0"), one with
+    as many edges drawn at random ("best-random-edges"), or a baseline (`gebt.experiments.methods`). `imbalance`: see
+    `imbalanced`.
     """
 
     def __init__(self, quick: bool = False, store: Path | None = None, imbalance: int = 1, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tickets found before training at extreme sparsity: Gem-Miner beside SynFlow, SNIP, chance, and IMP with rewinding.
+"""Tickets at initialization at extreme sparsity: Gem-Miner beside SynFlow, SNIP, random masks, and IMP with rewinding.
 
 python benchmarks/images/at_init.py [--data cifar10] [--pool 2] [--images 5000] [--model resnet18] [--width 0.125]
     [--epochs 25] [--mining-epochs 75] [--densities 0.05 0.014 0.005] [--seeds 2] [--store FILE] [--quick] [--json OUT]
@@ -152,9 +152,9 @@ class _Seed:
         self._row(name, density, accuracy(model, self.test, mean=self.mean, std=self.std), seconds, emptied)
 
     def _row(self, name: str, density: float, reached: float, seconds: float, emptied: int) -> None:
-        told = {"method": name, "density": density, "test": reached, "seconds": seconds, "emptied_layers": emptied}
-        self.found.append(told)
-        print(self.seed, told, flush=True)
+        row = {"method": name, "density": density, "test": reached, "seconds": seconds, "emptied_layers": emptied}
+        self.found.append(row)
+        print(self.seed, row, flush=True)
 
 
 def summed(own: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,15 +173,15 @@ def summed(own: list[dict[str, Any]]) -> dict[str, Any]:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Gem-Miner beside the best of the others and IMP, by density."""
-    told: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for gem in (row for row in rows if row["method"] == "gem-miner"):
         alike = {row["method"]: row for row in rows if abs(row["density"] - gem["density"]) < 1e-3 * gem["density"]}
         best = max(alike[name]["test"] for name in SCORES[1:])
-        told[f"gem-miner minus best other, {gem['density']:g}"] = gem["test"] - best
+        summary[f"gem-miner minus best other, {gem['density']:g}"] = gem["test"] - best
         if "imp" in alike:
-            told[f"gem-miner minus imp, {gem['density']:g}"] = gem["test"] - alike["imp"]["test"]
-            told[f"seconds of imp over gem-miner's, {gem['density']:g}"] = alike["imp"]["seconds"] / gem["seconds"]
-    return told
+            summary[f"gem-miner minus imp, {gem['density']:g}"] = gem["test"] - alike["imp"]["test"]
+            summary[f"seconds of imp over gem-miner's, {gem['density']:g}"] = alike["imp"]["seconds"] / gem["seconds"]
+    return summary
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which scores empty a layer before training, and at which density: SynFlow beside magnitude, SNIP, GraSP and chance.
+"""Which scores empty a layer at initialization, and when: SynFlow beside magnitude, SNIP, GraSP and random masks.
 
 python benchmarks/images/collapse.py [--model vgg16] [--width 1] [--data cifar10] [--densities 0.1 0.01 0.001 0.0001]
     [--rounds 100] [--init kaiming|ours] [--seed 0] [--quick] [--json OUT] [--data-root FOLDER]

@@ -76,8 +76,8 @@ def _theirs(model: nn.Module, x: Tensor, ratio: float, whole_heads: bool, tables
     with torch.no_grad():
         out = small(x)
         difference = gap(out, masked(x)) if exact else None
-    told = "runs, tables ignored" if tables else "runs"
-    return {"tp_removed": 1 - size(small) / size(model), "tp_gap": difference, "tp": told}
+    label = "runs, tables ignored" if tables else "runs"
+    return {"tp_removed": 1 - size(small) / size(model), "tp_gap": difference, "tp": label}
 
 
 def _pruner(model: nn.Module, x: Tensor, ratio: float, whole_heads: bool, tables: bool) -> Any:

@@ -7,7 +7,7 @@ python benchmarks/images/early_bird.py [--data mnist] [--model preresnet20] [--w
 You et al. 2020: SGD with momentum, rate cut at half and three quarters of the epochs, L1 on batch-norm scales. A draw
 takes the channels of smallest scale out; "whole schedule" trains the smaller network for all epochs again, with the
 weights of the draw: drawn at the last epoch it is train-prune-retrain. "early bird" is the detector's draw, and trains
-only the epochs that are left; "random" takes as many channels at the same epoch, by chance. Accuracy is that of the
+only the epochs that are left; "random" takes as many random channels at the same epoch. Accuracy is that of the
 last epoch on the test images: nothing is selected. Seconds are epochs times the median seconds of one.
 """
 
@@ -92,16 +92,16 @@ def main() -> None:
     key = " ".join(f"{name}={getattr(arguments, name)}" for name in names)
     found = [store.get(f"{key} seed={seed}", lambda seed=seed: one(arguments, seed)) for seed in range(arguments.seeds)]
     rows = [summed(number, found) for number in range(len(found[0]["rows"]))]
-    told = summary(rows)
+    figures = summary(rows)
     for compare in get_args(Compare):
         epochs = [epoch for one in found for epoch in one["fired"][compare].values()]
-        told[f"epochs at which {compare!r} fires"] = f"{min(epochs)} to {max(epochs)}" if epochs else "never"
+        figures[f"epochs at which {compare!r} fires"] = f"{min(epochs)} to {max(epochs)}" if epochs else "never"
     if arguments.picture is not None:
         draw(rows, found[0], arguments.picture)
     title = (
         f"{arguments.model} x {arguments.width:g}, {arguments.data}, {arguments.images} images, {arguments.seeds} seeds"
     )
-    finish(title, rows, told, arguments.json)
+    finish(title, rows, figures, arguments.json)
 
 
 def one(arguments: Any, seed: int) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def one(arguments: Any, seed: int) -> dict[str, Any]:
         retrain_ticket("whole schedule", ratio, epochs, masks[epochs][ratio], whole=True)
         epoch = min(fired[arguments.compare].get(ratio, epochs), epochs - 1)
         retrain_ticket("early bird", ratio, epoch, masks[epoch][ratio], whole=False)
-        chance = random(bn_scale(model), torch.Generator().manual_seed(seed))
-        retrain_ticket("random", ratio, epoch, make_mask(chance, ratio=ratio, allow_empty=True), whole=False)
+        drawn_scores = random(bn_scale(model), torch.Generator().manual_seed(seed))
+        retrain_ticket("random", ratio, epoch, make_mask(drawn_scores, ratio=ratio, allow_empty=True), whole=False)
     drawn = torch.stack([own[middle].flat() for own in masks])
     return {"rows": rows, "distances": pairwise_distances(drawn).tolist(), "fired": fired}
 

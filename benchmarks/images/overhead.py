@@ -59,12 +59,12 @@ def measured(dense: nn.Module, batch: int, steps: int, ratio: float) -> dict[str
     mask = make_mask(magnitude(prunable_weights(dense)), ratio=ratio, scope="layer")
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(batch, 3, 32, 32, generator=generator), torch.randint(10, (batch,), generator=generator)
-    networks = {name: copy.deepcopy(dense) for name in ("bare", "hold", "torch prune")}
+    networks = {name: copy.deepcopy(dense) for name in ("bare", "enforce_mask", "torch prune")}
     for name, kept in mask.items():
         layer, _, own = name.rpartition(".")
         torch_prune.custom_from_mask(networks["torch prune"].get_submodule(layer), own, kept)
     optimizers = {name: _sgd(network) for name, network in networks.items()}
-    enforce_mask(networks["hold"], mask, optimizers["hold"])
+    enforce_mask(networks["enforce_mask"], mask, optimizers["enforce_mask"])
 
     def step(name: str) -> None:
         optimizers[name].zero_grad()
@@ -73,20 +73,20 @@ def measured(dense: nn.Module, batch: int, steps: int, ratio: float) -> dict[str
 
     seconds = in_turn({name: lambda name=name: step(name) for name in networks}, steps)  # type: ignore[misc]
     for name, kept in mask.items():
-        if networks["hold"].get_parameter(name).detach()[~kept].any():
+        if networks["enforce_mask"].get_parameter(name).detach()[~kept].any():
             raise SystemExit(f"overhead: error: pruned entries of {name} are not zero")
     zeroing = in_turn(_zeroings(dense, mask), ZEROINGS if steps > 3 else 3)
     sizes = {name: _bytes(network) for name, network in networks.items()}
     return {
         "weights": mask.size,
         "bare_ms": 1e3 * seconds["bare"],
-        "hold_ms": 1e3 * seconds["hold"],
+        "enforce_mask_ms": 1e3 * seconds["enforce_mask"],
         "torch_prune_ms": 1e3 * seconds["torch prune"],
-        "zeroing_ms": 1e3 * zeroing["hold"],
-        "zeroing_share": zeroing["hold"] / seconds["bare"],
-        "extra_bytes": sizes["hold"] - sizes["bare"],
+        "zeroing_ms": 1e3 * zeroing["enforce_mask"],
+        "zeroing_share": zeroing["enforce_mask"] / seconds["bare"],
+        "extra_bytes": sizes["enforce_mask"] - sizes["bare"],
         "torch_prune_extra_bytes": sizes["torch prune"] - sizes["bare"],
-        **{f"{name}_ms": 1e3 * own for name, own in zeroing.items() if name != "hold"},
+        **{f"{name}_ms": 1e3 * own for name, own in zeroing.items() if name != "enforce_mask"},
     }
 
 
@@ -103,7 +103,7 @@ def _zeroings(dense: nn.Module, mask: Mask) -> dict[str, Callable[[], object]]:
     pruned, stay = [~kept for kept in mask.values()], [kept.float() for kept in mask.values()]
     entries = [gone.flatten().nonzero().squeeze(1) for gone in pruned]
     return {
-        "hold": idle.step,
+        "enforce_mask": idle.step,
         "masked_fill": lambda: [own.masked_fill_(gone, 0) for own, gone in zip(filled, pruned, strict=True)],
         "foreach_mul": lambda: torch._foreach_mul_(multiplied, stay),
         "index_fill": lambda: [own.index_fill_(0, gone, 0) for own, gone in zip(indexed, entries, strict=True)],

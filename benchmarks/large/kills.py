@@ -87,7 +87,7 @@ def _run(out: Path, peace: dict[str, Any] | None, source: random.Random) -> dict
 
 
 def _doing(out: Path) -> str:
-    """The arm that is being trained."""
+    """The variant that is being trained."""
     done = {path.stem for path in (out / CHECKPOINTS).glob("seed-0/*.json")}
     variants = ("dense", "search", "random", "random_edges_control", "ticket")
     return "starting" if not out.is_dir() else next((variant for variant in variants if variant not in done), "ending")

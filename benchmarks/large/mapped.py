@@ -50,8 +50,8 @@ def watched(step: str, record: dict[str, Any]) -> Iterator[None]:
         seconds = time.perf_counter() - start
         done.set()
         watcher.join()
-        told = {f"{kind}_mib": round(size) for kind, size in most.items()}
-        record[step] = {"seconds": round(seconds, 2), "before_mib": round(before["VmRSS"]), **told}
+        largest = {f"{kind}_mib": round(size) for kind, size in most.items()}
+        record[step] = {"seconds": round(seconds, 2), "before_mib": round(before["VmRSS"]), **largest}
         print(step, record[step], flush=True)
 
 

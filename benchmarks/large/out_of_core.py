@@ -1,7 +1,7 @@
 """A graph on disk and the same in memory, trained in the same batches: seconds an epoch and memory of the process.
 
-python benchmarks/large/out_of_core.py FOLDER ... [--batches random] [--parts 10] [--clusters_per_batch 1] [--hidden 64]
-    [--epochs 2] [--only mapped] [--picture OUT.png] [--quick] [--json OUT]
+python benchmarks/large/out_of_core.py FOLDER ... [--batching random] [--num-parts 10] [--clusters-per-batch 1]
+    [--hidden 64] [--epochs 2] [--only mapped] [--picture OUT.png] [--quick] [--json OUT]
 
 FOLDER: what `gebt convert` wrote, or a number of directed edges of a clustered graph to be written (`streams.py`), 100
 a node. An epoch is one of the search: batches, a step of the pair values in their files, a draw of both masks. Each
@@ -42,7 +42,7 @@ DEGREE = 100
 def measured(
     folder: str,
     in_memory: bool,
-    batches: str,
+    batching: str,
     parts: int,
     clusters_per_batch: int,
     hidden: int,
@@ -59,15 +59,15 @@ def measured(
             source = mapped.to_graph()
             edges = Edges.from_pairs(source.pairs, source.num_nodes)
         start = time.perf_counter()
-        plan = BatchSchedule(
+        schedule = BatchSchedule(
             Sampler(edges or mapped), source.train_mask.nonzero().squeeze(1),
-            BatchSettings(batches, parts, clusters_per_batch), 0,
+            BatchSettings(batching, parts, clusters_per_batch), 0,
         )  # fmt: skip
         cut = time.perf_counter() - start
         mapped.release()
         ends: list[float] = []
         recipes.joint(
-            GCN(source.num_features, hidden, source.num_classes), Batched(source, plan, edges=edges),
+            GCN(source.num_features, hidden, source.num_classes), Batched(source, schedule, edges=edges),
             edge_ratio=0.2, weight_ratio=0.5, settings=SearchSettings(max_epochs=epochs + 1, threshold=1e-9),
             values_in=None if in_memory else Path(scratch), on_epoch=lambda *_: ends.append(time.perf_counter()),
         )  # fmt: skip
@@ -84,8 +84,8 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("graphs", nargs="*")
     parser.add_argument("--batching", default="random", choices=("random", "cluster"))
-    parser.add_argument("--parts", type=int, help="default: of 1000 nodes each")
-    parser.add_argument("--clusters_per_batch", type=int, default=1)
+    parser.add_argument("--num-parts", type=int, help="default: of 1000 nodes each")
+    parser.add_argument("--clusters-per-batch", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--only", choices=("mapped", "in_memory"))
@@ -102,19 +102,19 @@ def main() -> None:
                 folder, start = Path(scratch) / graph, time.perf_counter()
                 convert_stream(clustered(int(float(graph)) // DEGREE, degree=DEGREE), folder, memory=2**29)
                 written = time.perf_counter() - start
-            parts = own.parts or max(1, open_mapped(folder).num_nodes // 1000)
+            parts = own.num_parts or max(1, open_mapped(folder).num_nodes // 1000)
             for kind in (own.only,) if own.only else ("mapped", "in_memory"):
                 found = in_fresh_process(
-                    "out_of_core:measured", folder=str(folder), in_memory=kind == "in_memory", batches=own.batches,
-                    parts=parts, clusters_per_batch=min(parts, own.clusters_per_batch), hidden=own.hidden, epochs=own.epochs,
-                    threads=own.threads,
+                    "out_of_core:measured", folder=str(folder), in_memory=kind == "in_memory", batching=own.batching,
+                    parts=parts, clusters_per_batch=min(parts, own.clusters_per_batch), hidden=own.hidden,
+                    epochs=own.epochs, threads=own.threads,
                 )  # fmt: skip
                 rows.append({"graph": Path(graph).name, "where": kind, "parts": parts, "written_s": written, **found})
                 print(rows[-1], flush=True)
     summary = {"exponent of seconds": exponent(rows)} if len(graphs) > 1 else {}
     if own.picture:
         picture(rows, own.picture)
-    finish(f"GCN of {own.hidden}, {own.batches} parts", rows, summary, own.json)
+    finish(f"GCN of {own.hidden}, {own.batching} parts", rows, summary, own.json)
 
 
 def exponent(rows: list[dict[str, Any]]) -> float:

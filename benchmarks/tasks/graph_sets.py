@@ -31,7 +31,7 @@ VARIANTS = ("dense", "random", "random_edges_control", "ticket")
 
 
 def main() -> None:
-    """One row a data set, pair of ratios and arm."""
+    """One row a data set, pair of ratios and variant."""
     parser = options(__doc__ or "")
     parser.add_argument("--datasets", nargs="+", default=["mutag", "proteins", "nci1"])
     parser.add_argument("--ratios", nargs="+", default=["0.2,0.5"], help="edge,weight ratios")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def fold(options: RunOptions, number: int, store: Store) -> dict[str, dict[str, Any]]:
-    """What each arm measured on one fold."""
+    """What each variant measured on one fold."""
     name = options.to_json()
     tickets: dict[str, Ticket] = {}
 
@@ -73,7 +73,7 @@ def fold(options: RunOptions, number: int, store: Store) -> dict[str, dict[str, 
 
 
 def outcome(options: RunOptions, number: int, variant: str, ticket: Any) -> dict[str, Any]:
-    """Accuracies of one arm on one fold, and what it took."""
+    """Accuracies of one variant on one fold, and what it took."""
     graph, start = graph_for(options, number), time.perf_counter()
     model, settings = model_for(options, graph, number), options.retraining()
     if variant == "dense":
@@ -96,7 +96,7 @@ def measured(history: History, start: float) -> dict[str, Any]:
 
 
 def row(dataset: str, ratios: str, variant: str, folds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The folds of one arm, and their paired differences to dense."""
+    """The folds of one variant, and their paired differences to dense."""
     test = [own[variant]["test"] for own in folds]
     less = [own[variant]["test"] - own["dense"]["test"] for own in folds]
     return {

@@ -198,7 +198,7 @@ def row(bench: Bench, name: str, ratio: float, variant: str, seeds: range) -> di
 
 
 def main() -> None:
-    """One row a task, ratio and arm."""
+    """One row a task, ratio and variant."""
     parser = options(__doc__ or "")
     parser.add_argument("--tasks", nargs="+", default=["sst-2", WORDS], choices=[*TASKS, WORDS])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.5, 0.6, 0.7], help="multiples of 0.1")

@@ -28,10 +28,10 @@ def weight_magnitude(model: nn.Module) -> dict[str, Tensor]:
 class EarlyBirdState:
     """Draws a mask at the end of every epoch, or every `every` optimizer steps, until the detector fires.
 
-    `scores(model)` (default: |w| of `prunable_weights`), `ratio`, `scope` and `allow_empty` as in `gebt.make_mask`, ties
-    by one random order of `seed`. `detector`: a fresh `gebt.EarlyBird`. Once it has fired there are no more draws: the
-    training is stopped, or (`stop=False`) goes on with the mask held. `name` is what is logged and saved under; give
-    another one to each of several callbacks. Of many processes the first one's masks count.
+    `scores(model)` (default: |w| of `prunable_weights`), `ratio`, `scope` and `allow_empty` as in `gebt.make_mask`,
+    ties by one random order of `seed`. `detector`: a fresh `gebt.EarlyBird`. Once it has fired there are no more draws:
+    the training is stopped, or (`stop=False`) goes on with the mask enforced. `name` is what is logged and saved under;
+    give another one to each of several callbacks. Of many processes the first one's masks count.
 
     `mask`: the newest one; `epoch_drawn`, `step_drawn`: whole epochs and optimizer steps trained before it was drawn;
     `fired`; `trajectory`: the detector's. A resumed training needs the same arguments, and fires when it would have.
@@ -133,8 +133,8 @@ class MaskEnforcer:
     as magnitudes, make masks thinner and thinner; where the share falls, some weights may grow again. `scores`,
     `scope`, `allow_empty`, `seed` and `name` as in `EarlyBirdState`.
 
-    `mask`: the one held; `ratio`: its share. A resumed training goes on with its mask. Raises `ValueError` as `make_mask`
-    and `enforce_mask`, for both or none of `mask` and `schedule`, and for a state of another mask.
+    `mask`: the one enforced; `ratio`: its sparsity. A resumed training goes on with its mask. Raises `ValueError` as
+    `make_mask` and `enforce_mask`, for both or none of `mask` and `schedule`, and for a state of another mask.
     """
 
     def __init__(

@@ -265,7 +265,7 @@ class _Variants:
     def _epoch_flops(self, model: nn.Module, seen: Batched, searches: bool = False) -> float:
         """Flops of the products of an epoch: those of its first batch, times the batches."""
         counted = copy.deepcopy(model).train()
-        task, _ = seen.task_of(seen.plan.batch(1, 0))
+        task, _ = seen.task_of(seen.schedule.batch(1, 0))
         gates = torch.ones(task.edges.num_pairs, device=seen.device, requires_grad=True) if searches else None
 
         def step() -> None:
@@ -273,7 +273,7 @@ class _Variants:
 
         with seeded(0):
             step()  # without what is timed or built on the first call
-            return float(flops_executed(step) * len(seen.plan))
+            return float(flops_executed(step) * len(seen.schedule))
 
 
 class _Timer:

@@ -12,7 +12,7 @@ from torch import Tensor
 from gebt.graph.metrics import METRICS, Metric, Target
 from gebt.sparse.pattern import SparseMatrix
 
-# Measured: with CSR features a GCN epoch is faster up to about this share of non-zeros (docs/method.md).
+# Measured: with CSR features a GCN epoch is faster up to about this share of non-zeros (docs/engines.md).
 SPARSE_FEATURE_DENSITY = 0.15
 
 

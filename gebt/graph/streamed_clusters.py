@@ -99,7 +99,7 @@ def _first_free(free: Tensor, nodes: int) -> Tensor:
 
 
 def _emptiest(free: Tensor, nodes: int) -> Tensor:
-    """One place of every part in turn, those with most free places first, as long as all have one; then as they come."""
+    """One place of every part in turn, emptiest first, as long as all have one; then as they come."""
     rounds = min(nodes, free.numel() * int(free.min()))
     order = free.argsort(stable=True, descending=True)
     dealt = order[torch.arange(rounds, device=free.device) % free.numel()]

@@ -179,7 +179,7 @@ class _Search:
         self.ratios = {"edge_ratio": ratios[0], "weight_ratio": ratios[1]}
         self.initial, self.detector = copy_state(model), settings.detector()
         ties = torch.Generator().manual_seed(seed)
-        self.graph = adjacency_of(batched.plan.sampler.edges)
+        self.graph = adjacency_of(batched.schedule.sampler.edges)
         self.edge_tie_break, weight_tie_break = TieBreaker.from_generator(ties), TieBreaker.from_generator(ties)
         self.weights = prunable_weights(model)
         self.weight_drawing = Drawing(self.weights, ratio=ratios[1], scope=settings.scope, tie_break=weight_tie_break)
@@ -230,10 +230,10 @@ class _Search:
 
     def _shards(self) -> Shards | None:
         """A pair belongs to the process of its smaller end's cluster; without clusters nodes go by their numbers."""
-        processes, source, plan = self.batched.processes, self.batched.source, self.batched.plan
+        processes, source, schedule = self.batched.processes, self.batched.source, self.batched.schedule
         if processes.count == 1:
             return None
-        parts = plan.clusters if plan.settings.strategy == "cluster" else torch.arange(source.num_nodes)
+        parts = schedule.clusters if schedule.settings.strategy == "cluster" else torch.arange(source.num_nodes)
         runs = runs_of_pairs(self.graph, RUN)
         return Shards.by_smaller_end(runs, source.num_pairs, parts, rank=processes.rank, world=processes.count)
 
@@ -287,7 +287,7 @@ class _Search:
             "epochs": epochs,
             "fired": self.detector.fired,
             "settings": dataclasses.asdict(self.settings),
-            "batches": dataclasses.asdict(self.batched.plan.settings),
+            "batches": dataclasses.asdict(self.batched.schedule.settings),
             "trajectory": [{kind: round(d, 6) for kind, d in row.items()} for row in self.detector.trajectory],
         }
         source: Any = self.batched.source

@@ -14,7 +14,7 @@ def use_huge_pages() -> None:
     """Lets torch put large CPU tensors on huge pages, unless the environment has settled it already.
 
     A large tensor is mapped anew at each operation, and most of an elementwise operation was the system handing out its
-    small pages: 173 MB take 24 instead of 240 ms (docs/method.md). torch reads the setting (THP_MEM_ALLOC_ENABLE) at
+    small pages: 173 MB take 24 instead of 240 ms (docs/engines.md). torch reads the setting (THP_MEM_ALLOC_ENABLE) at
     its first large allocation in the process, so commands call this first; a library must not decide it on import.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -66,12 +66,12 @@ class SoftLabels:
 
 
 class NodeTask:
-    """What is asked of the nodes of one graph, seen through the given edges (the graph's own, or a ticket's).
+    """Node classification or regression on one graph, seen through some edges (the graph's, or a ticket's).
 
     `keep_aggregated`: A_hat X of dense features is computed once and kept, for models that can start from it.
     `soft`: labels of all nodes to learn from beside those of the training nodes (distillation), where a label is one
-    class, else `GraphError`. `extra_loss`: a further term of the loss, from the logits of all nodes. `classifies`: the logits
-    are opinions on classes, one row a node.
+    class, else `GraphError`. `extra_loss`: a further term of the loss, from the logits of all nodes. `classifies`: the
+    logits are scores of classes, one row a node.
     """
 
     classifies = True
@@ -226,8 +226,8 @@ def fit(
     `gates` [P] are soft edge values for the training forward, or say what they are for the task of a step; `penalty` is
     added to the loss. With `evaluate` the model is evaluated after every epoch and ends in the state of its best
     validation epoch. `on_epoch` is called with the epoch (from 1) and the history so far; returning True ends the fit.
-    `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.cuda_graph`). Results do not depend on it.
-    Batch normalization is `following` where an epoch is one step. Raises `ValueError` when the loss is no longer a
+    `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.cuda_graph`). Results do not depend on
+    it. Batch normalization is `following` where an epoch is one step. Raises `ValueError` when the loss is no longer a
     finite number.
     """
 

@@ -1,7 +1,7 @@
 """Training batch by batch, in one process or many, of graphs in memory or on disk.
 
-A step of the weights takes `accumulate_batches` batches, whose gradients are added up; processes share them. What is random comes
-from (seed, epoch, batch) alone, so any number of processes does what one does, up to the rounding of sums.
+A step of the weights takes `accumulate_batches` batches, whose gradients are added up; processes share them. What is
+random comes from (seed, epoch, batch) alone, so any number of processes does what one does, up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Batched:
     """
 
     source: Source
-    plan: BatchSchedule
+    schedule: BatchSchedule
     processes: Processes = ALONE
     kept: Mask | None = None
     edges: Edges | None = None
@@ -113,7 +113,7 @@ class Batched:
 
     def release(self) -> None:
         """Lets go of what was read of a mapped graph."""
-        adjacency_of(self.plan.sampler.edges).release()
+        adjacency_of(self.schedule.sampler.edges).release()
 
     def seen_by(self, ticket: Ticket) -> Batched:
         """The same without the pairs that the ticket prunes."""
@@ -161,7 +161,7 @@ class Batched:
     def _layers(self) -> LayerByLayer:
         """Inference of a graph that is not in memory."""
         return LayerByLayer(
-            self.source, adjacency_of(self.plan.sampler.edges), self.kept, scratch=self.scratch, device=self.device
+            self.source, adjacency_of(self.schedule.sampler.edges), self.kept, scratch=self.scratch, device=self.device
         )
 
 
@@ -193,8 +193,8 @@ class BatchedFit:
 
     def run(self, epochs: int, on_epoch: Callable[[int, History], bool] | None = None) -> History:
         """Trains up to epoch `epochs`; `on_epoch` as in `fit`. The model ends in the state of its best epoch."""
-        plan = self.batched.plan
-        with following(self.model) if len(plan) <= plan.settings.accumulate_batches else nullcontext():
+        schedule = self.batched.schedule
+        with following(self.model) if len(schedule) <= schedule.settings.accumulate_batches else nullcontext():
             self._run(epochs, on_epoch)
         if self.evaluate:
             self.model.load_state_dict(self.history.best_state)
@@ -240,11 +240,11 @@ class BatchedFit:
             self.best, history.best_epoch, history.best_state = (val, -val_loss), epoch, copy_state(self.model)
 
     def _epoch(self, epoch: int) -> float:
-        plan, told = self.batched.plan, torch.zeros(2, dtype=torch.float64)
-        accumulate_batches = plan.settings.accumulate_batches
+        schedule, told = self.batched.schedule, torch.zeros(2, dtype=torch.float64)
+        accumulate_batches = schedule.settings.accumulate_batches
         self.model.train()
-        for first in range(0, len(plan), accumulate_batches):
-            self._step(epoch, range(first, min(first + accumulate_batches, len(plan))), told)
+        for first in range(0, len(schedule), accumulate_batches):
+            self._step(epoch, range(first, min(first + accumulate_batches, len(schedule))), told)
         total, num_labels = self.batched.processes.sum_(told).tolist()
         if self.values is not None:
             # Of the mean over all that the epoch's batches have learnt from.
@@ -254,7 +254,7 @@ class BatchedFit:
     def _step(self, epoch: int, group: range, told: Tensor) -> None:
         """One step of the weights from the batches of a group; every process takes as many turns."""
         processes = self.batched.processes
-        mine = list(processes.share(group))
+        mine = list(processes.part_of(group))
         tasks = [self._task(epoch, number) for number in mine]
         own = [task.num_labels for task, _ in tasks]
         num_labels = int(processes.sum_(torch.tensor(sum(own))))
@@ -288,7 +288,7 @@ class BatchedFit:
             self.values.release()
 
     def _task(self, epoch: int, number: int) -> tuple[NodeTask, Tensor]:
-        return self.batched.task_of(self.batched.plan.batch(epoch, number))
+        return self.batched.task_of(self.batched.schedule.batch(epoch, number))
 
     def _backward(self, task: NodeTask, ids: Tensor, weight: int, num_labels: int, idle: bool) -> float:
         """Adds the gradients of one batch, of `weight` among the `num_labels` of its group; returns its mean loss."""

@@ -37,7 +37,7 @@ class Processes:
         """Whether this is the process that speaks and writes for all."""
         return self.rank == 0
 
-    def share(self, numbers: range) -> range:
+    def part_of(self, numbers: range) -> range:
         """This process's part of consecutive numbers: parts stand in the order of the ranks, longer ones first."""
         size, longer = divmod(len(numbers), self.count)
         start = self.rank * size + min(self.rank, longer)

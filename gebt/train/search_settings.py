@@ -30,13 +30,33 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 class SearchSettings:
     """How a ticket is searched for; the values of the presets and why are in docs/method.md.
 
-    `edge_score` "similarity" and "reliance" need no edge values, so none are trained; "learned" trains a function of the nodes
-    instead (`gebt.graph.edge_scorer`). `draw` "validation" trains for all
-    `max_epochs` and draws from the network of the best validation epoch. `soft_labels`: what that network says of every
-    node goes into the ticket, for its retraining to learn from. What it says, for this and for "similarity", is `spread`
-    over the graph by that share (`graph.label_propagation`), unless this lowers the accuracy on the validation nodes; with
-    `prediction_ema` it is a running mean over the epochs, the earlier ones counting that share. `edge_weights`: what kept
-    edges count.
+    Args:
+        max_epochs: the search ends here even if the detector has not fired.
+        learning_rate: Adam's, of the weights.
+        weight_decay: of the first layer's weights.
+        edge_learning_rate: Adam's, of the edge values.
+        edge_l1: factor of the sum of |edge value| in the loss.
+        edge_score: "similarity" and "reliance" need no edge values, so none are trained; "learned" trains a function of
+            the nodes instead (`gebt.graph.edge_scorer`).
+        scope: weights are ranked over all layers, or in each alone.
+        normalization: of the mask distance, see `gebt.mask_distance`.
+        criterion: which distance the detector compares with the threshold.
+        threshold: the detector fires where the criterion is at most this.
+        window: the number of masks the newest one is compared with.
+        warmup: epochs before the first draw.
+        weight_structure: single weights, hidden units, or units and input features.
+        unit_score: how hidden units are ranked.
+        draw_at: "detector" draws where the detector fires; "validation" trains for all `max_epochs` and draws from the
+            network of the best validation epoch.
+        soft_labels: the class probabilities which that network predicts for every node go into the ticket, for its
+            retraining to learn from.
+        label_propagation: the predictions are propagated over the graph with this alpha in [0, 1)
+            (`graph.label_propagation`), unless this lowers the accuracy on the validation nodes.
+        prediction_ema: the predictions are an exponential moving average over the epochs with this decay in [0, 1).
+        edge_weights: the weight of a kept edge: one, trained, or corrected for the lost degree.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     max_epochs: int = 100

@@ -68,7 +68,7 @@ class Member:
         """The pairs that the network sees."""
         return self.graph.pairs if self.pairs is None else self.pairs
 
-    def drawn(self, count: int) -> Tensor:
+    def dropout_seeds(self, count: int) -> Tensor:
         """The next numbers that `count` dropouts begin with when the network is trained alone: [count] int64."""
         return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
 
@@ -118,7 +118,8 @@ def fit_stacked(
 
     `on_epoch(number, epoch, history)` is called for every network; returning True ends the fit of that one. Models and
     gates end with tensors of their own, with `evaluate` in the state of the best validation epoch. Networks of
-    different kinds (`models.stacked_gcn.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `StackedGCN`, `StackedTask`.
+    different kinds (`models.stacked_gcn.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `StackedGCN` and
+    `StackedTask`.
     """
     kinds: dict[tuple[float, ...], list[Member]] = {}
     for member in members:
@@ -272,7 +273,7 @@ class _Batch:
         self.model.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        seeds = torch.stack([member.drawn(self.model.draws) for member in self.members], 1)
+        seeds = torch.stack([member.dropout_seeds(self.model.draws) for member in self.members], 1)
         losses = self.task.losses(self.model, self.gates, seeds)
         total = losses.sum()
         if self.gates is not None and self.settings.gate_l1:

@@ -24,8 +24,8 @@ Metric = Literal["accuracy", "matthews"]
 class TextSettings:
     """AdamW, without weight decay of biases and layer norms; the rate rises and falls linearly.
 
-    It rises over the share `warmup` of the steps and reaches 0 after the last one, or would after as many steps in each
-    of `rounds` trainings: BERT-Tickets' code gives every round of its search the schedule of all of them. `steps`:
+    It rises over the fraction `warmup` of the steps and reaches 0 after the last one, or would after as many steps in
+    each of `rounds` trainings: BERT-Tickets' code gives every round of its search the schedule of all of them. `steps`:
     as many, going round the texts, instead of `epochs`. Gradients are scaled to a norm of at most `clip`.
     Raises `ValueError` for numbers out of range.
     """
@@ -114,7 +114,7 @@ class Classify:
 
 @dataclass(frozen=True, eq=False)
 class FillIn:
-    """Masked language modelling (Devlin et al. 2019): what stood at a share of the places, drawn anew for every batch.
+    """Masked language modelling (Devlin et al. 2019): tokens at random places, drawn anew for every batch.
 
     `tokenizer` tells the mask's number and which pieces are special, and never drawn. Scored on `dev` with one drawing.
     """
@@ -122,7 +122,7 @@ class FillIn:
     texts: Pieces
     dev: Pieces
     tokenizer: Any
-    share: float = 0.15
+    fraction: float = 0.15
 
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """See `TextTask.loss`; 0 for a batch in which nothing was drawn."""
@@ -142,7 +142,7 @@ class FillIn:
     def _filled(self, model: nn.Module, batch: Pieces, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Scores of all pieces at the drawn places [M, V], and what stood there [M]."""
         given = batch.inputs(_device(model))
-        shown, drawn = masked(batch.ids, self.tokenizer, generator, self.share)
+        shown, drawn = masked(batch.ids, self.tokenizer, generator, self.fraction)
         given["input_ids"] = shown.to(_device(model))
         hidden = encoder_of(model)[1](**given)[0]
         # The head is the greater part of the work: it reads the drawn places alone.
@@ -150,12 +150,12 @@ class FillIn:
         return logits, batch.ids[drawn].to(logits.device)
 
 
-def masked(ids: Tensor, tokenizer: Any, generator: torch.Generator, share: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Pieces as they are shown, and which places were drawn: each with probability `share`, special pieces never.
+def masked(ids: Tensor, tokenizer: Any, generator: torch.Generator, fraction: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Pieces as they are shown, and which places were drawn: each with probability `fraction`, special pieces never.
 
     Of the drawn ones 80 % show the mask, 10 % a random piece and 10 % what stands there. Devlin et al. 2019.
     """
-    drawn = torch.rand(ids.shape, generator=generator) < share
+    drawn = torch.rand(ids.shape, generator=generator) < fraction
     drawn &= ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
     lot = torch.rand(ids.shape, generator=generator)
     others = torch.randint(len(tokenizer), ids.shape, generator=generator)

@@ -19,7 +19,6 @@ def scored(score, values):
 
 
 def test_scores_equal_the_formula():
-    values = torch.tensor([1.0, 2.0, -1.0, 1.0, 1.0])
     share = torch.tensor([1 / 2, 1 / 2, 1 / 2, 1 / 2, 1.0])
     # All shares are 1/2 but the last: node 0 holds on to pair 1 (later in the order than 0), node 1 to 2, node 2 to 3.
     best = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0])

@@ -48,7 +48,9 @@ def test_micro_f1_is_scikit_learns() -> None:
 
 def mean_reciprocal_rank(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """Each positive [p] among the negatives of its own [p, m], as ogbl-citation2 ranks them."""
-    return torch.stack([link_measure("mrr", one[None], others) for one, others in zip(positive, negative)]).mean()
+    return torch.stack(
+        [link_measure("mrr", one[None], others) for one, others in zip(positive, negative, strict=True)]
+    ).mean()
 
 
 def test_hits_and_reciprocal_ranks_by_hand() -> None:

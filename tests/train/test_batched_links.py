@@ -45,7 +45,7 @@ def test_links_of_a_batch_are_targets_also_pruned_ones_and_those_kept_carry_mess
     kept = Mask({"edges": torch.arange(held.num_pairs) % 2 == 0})
     batched, found = batched_of(held, kept=kept), set[tuple[int, ...]]()
     for number in range(4):
-        batch = batched.plan.batch(1, number)
+        batch = batched.schedule.batch(1, number)
         task, ids = batched.task_of(batch)
         assert isinstance(task, LinkTask)
         targets = task.targets()
@@ -55,7 +55,7 @@ def test_links_of_a_batch_are_targets_also_pruned_ones_and_those_kept_carry_mess
         assert torch.equal(ids, batch.pair_ids[batch.pair_ids % 2 == 0])
         assert torch.equal(batch.nodes[task.edges.pairs], held.pairs[:, ids])
         found |= set(map(tuple, batch.nodes[batch.pairs].t().tolist()))
-    parts = batched.plan.parts(1)
+    parts = batched.schedule.parts(1)
     together = parts[held.pairs[0]] == parts[held.pairs[1]]
     assert found == set(map(tuple, held.pairs[:, together].t().tolist()))
 
@@ -67,9 +67,9 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_links_of_its_batches(held: Li
         predictor(held),
     )
     told, links = 0.0, 0
-    assert len(batched.plan) == 4
+    assert len(batched.schedule) == 4
     for number in range(4):
-        task, _ = batched.task_of(batched.plan.batch(1, number))
+        task, _ = batched.task_of(batched.schedule.batch(1, number))
         with seeded(stream_of(0, 1, number, 1)):
             told += float(task.loss(task.logits(model.train())).detach()) * task.graph.num_pairs
         links += task.graph.num_pairs
@@ -79,7 +79,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_links_of_its_batches(held: Li
 
 def losses(graph: LinkGraph, settings: BatchSettings, seed: int = 0) -> list[float]:
     batched, model = batched_of(graph, settings), predictor(graph)
-    batched.plan.seed = seed
+    batched.schedule.seed = seed
     return BatchedFit(model, batched, adam(model, TrainingSettings(epochs=2)), seed=seed).run(2).losses
 
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_gone_on_from_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "whole"), [(1, 7), (3, 7), (4, 2), (5, 0)])
 def test_shares_of_processes_follow_one_another(count: int, whole: int) -> None:
-    shares = [list(Processes(rank, count).share(range(10, 10 + whole))) for rank in range(count)]
+    shares = [list(Processes(rank, count).part_of(range(10, 10 + whole))) for rank in range(count)]
     assert [number for share in shares for number in share] == list(range(10, 10 + whole))
     sizes = [len(share) for share in shares]
     assert sizes == sorted(sizes, reverse=True)

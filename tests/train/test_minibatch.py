@@ -64,7 +64,7 @@ def test_a_search_in_one_batch_finds_the_ticket_of_the_full_search(sparse64: Gra
 def test_losses_and_gradients_of_batches_add_up_to_those_of_their_union(sparse64: Graph) -> None:
     """Four batches a step are the whole graph without the pairs between them."""
     batched = batched_of(sparse64, BatchSettings("cluster", num_parts=4, accumulate_batches=4))
-    low, high = batched.plan.clusters[sparse64.pairs]
+    low, high = batched.schedule.clusters[sparse64.pairs]
     inside = low == high
     cut = replace(sparse64, pairs=sparse64.pairs[:, inside])
     whole, own = model_of(sparse64), model_of(sparse64)
@@ -87,7 +87,7 @@ def test_normalization_moves_once_a_step_by_the_mean_of_its_batches(sparse: Grap
     moved = []
     for number in range(3):
         model.load_state_dict(start)
-        batch = batched.plan.batch(1, number)
+        batch = batched.schedule.batch(1, number)
         with following(model):  # an epoch is one step
             NodeTask(batched.graph_of(batch), batch.edges, keep_aggregated=False).logits(model.train())
         moved.append(copy_state(model)["layers.0.norm.running_mean"])
@@ -100,7 +100,7 @@ def test_pruned_pairs_are_in_no_batch(sparse: Graph) -> None:
     kept = torch.rand(sparse.num_pairs, generator=torch.Generator().manual_seed(0)) < 0.5
     batched = replace(batched_of(sparse, BatchSettings("random", num_parts=2)), kept=Mask({"edges": kept}))
     for number in range(2):
-        batch = batched.plan.batch(1, number)
+        batch = batched.schedule.batch(1, number)
         thin = batched.thinned(batch)
         assert torch.equal(thin.pair_ids, batch.pair_ids[kept[batch.pair_ids]])
         assert torch.equal(thin.nodes[thin.pairs], sparse.pairs[:, thin.pair_ids])
@@ -173,9 +173,9 @@ def test_batches_weigh_by_the_labels_of_tasks_that_are_known(sparse64: Graph) ->
     """One batch has no known label at all, and yet four batches a step are the graph without the pairs between them."""
     batched = batched_of(sparse64, BatchSettings("cluster", num_parts=4, accumulate_batches=4))
     drawn = torch.randint(-1, 2, (60, 3), generator=torch.Generator().manual_seed(0))
-    drawn[batched.plan.clusters == 2] = -1
+    drawn[batched.schedule.clusters == 2] = -1
     tasks = replace(sparse64, labels=drawn, num_classes=3, target="multilabel", metric="micro_f1")
-    low, high = batched.plan.clusters[tasks.pairs]
+    low, high = batched.schedule.clusters[tasks.pairs]
     cut = replace(tasks, pairs=tasks.pairs[:, low == high])
     whole, own = model_of(tasks), model_of(tasks)
     settings = TrainingSettings(epochs=3)

@@ -75,7 +75,7 @@ def test_masking_draws_15_percent_and_shows_80_10_10() -> None:
 
 def test_the_loss_of_masked_words_is_that_of_the_whole_model() -> None:
     model, texts = fresh(config(), "words").eval(), pieces()
-    task = FillIn(texts, texts, TOKENS, share=0.5)
+    task = FillIn(texts, texts, TOKENS, fraction=0.5)
     chosen = torch.arange(12)
     loss = task.loss(model, chosen, torch.Generator().manual_seed(5))
     batch = texts.take(chosen)
@@ -83,7 +83,7 @@ def test_the_loss_of_masked_words_is_that_of_the_whole_model() -> None:
     wanted = torch.where(drawn, batch.ids, -100)
     given = {**batch.inputs(torch.device("cpu")), "input_ids": shown, "labels": wanted}
     torch.testing.assert_close(loss, model(**given).loss)
-    none = FillIn(texts, texts, TOKENS, share=0.0)
+    none = FillIn(texts, texts, TOKENS, fraction=0.0)
     assert float(none.loss(model, chosen, torch.Generator()).detach()) == 0.0
     with pytest.raises(ValueError, match=r"BertForSequenceClassification \(got no head of language modelling\)"):
         task.loss(fresh(config()), chosen, torch.Generator())

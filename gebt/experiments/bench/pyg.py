@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gebt.graph.graph import Graph
 from gebt.graph.metrics import label_loss, measure
 from gebt.models.convs import GATConv
-from gebt.models.gnn import GAT, GCN, GIN, GNN
+from gebt.models.gnn import GAT, GCN, GIN, GNN, GraphSAGE
 from gebt.models.registry import Network
 from gebt.models.resgcn import ResGCN
 from gebt.sparse.memory import check_room
@@ -102,7 +102,11 @@ def _convolution(model: GNN, number: int, in_channels: int, out_channels: int) -
         return pyg.GINConv(pyg.MLP([in_channels, out_channels, out_channels], norm=None))
     if isinstance(model, GCN):
         return pyg.GCNConv(in_channels, out_channels, cached=True)
-    return pyg.SAGEConv(in_channels, out_channels)
+    if isinstance(model, GraphSAGE):
+        return pyg.SAGEConv(in_channels, out_channels)
+    raise ValueError(
+        f"network (got {type(model).__name__}), expected one that PyG has: GCN, GraphSAGE, GAT, GIN, ResGCN"
+    )
 
 
 class PygTraining:
