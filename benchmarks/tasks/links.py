@@ -4,8 +4,8 @@ python benchmarks/tasks/links.py [--dataset cora] [--model gcn] [--ratios 0.1,0.
     [--seeds 10] [--store FILE] [--quick] [--json OUT]
 
 Every seed holds other links out (85 / 5 / 10 %) and draws other negatives, as many as there are test links. All
-variants train by the settings of `gebt run --task links`; a change changes some of a ticket's. `minus_dense` is paired by
-seed, with a 95 % confidence interval; `val` is what a choice between changes may be made by.
+variants train by the settings of `gebt run --task links`; a change changes some of a ticket's. `minus_dense` is paired
+by seed, with a 95 % confidence interval; `val` is what a choice between changes may be made by.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class LocalDegree:
         >>> from gebt.prune.tie_breaking import TieBreaker
         >>> pairs = torch.tensor([[0, 0, 1, 2], [1, 2, 2, 3]])
         >>> local_degree = LocalDegree(pairs, 4, TieBreaker(0))
-        >>> int(local_degree(torch.ones(4)).argmax())  # the only pair of node 3
+        >>> int(local_degree.weight.argmax())  # the only pair of node 3
         3
     """
 
