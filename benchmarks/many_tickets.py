@@ -78,7 +78,8 @@ def check(settings: RunOptions, graphs: Sequence[Graph]) -> None:
     work = Seeds(few(settings, compaction=False), [doubled(graph) for graph in graphs])
     pairs = list(zip(work.found_apart(), work.found_together(), strict=True))
     masks = all((a.edge_mask, a.weight_mask) == (b.edge_mask, b.weight_mask) for a, b in pairs)
-    weights = max(float((a.drawn[name] - own).abs().max()) for a, b in pairs for name, own in b.drawn.items())
+    states = [(a.state_at_draw, b.state_at_draw) for a, b in pairs]
+    weights = max(float((a[name] - tensor).abs().max()) for a, b in states for name, tensor in b.items())
     trained = zip(work.trained_apart([a for a, _ in pairs]), work.trained_together([b for _, b in pairs]), strict=True)
     losses = max(abs(a - b) for h, k in trained for a, b in zip(h.history.losses, k.history.losses, strict=True))
     torch.set_default_dtype(torch.float32)

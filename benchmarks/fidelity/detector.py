@@ -4,7 +4,7 @@ python benchmarks/fidelity/detector.py [--dataset cora citeseer pubmed] [--model
     [--criteria sum weights edges] [--ratios 0.2,0.9] [--store FILE] [--quick] [--json OUT] [--picture OUT.png]
 
 Settings of preset `paper` (entry-normalized distances, threshold 0.1, three in a row), and of `default` (distances per
-swapped entry, threshold 0.03). The paper's ranges: joint tickets are detected at epochs 9 to 26 (Cora) and 13 to 22
+exchanged entry, threshold 0.03). The paper's ranges: joint tickets are detected at epochs 9 to 26 (Cora) and 13 to 22
 (CiteSeer) of 100; with the edges' distance alone at 8 to 26, with the weights' alone at 10 to 13.
 """
 

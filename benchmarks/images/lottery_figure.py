@@ -71,8 +71,8 @@ def one(train: Images, test: Images, seed: int, levels: int, controls: list[int]
     model = MLP(train.pixels[0].numel(), len(train.classes), seed=seed)
     mean, std = kept.statistics()
 
-    def training(model: Any, *, start: int, stop: int | None, holding: Any) -> dict[str, float]:
-        history = fit(model, kept, held_out, settings, seed=seed, start=start, stop=stop, holding=holding)
+    def training(model: Any, *, start: int, stop: int | None, enforce: Any) -> dict[str, float]:
+        history = fit(model, kept, held_out, settings, seed=seed, start=start, stop=stop, enforce=enforce)
         return {"test": accuracy(model, test, mean=mean, std=std), "after_1": history.accuracy[0]}
 
     found = iterative_magnitude_pruning(model, training, ratio=RATIO, levels=levels, layerwise=True, seed=seed)

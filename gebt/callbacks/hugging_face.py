@@ -68,7 +68,7 @@ class TicketCallback(MaskEnforcer, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begins to hold."""
+        """Begins to enforce the mask."""
         _restore(self, state)
         self.begin(*_trained(kwargs), state.global_step)
         _keep(self, state, {})

@@ -64,7 +64,7 @@ class TicketCallback(MaskEnforcer, Callback):
         return f"{type(self).__qualname__}{{'name': {self.name!r}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to hold."""
+        """Begins to enforce the mask."""
         self.begin(pl_module, trainer.optimizers, trainer.global_step)
 
     def on_train_batch_end(
