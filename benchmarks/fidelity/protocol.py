@@ -79,7 +79,7 @@ class Protocol:
             if (dataset, model) not in self._warm:
                 self._warm.add((dataset, model))
                 # What is loaded or compiled on first use is no part of anybody's seconds.
-                self._find(dataset, model, "default:max_epochs=1,retrain_epochs=1", (0.0, 0.0), seed)
+                self._find(dataset, model, "early-bird:max_epochs=1,retrain_epochs=1", (0.0, 0.0), seed)
             return asdict(self._find(dataset, model, method, ratios, seed))
 
         return Outcome(**self.store.get(key, find))
