@@ -37,8 +37,29 @@ INDEXED = {
     aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default,
     aten._unsafe_index.Tensor,
 }  # fmt: skip
-RANDOM = {"randn", "rand", "randint", "randperm", "bernoulli", "multinomial", "normal", "uniform_", "random_", "normal_"}
-LIKE = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "zeros_like", "empty_like", "ones_like", "full_like"}
+RANDOM = {
+    "randn",
+    "rand",
+    "randint",
+    "randperm",
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "uniform_",
+    "random_",
+    "normal_",
+}
+LIKE = {
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_tensor",
+    "zeros_like",
+    "empty_like",
+    "ones_like",
+    "full_like",
+}
 CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 TwoDevices = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
 
@@ -124,7 +145,9 @@ class OnDevice(Tensor):
             recording.after(func, inside, out)
         if func is aten.copy_.default and not isinstance(args[0], OnDevice):
             return args[0]
-        wrapped = tree_map_only(Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), out)
+        wrapped = tree_map_only(
+            Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), out
+        )
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 

@@ -20,8 +20,6 @@ METRICS: dict[Target, tuple[NodeMetric, ...]] = {
     "multilabel": ("micro_f1", "mean_roc_auc"),
     "regression": ("r2", "negative_mean_absolute_error"),
 }
-# Those that read a value back from the device on the way.
-WAITING: tuple[Metric, ...] = ("balanced_accuracy", "roc_auc", "mean_roc_auc")
 
 
 def label_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:

@@ -83,16 +83,17 @@ def _dropped(x: Tensor, threshold: int, scale: float, relu: bool, seeds: Tensor)
         return y
     blocks = -(-x.shape[0] * width // 32)
     words = torch.arange(1, 8 * blocks + 1, device=x.device)
-    kept = torch.stack([_lanes(words, int(seed), x.shape[0] * width, threshold) for seed in seeds], 1)
-    # [entries of a stream, streams] -> the layout of x, streams second
-    kept = kept.view(x.shape[0], width, streams).transpose(1, 2).reshape(x.shape)
+    kept = _lanes(words, seeds.to(x.device), x.shape[0] * width, threshold)
+    # [streams, entries of a stream] -> the layout of x, streams second
+    kept = kept.view(streams, x.shape[0], width).transpose(0, 1).reshape(x.shape)
     return torch.where(kept, torch.relu(x) if relu else x, 0) * scale
 
 
-def _lanes(words: Tensor, seed: int, entries: int, threshold: int) -> Tensor:
-    numbers = splitmix64(words, seed)
-    lanes = numbers.view(torch.int16).view(-1, 8, 4).transpose(1, 2).flatten()
-    return ((lanes.to(torch.int32) & 0xFFFF) >= threshold)[:entries]
+def _lanes(words: Tensor, seeds: Tensor, entries: int, threshold: int) -> Tensor:
+    """Which entries of each stream are kept, [S, entries]."""
+    numbers = splitmix64(words, seeds[:, None])
+    lanes = numbers.view(torch.int16).view(len(seeds), -1, 8, 4).transpose(2, 3).flatten(1)
+    return ((lanes.to(torch.int32) & 0xFFFF) >= threshold)[:, :entries]
 
 
 def _kernel(dtype: torch.dtype) -> Any:

@@ -49,7 +49,7 @@ class TieBreaker:
             entries: their numbers, int64.
 
         Returns:
-            int64, of the same shape.
+            int64, of the broadcast shape.
         """
         # Ranks are unsigned numbers: with their highest bit turned over, signed ones are ordered alike.
         return splitmix64(entries, _signed(self.start)) ^ _signed(_SIGN)
@@ -58,12 +58,12 @@ class TieBreaker:
 TieBreak = Tensor | TieBreaker
 
 
-def splitmix64(numbers: Tensor, start: int) -> Tensor:
+def splitmix64(numbers: Tensor, start: int | Tensor) -> Tensor:
     """64 random bits for each number: mix(start + number * golden), the same on every device.
 
     Args:
         numbers: int64.
-        start: the start of the sequence, as a signed 64-bit integer.
+        start: the start of the sequence, as a signed 64-bit integer, or of many, broadcast with `numbers`.
 
     Returns:
         int64, of the same shape.

@@ -24,6 +24,7 @@ from gebt.sparse.structure import OF_ENTRIES, entry_mask, features_share, groups
 from gebt.ticket import Ticket, make_ticket
 from gebt.train.edge_scorer import TrainedEdgeScorer, check_edge_score
 from gebt.train.loop import Gates, History, NodeTask, adam, copy_state, fit
+from gebt.train.optimizers import adam_of
 from gebt.train.search_settings import SearchSettings
 from gebt.train.tasks import task_for
 
@@ -256,14 +257,7 @@ class _Search:
         if self.edge_scorer is not None:
             optimizers.append(self.edge_scorer.optimizer(self.settings.edge_learning_rate))
         if self.train_edges:
-            optimizers.append(
-                optim.Adam(
-                    [self.values],
-                    lr=self.settings.edge_learning_rate,
-                    fused=True,
-                    capturable=self.values.device.type == "cuda",
-                )
-            )
+            optimizers.append(adam_of([self.values], self.settings.edge_learning_rate))
         return optimizers
 
     def _penalty(self) -> Tensor:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
@@ -20,6 +20,7 @@ from gebt.prune.scores import prunable_weights
 from gebt.prune.selection import pruned_count
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.optimizers import adam_of
 from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
@@ -108,10 +109,11 @@ class _Search:
     ) -> None:
         self.weights, self.graph, self.threshold = prunable_weights(model), graph, threshold
         self.edge_ratio, self.weight_ratio = edge_ratio, weight_ratio
-        self.values = torch.ones(graph.num_pairs, requires_grad=True)
+        device = graph.pairs.device
+        self.values = torch.ones(graph.num_pairs, device=device, requires_grad=True)
         self.values.register_hook(lambda gradient: gradient * self.values.detach())
-        self.optimizer = optim.Adam([self.values], lr=_EDGE_RATE)
-        self.kept = torch.ones(graph.num_pairs, dtype=torch.bool)
+        self.optimizer = adam_of([self.values], _EDGE_RATE)
+        self.kept = torch.ones(graph.num_pairs, dtype=torch.bool, device=device)
         self.fired = False
         self._before: list[tuple[Tensor, list[Tensor]]] = []
         self._first: list[float] = [0.0, 0.0]

@@ -18,6 +18,7 @@ from gebt.prune.selection import check_no_layer_empty, pruned_count, thinned
 from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, adam, copy_state, fit
+from gebt.train.optimizers import adam_of
 from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
@@ -150,7 +151,7 @@ class _Levels:
         gates = None
         if self.ratios[0] and not last:
             gates = torch.ones(edges.num_pairs, device=self.pairs.device, requires_grad=True)
-            optimizers.append(optim.Adam([gates], lr=self.settings.edge_learning_rate, fused=True))
+            optimizers.append(adam_of([gates], self.settings.edge_learning_rate))
         epochs = self.settings.training.epochs - self.settings.rewind_epoch
         self._note(epochs, gated=gates is not None)
         handle = enforce_mask(self.model, self.kept, optimizers[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
@@ -17,6 +17,7 @@ from gebt.prune.selection import make_mask
 from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, NodeTask, TrainingSettings, adam, copy_state, fit
+from gebt.train.optimizers import adam_of
 from gebt.train.result import MethodResult, Phase
 from gebt.train.tasks import task_for
 
@@ -62,6 +63,7 @@ class Admm:
         ratio: share of the pairs to prune, in [0, 1).
         rho: coefficient of the penalty.
         tie_break: settles ties.
+        device: of the values.
 
     Example:
         >>> admm = Admm(pairs=4, ratio=0.5, rho=0.5, tie_break=TieBreaker(0))
@@ -70,9 +72,11 @@ class Admm:
         ([3.0, 0.0, 0.0, 2.0], [0.0, 1.0, 0.5, 0.0])
     """
 
-    def __init__(self, pairs: int, ratio: float, rho: float, tie_break: TieBreaker) -> None:
+    def __init__(
+        self, pairs: int, ratio: float, rho: float, tie_break: TieBreaker, device: torch.device | str = "cpu"
+    ) -> None:
         self.ratio, self.rho, self.tie_break = ratio, rho, tie_break
-        self.z, self.u = torch.zeros(pairs), torch.zeros(pairs)
+        self.z, self.u = torch.zeros(pairs, device=device), torch.zeros(pairs, device=device)
 
     def penalty(self, values: Tensor) -> Tensor:
         """The term of the loss.
@@ -92,8 +96,9 @@ class Admm:
             values: a [P].
         """
         wanted = values.detach() + self.u
-        self.z = wanted * self.mask(wanted)
-        self.u = wanted - self.z
+        # In place: a recorded penalty reads this memory.
+        self.z.copy_(wanted * self.mask(wanted))
+        self.u.copy_(wanted - self.z)
 
     def mask(self, values: Tensor) -> Tensor:
         """Keeps the values of largest magnitude.
@@ -147,13 +152,14 @@ def run(
     generator = torch.Generator().manual_seed(seed)
     edge_tie_break, weight_tie_break = TieBreaker.from_generator(generator), TieBreaker.from_generator(generator)
     initial, weights = copy_state(model), prunable_weights(model)
-    blank = {EDGES: torch.zeros(graph.num_pairs)}
+    device = graph.pairs.device
+    blank = {EDGES: torch.zeros(graph.num_pairs, device=device)}
     # So that a bad ratio is refused before any training.
     make_mask(blank, ratio=edge_ratio, tie_break=edge_tie_break, allow_empty=True)
     make_mask(magnitude(weights), ratio=weight_ratio, tie_break=weight_tie_break)
     full_task, epochs = task_for(graph), settings.training.epochs
     fit(model, full_task, [adam(model, settings.training)], epochs, seed=seed, on_epoch=on_epoch)
-    admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_tie_break)
+    admm = Admm(graph.num_pairs, edge_ratio, settings.rho, edge_tie_break, device)
     edge_mask = Mask({EDGES: admm.mask(_edge_values(model, full_task, admm, settings, seed, on_epoch))})
     weight_mask = make_mask(magnitude(weights), ratio=weight_ratio, tie_break=weight_tie_break)
     model.load_state_dict(initial)
@@ -190,8 +196,8 @@ def _edge_values(
     on_epoch: Callable[[int, History], bool] | None,
 ) -> Tensor:
     """The values of the pairs after all ADMM updates, W as it was; [P]."""
-    values = torch.ones(task.graph.num_pairs, requires_grad=True)
-    optimizer = optim.Adam([values], lr=settings.edge_learning_rate, fused=True)
+    values = torch.ones(task.graph.num_pairs, device=task.graph.pairs.device, requires_grad=True)
+    optimizer = adam_of([values], settings.edge_learning_rate)
 
     def after_epoch(epoch: int, history: History) -> bool:
         if epoch % settings.inner == 0:

@@ -23,6 +23,7 @@ from gebt.prune.selection import pruned_count, thinned
 from gebt.prune.tie_breaking import TieBreaker
 from gebt.ticket import make_ticket
 from gebt.train.loop import History, TrainingSettings, copy_state, fit
+from gebt.train.optimizers import adam_of
 from gebt.train.result import MethodResult, Phase
 from gebt.train.sinkhorn import Separation
 from gebt.train.tasks import task_for
@@ -164,7 +165,7 @@ class _Work:
         self.initial, self.weights = copy_state(model), prunable_weights(model)
         pairs = graph.pairs
         self.ends = torch.cat((pairs, pairs.flip(0)), 1) if settings.directed else pairs
-        self.remaining = torch.ones(self.ends.shape[1], dtype=torch.bool)
+        self.remaining = torch.ones(self.ends.shape[1], dtype=torch.bool, device=pairs.device)
         self.kept = Mask.ones(self.weights)
         self.phases: list[Phase] = []
 
@@ -220,7 +221,7 @@ class _Work:
         """|m| of all edges and of all weights at the best validation epoch; 0 where pruned before."""
         settings = self.settings
         self.model.load_state_dict(self.initial)
-        gates = self._noisy(torch.ones(int(self.remaining.sum()))).requires_grad_()
+        gates = self._noisy(torch.ones(int(self.remaining.sum()), device=self.ends.device)).requires_grad_()
         masks = {name: self._noisy(kept.float()) for name, kept in self.kept.items()}
         masked = _Masked(self.model, masks)
         edges = self._edges()
@@ -254,13 +255,14 @@ class _Work:
             )
         finally:
             handle.remove()
-        edge_values = torch.zeros(self.remaining.numel())
+        edge_values = torch.zeros(self.remaining.numel(), device=self.ends.device)
         edge_values[self.remaining] = cast(Tensor, history.best_gates)
         # `fit` leaves the network, masks included, in the state of the best validation epoch.
         return edge_values, torch.cat([mask.detach().abs().flatten() for mask in masked.masks])
 
     def _noisy(self, values: Tensor) -> Tensor:
-        drawn = 2 * torch.rand(values.shape, generator=self.generator) - 1
+        # Drawn on the CPU, so that a seed means the same noise on every device.
+        drawn = (2 * torch.rand(values.shape, generator=self.generator) - 1).to(values.device)
         return values * (1 + self.settings.noise * drawn)
 
     def _pruned(self, values: Tensor, kept: Tensor, rate: float) -> Tensor:
@@ -270,4 +272,4 @@ class _Work:
     @staticmethod
     def _adam(model: nn.Module, training: TrainingSettings, *more: Tensor) -> optim.Adam:
         parameters = [*model.parameters(), *more]
-        return optim.Adam(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
+        return adam_of(parameters, training.learning_rate, training.weight_decay)

@@ -11,6 +11,7 @@ from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.prune.tie_breaking import TieBreaker
 from gebt.train.graphs import GraphsTask
 from gebt.train.loop import NodeTask, copy_state
+from gebt.train.optimizers import adam_of
 from gebt.train.search_settings import SearchSettings
 
 
@@ -50,8 +51,7 @@ class TrainedEdgeScorer:
 
     def optimizer(self, learning_rate: float) -> optim.Optimizer:
         """Adam for the rule."""
-        on_device = self.graph.pairs.device.type == "cuda"
-        return optim.Adam(self.edge_scorer.parameters(), lr=learning_rate, fused=True, capturable=on_device)
+        return adam_of(self.edge_scorer.parameters(), learning_rate)
 
 
 def check_edge_score(settings: SearchSettings, graph: Graph) -> None:

@@ -14,24 +14,10 @@ from torch.nn import functional as F
 
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, check_classes
-from gebt.graph.metrics import WAITING, label_loss, measure
+from gebt.graph.metrics import label_loss, measure
 from gebt.train.cuda_graph import Replay, replays
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a network is trained: Adam, weight decay on the first layer alone (Kipf & Welling 2017)."""
-
-    epochs: int = 200
-    learning_rate: float = 0.01
-    weight_decay: float = 5e-4
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs (got {self.epochs}), expected at least 1")
-        if not (self.learning_rate > 0 and self.weight_decay >= 0):
-            got = (self.learning_rate, self.weight_decay)
-            raise ValueError(f"learning rate, weight decay (got {got}), expected > 0 and >= 0")
+from gebt.train.optimizers import TrainingSettings as TrainingSettings
+from gebt.train.optimizers import adam as adam
 
 
 @dataclass
@@ -171,17 +157,6 @@ class NodeTask:
 Gates = Tensor | Callable[[NodeTask], Tensor] | None
 
 
-def adam(model: nn.Module, settings: TrainingSettings) -> optim.Adam:
-    """Adam for a model with a `first` part: weight decay on that one only, as in Kipf & Welling's GCN."""
-    first = list(model.first.parameters())  # type: ignore[union-attr]
-    decayed = {id(p) for p in first}
-    others = [p for p in model.parameters() if id(p) not in decayed]
-    groups = [{"params": first, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    # On a device the step count must live there too, or no CUDA graph could be recorded.
-    on_device = first[0].device.type == "cuda"
-    return optim.Adam([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True, capturable=on_device)
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Dropout inside draws from `seed`; the caller's random state is as it was afterwards."""
@@ -237,11 +212,10 @@ def fit(
         return torch.cat((loss, task.measures(model))) if evaluate else loss
 
     pattern = task.edges.pattern
-    waits = evaluate and task.graph.metric in WAITING
     # An order of steps that is drawn anew cannot be recorded.
-    recorded = task.one_step and not waits and replays(pattern.col.device, pattern.nnz)
+    recorded = task.one_step and replays(pattern.col.device, pattern.nnz)
     if replay if replay is not None else recorded:
-        run_epoch = Replay(run_epoch)
+        run_epoch = Replay(run_epoch, optimizers)
     history, best = History(), (-math.inf, 0.0)
     with seeded(seed), following(model) if task.one_step else nullcontext():
         for epoch in range(1, epochs + 1):

@@ -19,7 +19,9 @@ from gebt.models.stacked_gcn import StackedGCN, StackedInput, kind
 from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
+from gebt.train.cuda_graph import Replay, replays
 from gebt.train.loop import History, TrainingSettings, adam, copy_state
+from gebt.train.optimizers import adam_of
 
 T = TypeVar("T")
 
@@ -33,14 +35,16 @@ MOST_WORK = 20_000_000
 def worth_stacking(graph: Graph, model: nn.Module, count: int) -> bool:
     """Whether `count` networks like this one can be trained together, and faster than one after another.
 
-    They can be GCNs without norm, on sparse features, measured by accuracy; the rule for small enough is `MOST_WORK`,
-    on the CPU.
+    They can be GCNs without norm, on sparse features, measured by accuracy. The rule for small enough is `MOST_WORK` on
+    the CPU; on a CUDA device an epoch of all must be worth recording (`train.cuda_graph`), as it is bound by launches.
     """
-    if count < 2 or not isinstance(model, GCN) or model.norms is not None or graph.pairs.device.type != "cpu":
+    if count < 2 or not isinstance(model, GCN) or model.norms is not None:
         return False
     if not isinstance(graph.features, SparseMatrix) or graph.metric != "accuracy":
         return False
     widths, entries = model.widths, 2 * graph.num_pairs + graph.num_nodes
+    if graph.pairs.device.type != "cpu":
+        return replays(graph.pairs.device, count * entries)
     return graph.features.values.numel() * widths[1] + entries * sum(widths[1:]) <= MOST_WORK
 
 
@@ -68,9 +72,12 @@ class Member:
         """The pairs that the network sees."""
         return self.graph.pairs if self.pairs is None else self.pairs
 
-    def dropout_seeds(self, count: int) -> Tensor:
-        """The next numbers that `count` dropouts begin with when the network is trained alone: [count] int64."""
-        return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
+    def dropout_seeds(self, epochs: int, count: int) -> Tensor:
+        """The numbers that `count` dropouts of every epoch begin with when the network is trained alone on the CPU.
+
+        Returns [epochs, count] int64, on the CPU.
+        """
+        return torch.empty(epochs, count, dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
 
     def note(self, epoch: int, loss: float, evaluation: Sequence[float]) -> None:
         """Takes the numbers of an epoch into the history, by the rules of `train.loop.fit`."""
@@ -116,6 +123,8 @@ def fit_stacked(
 ) -> list[History]:
     """Trains S networks as S calls of `train.loop.fit` would, one step of all of them an epoch.
 
+    On a CUDA device a network alone takes its dropout from torch's generator, here from the sequences of the CPU.
+
     `on_epoch(number, epoch, history)` is called for every network; returning True ends the fit of that one. Models and
     gates end with tensors of their own, with `evaluate` in the state of the best validation epoch. Networks of
     different kinds (`models.stacked_gcn.kind`) are trained kind by kind. Raises `ValueError` as `fit`, `StackedGCN` and
@@ -136,9 +145,10 @@ def fit_stacked(
 def _fit_group(
     members: Sequence[Member], settings: StackedSettings, evaluate: bool, ended: Callable[[Member, int], bool]
 ) -> None:
-    batch, going = _Batch(members, settings), list(members)
+    batch, going = _Batch(members, settings, evaluate), list(members)
     for epoch in range(1, settings.training.epochs + 1):
-        measured = batch.epoch(evaluate)
+        # The only time an epoch waits for a device.
+        measured = batch.epoch().t().tolist()
         for member, (loss, *evaluation) in zip(batch.members, measured, strict=True):
             if member not in going:
                 continue
@@ -226,25 +236,33 @@ def _hits(logits: Tensor, labels: Tensor) -> Tensor:
 class _Batch:
     """Members that are stepped together. Their models' parameters and gates are views of stacked ones meanwhile."""
 
-    def __init__(self, members: Sequence[Member], settings: StackedSettings) -> None:
-        self.members, self.settings = tuple(members), settings
+    def __init__(
+        self, members: Sequence[Member], settings: StackedSettings, evaluate: bool, seeds: Tensor | None = None
+    ) -> None:
+        self.members, self.settings, self.evaluate = tuple(members), settings, evaluate
         self.task, self.model = StackedTask(members), StackedGCN([member.model for member in members])
         self.optimizers: list[optim.Optimizer] = [adam(self.model, settings.training)]
         own = [member.gates for member in members if member.gates is not None]
         self.gates = nn.Parameter(torch.cat([gates.detach() for gates in own])) if own else None
         if self.gates is not None:
-            self.optimizers.append(optim.Adam([self.gates], lr=settings.gate_learning_rate, fused=True))
+            self.optimizers.append(adam_of([self.gates], settings.gate_learning_rate))
             for gates, part in zip(own, self.gates.data.split([gates.numel() for gates in own]), strict=True):
                 gates.data = part
         if any(member.mask is not None for member in members):
             enforce_mask(self.model, self.model.stacked([member.mask for member in members]), self.optimizers[0])
+        pattern = self.task.edges.pattern
+        if seeds is None:
+            drawn = [member.dropout_seeds(settings.training.epochs, self.model.draws) for member in members]
+            seeds = torch.stack(drawn, 2).to(pattern.col.device)
+        # All of them lie on the device from the start, and so does their number: a recorded step takes the next.
+        self.seeds, self.steps = seeds, torch.zeros(1, dtype=torch.long, device=seeds.device)
+        recorded = replays(pattern.col.device, pattern.nnz)
+        self.epoch = Replay(self._epoch, self.optimizers) if recorded else self._epoch
 
-    def epoch(self, evaluate: bool) -> list[list[float]]:
-        """One step of all: the loss before it and, with `evaluate`, the measures after it, one row a member."""
+    def _epoch(self) -> Tensor:
+        """One step of all: the losses before it and, with `evaluate`, the measures after it, [1 or 4, S]."""
         measured = self._step().unsqueeze(0)
-        if evaluate:
-            measured = torch.cat((measured, self.task.measures(self.model)))
-        return measured.t().tolist()
+        return torch.cat((measured, self.task.measures(self.model))) if self.evaluate else measured
 
     def release(self, member: Member) -> None:
         """Gives a member's model and gates tensors of their own, as they are now."""
@@ -254,8 +272,9 @@ class _Batch:
 
     def narrowed(self, going: Sequence[Member]) -> _Batch:
         """A batch of these members alone, which goes on where this one is."""
-        smaller = _Batch(going, self.settings)
         numbers = [self.members.index(member) for member in going]
+        smaller = _Batch(going, self.settings, self.evaluate, self.seeds[:, :, numbers].contiguous())
+        smaller.steps.copy_(self.steps)
         rows = {layer.weight: layer.rows for layer in self.model.layers}
         if self.gates is not None:
             rows[self.gates] = [member.gates.numel() for member in self.members if member.gates is not None]
@@ -273,7 +292,8 @@ class _Batch:
         self.model.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        seeds = torch.stack([member.dropout_seeds(self.model.draws) for member in self.members], 1)
+        seeds = self.seeds.index_select(0, self.steps)[0]
+        self.steps += 1
         losses = self.task.losses(self.model, self.gates, seeds)
         total = losses.sum()
         if self.gates is not None and self.settings.gate_l1:
