@@ -1,8 +1,8 @@
 """Selection on a device without waiting for it: no step depends on a number that would have to be read back.
 
 Entries are put into the order of ties and then sorted by their scores, ties staying as they are; the first of them go.
-A sort is a few launches whatever the scores are. Without reading numbers back, histograms of the scores' bits would
-have to be followed by those of the ranks in every case: ten passes, most of them over entries that are not tied.
+A sort is a few launches whatever the scores are. Histograms of the scores' bits, unread, would have to be followed by
+those of the ranks in every case, tied or not.
 """
 
 from __future__ import annotations
