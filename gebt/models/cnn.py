@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gebt.models.linear import uniform
+
 Form = Literal["cifar", "imagenet"]
 
 _VGG_PLANS: dict[int, tuple[int | str, ...]] = {
@@ -51,7 +53,7 @@ def draw_weights(network: nn.Module, seed: int, scale: float = 1.0) -> None:
             _fill(module.weight, torch.empty(module.weight.shape).normal_(0, std, generator=generator))
         elif isinstance(module, nn.Linear):
             bound = math.sqrt(6 / (module.in_features + module.out_features))
-            _fill(module.weight, torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator))
+            _fill(module.weight, uniform(module.weight.shape, bound, generator))
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             nn.init.constant_(module.weight, scale)
