@@ -7,8 +7,6 @@ those of the ranks in every case, tied or not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -47,18 +45,3 @@ def kept_by_order(score: Tensor, prune: int, order: Tensor) -> tuple[Tensor, Ten
     # Adding 0 makes 0 of -0: they are equal, but a sort of bits would not take them for it.
     lowest = order[score[order].add_(0).argsort(stable=True)[:prune]]
     return torch.ones_like(score, dtype=torch.bool).index_fill_(0, lowest, False), lowest
-
-
-def nan_flags(scores: Mapping[str, Tensor]) -> Tensor | None:
-    """Which tensors hold a NaN, where that cannot be read without waiting.
-
-    Args:
-        scores: scores by name.
-
-    Returns:
-        [tensors] boolean on the device of the first one that is on a device; None when all are on the CPU.
-    """
-    device = next((score.device for score in scores.values() if not score.is_cpu), None)
-    if device is None:
-        return None
-    return torch.stack([score.isnan().any().to(device) for score in scores.values()])

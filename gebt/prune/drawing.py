@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from gebt.prune.device_selection import kept_by_order, nan_flags, tie_order
+from gebt.prune.device_selection import kept_by_order, tie_order
 from gebt.prune.mask import Mask
 from gebt.prune.passes import LOWER, Passes, Span, threads_for, usable
-from gebt.prune.selection import EntryScope, keep_highest, make_mask, pruned_count, refuse_nan
+from gebt.prune.selection import EntryScope, keep_highest, make_mask, pruned_count, refuse_nan, refuse_nan_or_flag
 from gebt.prune.tie_breaking import ALL, TieBreaker
 
 INFINITY = 0x7F800000
@@ -86,9 +86,7 @@ class Drawing:
                 other tensors than the drawing was made for.
         """
         if not self._prune:
-            nan = nan_flags(tensors)
-            if nan is None:
-                refuse_nan(tensors)
+            nan = refuse_nan_or_flag(tensors)
             self._all_kept = self._all_kept or Mask.ones(tensors)
             return self._all_kept if nan is None else Mask.of_unread(self._all_kept, nan)
         if tensors.keys() != self._shapes.keys():
@@ -124,9 +122,7 @@ class Drawing:
             self._orders = [tie_order(self._tie_break.of(entries)) for entries in numbers.split(sizes)]
         runs = zip(scores.split(sizes), sizes, self._orders, strict=True)
         kept = [kept_by_order(run, pruned_count(size, self._ratio), order)[0] for run, size, order in runs]
-        nan = nan_flags(named)
-        assert nan is not None
-        return Mask.of_unread(self._named(torch.cat(kept)), nan)
+        return Mask.of_unread(self._named(torch.cat(kept)), refuse_nan_or_flag(named))
 
     def _by_torch(self, flat: Tensor) -> Mask:
         score = self._scores(flat)

@@ -74,12 +74,12 @@ class Mask(Mapping[str, Tensor]):
         return mask
 
     @staticmethod
-    def of_unread(kept: Mapping[str, Tensor], nan: Tensor) -> Mask:
+    def of_unread(kept: Mapping[str, Tensor], nan: Tensor | None) -> Mask:
         """A mask on a device whose scores nobody has looked at yet, since to look is to wait for the device.
 
         Args:
             kept: the tensors.
-            nan: whether the scores of each tensor held a NaN, [tensors] boolean.
+            nan: whether the scores of each tensor held a NaN, [tensors] boolean; None: none did.
 
         Returns:
             The mask. Its counts raise `ValueError` where a score was NaN.
@@ -263,7 +263,7 @@ def joined(masks: Sequence[Mask]) -> Mask:
     """
     kept = {name: tensor for mask in masks for name, tensor in mask.items()}
     nan = [mask._nan for mask in masks if mask._nan is not None]
-    return Mask.of_unread(kept, torch.cat(nan)) if nan else Mask(kept)
+    return Mask.of_unread(kept, torch.cat(nan) if nan else None)
 
 
 def read_at_once(masks: Iterable[Mask], numbers: Sequence[Tensor] = ()) -> list[int]:

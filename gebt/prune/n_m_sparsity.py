@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gebt.prune.device_selection import nan_flags
 from gebt.prune.mask import Mask
-from gebt.prune.selection import refuse_nan
+from gebt.prune.selection import refuse_nan_or_flag
 from gebt.prune.tie_breaking import TieBreaker
 
 _GROUP, _KEPT = 4, 2
@@ -36,9 +35,7 @@ def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = Non
         >>> two_of_four({"w": torch.tensor([[1.0, 4.0, 2.0, 3.0, 0.0]])})["w"].tolist()
         [[False, True, False, True, True]]
     """
-    nan = nan_flags(scores)
-    if nan is None:
-        refuse_nan(scores)
+    nan = refuse_nan_or_flag(scores)
     tie_break, start, masks = tie_break or TieBreaker(0), 0, {}
     for name, score in scores.items():
         if score.dim() != 2:
@@ -54,7 +51,7 @@ def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = Non
         kept.scatter_(1, by_order.gather(1, by_score)[:, _GROUP - _KEPT :], True)
         rest = torch.ones_like(score[:, full:], dtype=torch.bool)
         masks[name] = torch.cat((kept.view(score.shape[0], full), rest), 1)
-    return Mask(masks) if nan is None else Mask.of_unread(masks, nan)
+    return Mask.of_unread(masks, nan)
 
 
 def is_two_of_four(kept: Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gebt.prune.device_selection import kept_by_order, nan_flags, tie_order
+from gebt.prune.device_selection import kept_by_order, tie_order
 from gebt.prune.mask import Mask, read_at_once, refuse_nan_of
 from gebt.prune.tie_breaking import TieBreak, TieBreaker, ranks
 
@@ -128,14 +128,12 @@ def make_unread_mask(
     ranked = scores
     if scope == "channel":
         ranked = {name: _channel_scores(score.detach()) for name, score in scores.items()}
-    nan = nan_flags(ranked)
-    if nan is None:
-        refuse_nan(ranked)
+    nan = refuse_nan_or_flag(ranked)
     together = scope != "layer"
     kept = _selected(ranked, ratio, min_keep, together=together, generator=generator, tie_break=tie_break)
     if scope == "channel":
         kept = {name: _expanded(flags, scores[name].shape) for name, flags in kept.items()}
-    return Mask(kept) if nan is None else Mask.of_unread(kept, nan)
+    return Mask.of_unread(kept, nan)
 
 
 def _selected(
@@ -203,6 +201,25 @@ def refuse_nan(scores: Mapping[str, Tensor]) -> None:
     """
     # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
     refuse_nan_of(n for n, s in scores.items() if bool(torch.isnan(s.sum())) and bool(torch.isnan(s).any()))
+
+
+def refuse_nan_or_flag(scores: Mapping[str, Tensor]) -> Tensor | None:
+    """Refuses scores that are not numbers, or says on a device which are not, without waiting for it.
+
+    Args:
+        scores: scores by name.
+
+    Returns:
+        Which tensors hold a NaN, [tensors] boolean on the first device; None when all are on the CPU.
+
+    Raises:
+        ValueError: naming the first tensor that holds a NaN, when all are on the CPU.
+    """
+    device = next((score.device for score in scores.values() if not score.is_cpu), None)
+    if device is None:
+        refuse_nan(scores)
+        return None
+    return torch.stack([score.isnan().any().to(device) for score in scores.values()])
 
 
 def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = _WAY_OUT) -> None:
