@@ -321,9 +321,10 @@ class DrawLog:
         for kind, mask in (("weights", weights), ("edges", edges)):
             flat = mask.flat()
             if kind not in self._sample:
-                many = flat.numel() > PICTURED_ENTRIES
-                shuffled = torch.randperm(flat.numel(), generator=torch.Generator().manual_seed(0)) if many else None
-                self._sample[kind] = shuffled[:PICTURED_ENTRIES].clone() if shuffled is not None else None
+                self._sample[kind] = None
+                if flat.numel() > PICTURED_ENTRIES:
+                    shuffled = torch.randperm(flat.numel(), generator=torch.Generator().manual_seed(0))
+                    self._sample[kind] = shuffled[:PICTURED_ENTRIES].to(flat.device, copy=True)
             sample = self._sample[kind]
             self._drawn[kind].append(flat if sample is None else flat[sample])
 
@@ -334,7 +335,7 @@ class DrawLog:
             For weights and edges the share of entries that differ, [draws, draws].
         """
         return {
-            kind: [[round(float(d), 6) for d in row] for row in pairwise_distances(torch.stack(masks))]
+            kind: [[round(d, 6) for d in row] for row in pairwise_distances(torch.stack(masks)).tolist()]
             for kind, masks in self._drawn.items()
         }
 

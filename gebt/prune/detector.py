@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gebt.prune.mask import Mask
+from gebt.prune.mask import Mask, read_at_once
 from gebt.prune.passes import differing, usable
 
 Normalization = Literal["hamming", "exchanged", "relative_to_first"]
@@ -40,14 +41,28 @@ def mask_distance(a: Mask, b: Mask, normalization: Normalization = "hamming") ->
         >>> mask_distance(a, b), mask_distance(a, b, "exchanged")
         (0.5, 1.0)
     """
-    moved = _moved(a, b)
+    return _normalized(_moves({"": a}, [{"": b}])[0][""], a, normalization)
+
+
+def _normalized(moved: int, mask: Mask, normalization: Normalization) -> float:
     if normalization != "exchanged":
-        return moved / a.size if a.size else 0.0
-    reachable = 2 * min(a.kept, a.size - a.kept)
+        return moved / mask.size if mask.size else 0.0
+    reachable = 2 * min(mask.kept, mask.size - mask.kept)
     return moved / reachable if reachable else float(moved > 0)
 
 
-def _moved(a: Mask, b: Mask) -> int:
+def _moves(drawn: Mapping[str, Mask], before: Sequence[Mapping[str, Mask]]) -> list[dict[str, int]]:
+    """How many entries of each kind differ from each draw before; waits for a device once, for these and all counts."""
+    moved = [{kind: _moved(mask, old[kind]) for kind, mask in drawn.items()} for old in before]
+    unread = [number for row in moved for number in row.values() if isinstance(number, Tensor)]
+    read = iter(read_at_once([mask for draw in (drawn, *before) for mask in draw.values()], unread))
+    return [
+        {kind: next(read) if isinstance(number, Tensor) else number for kind, number in row.items()} for row in moved
+    ]
+
+
+def _moved(a: Mask, b: Mask) -> int | Tensor:
+    """As a number where it costs no wait, else as [] on the device."""
     if a.words is not None and b.words is not None and _laid_out_alike(a, b) and usable(a.words):
         return differing(a.words, b.words)
     if a.shapes.keys() != b.shapes.keys():
@@ -55,7 +70,10 @@ def _moved(a: Mask, b: Mask) -> int:
     for name, shape in a.shapes.items():
         if shape != b.shapes[name]:
             raise ValueError(f"mask {name!r} (got {tuple(shape)} and {tuple(b.shapes[name])}), expected one shape")
-    return 0 if a is b else sum(int(torch.count_nonzero(kept ^ b[name])) for name, kept in a.items())
+    counts = [torch.count_nonzero(kept ^ b[name]) for name, kept in a.items() if kept is not b[name]]
+    if all(count.is_cpu for count in counts):
+        return sum(int(count) for count in counts)
+    return torch.stack([count.to(counts[0].device) for count in counts]).sum()
 
 
 def _laid_out_alike(a: Mask, b: Mask) -> bool:
@@ -137,9 +155,10 @@ class EarlyBird:
         if self._before and drawn.keys() != self._before[-1].keys():
             expected = sorted(self._before[-1])
             raise ValueError(f"masks drawn (got {sorted(drawn)}), expected {expected} as in the draw before")
+        moves = _moves(drawn, self._before)
         self.draws += 1
-        if self._before:
-            moved = [{kind: self._normalized(kind, old[kind], drawn[kind]) for kind in drawn} for old in self._before]
+        if moves:
+            moved = [{kind: self._distance(kind, row[kind], drawn[kind]) for kind in drawn} for row in moves]
             now = {kind: max(distances[kind] for distances in moved) for kind in drawn}
             now["criterion"] = max(self._criterion_of(distances) for distances in moved)
             self.trajectory.append(now)
@@ -157,8 +176,8 @@ class EarlyBird:
             # One number stands for the distances to all draws of the window.
             self._queue.extend([distance] * self.window)
 
-    def _normalized(self, kind: str, before: Mask, after: Mask) -> float:
-        moved = mask_distance(after, before, self.normalization)
+    def _distance(self, kind: str, entries: int, drawn: Mask) -> float:
+        moved = _normalized(entries, drawn, self.normalization)
         if self.normalization != "relative_to_first":
             return moved
         if moved > 0:

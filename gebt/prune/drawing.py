@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from gebt.prune.device_selection import kept_by_order, tie_order
 from gebt.prune.mask import Mask
 from gebt.prune.passes import LOWER, Passes, Span, threads_for, usable
-from gebt.prune.selection import EntryScope, keep_highest, make_mask, pruned_count, refuse_nan
+from gebt.prune.selection import EntryScope, keep_highest, make_mask, pruned_count, refuse_nan, refuse_nan_or_flag
 from gebt.prune.tie_breaking import ALL, TieBreaker
 
 INFINITY = 0x7F800000
@@ -62,6 +63,7 @@ class Drawing:
         self._weight = None if weight is None else self._checked(weight.detach())
         self._all_kept: Mask | None = None
         self._passes: Passes | None = None
+        self._orders: list[Tensor] = []
 
     def _checked(self, weight: Tensor) -> Tensor:
         if weight.shape != (self._size,):
@@ -71,7 +73,7 @@ class Drawing:
         return weight.float().contiguous()
 
     def draw(self, tensors: Mapping[str, Tensor]) -> Mask:
-        """The mask of the present values.
+        """The mask of the present values. It does not wait for a device: see `Mask.of_unread`.
 
         Args:
             tensors: the values by name.
@@ -80,18 +82,21 @@ class Drawing:
             The mask.
 
         Raises:
-            ValueError: naming a tensor that holds a NaN, and for other tensors than the drawing was made for.
+            ValueError: naming a tensor that holds a NaN (on a device not before counts of the mask are read), and for
+                other tensors than the drawing was made for.
         """
         if not self._prune:
-            refuse_nan(tensors)
+            nan = refuse_nan_or_flag(tensors)
             self._all_kept = self._all_kept or Mask.ones(tensors)
-            return self._all_kept
+            return self._all_kept if nan is None else Mask.of_unread(self._all_kept, nan)
         if tensors.keys() != self._shapes.keys():
             raise ValueError(f"tensors (got {sorted(tensors)}), expected {sorted(self._shapes)}")
         values = [tensors[name].detach().flatten() for name in self._shapes]
         flat = values[0].contiguous() if len(values) == 1 else torch.cat(values)
         if flat.numel() != self._size:
             raise ValueError(f"tensors (got {flat.numel()} entries), expected {self._size} as the drawing was made for")
+        if not flat.is_cpu:
+            return self._on_device(flat)
         if flat.dtype != torch.float32 or (self._scope == "layer" and len(values) > 1):
             return self._selected(flat)
         return self._by_kernels(flat) if usable(flat) else self._by_torch(flat)
@@ -106,6 +111,18 @@ class Drawing:
     def _selected(self, flat: Tensor) -> Mask:
         scores = self._named(self._scores(flat))
         return make_mask(scores, ratio=self._ratio, scope=self._scope, tie_break=self._tie_break, allow_empty=True)
+
+    def _on_device(self, flat: Tensor) -> Mask:
+        """Of the same scores as elsewhere, each tensor by itself or all together, in orders of ties made once."""
+        scores = self._scores(flat)
+        named = self._named(scores)
+        sizes = [score.numel() for score in named.values()] if self._scope == "layer" else [self._size]
+        if not self._orders:
+            numbers = torch.arange(self._size, device=flat.device)
+            self._orders = [tie_order(self._tie_break.of(entries)) for entries in numbers.split(sizes)]
+        runs = zip(scores.split(sizes), sizes, self._orders, strict=True)
+        kept = [kept_by_order(run, pruned_count(size, self._ratio), order)[0] for run, size, order in runs]
+        return Mask.of_unread(self._named(torch.cat(kept)), refuse_nan_or_flag(named))
 
     def _by_torch(self, flat: Tensor) -> Mask:
         score = self._scores(flat)

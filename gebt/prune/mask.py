@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,7 @@ class Mask(Mapping[str, Tensor]):
                 raise ValueError(f"mask tensor {name!r} (got {tensor.dtype}), expected torch.bool")
         self._tensors: dict[str, Tensor] | None = dict(kept)
         self._words: Tensor | None = None
+        self._nan: Tensor | None = None
         self.shapes: Mapping[str, torch.Size] = {name: tensor.shape for name, tensor in kept.items()}
 
     @staticmethod
@@ -68,9 +69,48 @@ class Mask(Mapping[str, Tensor]):
             The mask.
         """
         mask = Mask.__new__(Mask)
-        mask._tensors, mask._words, mask.shapes = None, words, shapes
+        mask._tensors, mask._words, mask._nan, mask.shapes = None, words, None, shapes
         mask.__dict__["kept"] = kept
         return mask
+
+    @staticmethod
+    def of_unread(kept: Mapping[str, Tensor], nan: Tensor | None) -> Mask:
+        """A mask on a device whose scores nobody has looked at yet, since to look is to wait for the device.
+
+        Args:
+            kept: the tensors.
+            nan: whether the scores of each tensor held a NaN, [tensors] boolean; None: none did.
+
+        Returns:
+            The mask. Its counts raise `ValueError` where a score was NaN.
+        """
+        mask = Mask(kept)
+        mask._nan = nan
+        return mask
+
+    def unread(self) -> Tensor | None:
+        """What is on a device yet: the count of every tensor, and for each whether a score was NaN.
+
+        Returns:
+            [tensors] or [2 * tensors] int64 on the device of the first tensor; None when it is read, and on the CPU.
+        """
+        if self._words is not None or "counts" in self.__dict__ or all(tensor.is_cpu for tensor in self.values()):
+            return None
+        counts = [torch.count_nonzero(tensor) for tensor in self.values()]
+        numbers = torch.stack([count.to(counts[0].device) for count in counts])
+        return numbers if self._nan is None else torch.cat((numbers, self._nan.to(numbers)))
+
+    def take(self, numbers: Sequence[int]) -> None:
+        """Notes what `unread` gave, once it is read.
+
+        Args:
+            numbers: the numbers.
+
+        Raises:
+            ValueError: naming the first tensor whose scores held a NaN.
+        """
+        refuse_nan_of(name for name, nan in zip(self, numbers[len(self) :], strict=False) if nan)
+        self.__dict__["counts"] = dict(zip(self, numbers, strict=False))
 
     @property
     def words(self) -> Tensor | None:
@@ -136,9 +176,22 @@ class Mask(Mapping[str, Tensor]):
         return sum(shape.numel() for shape in self.shapes.values())
 
     @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of kept entries of every tensor.
+
+        Raises:
+            ValueError: naming a tensor whose scores held a NaN, where these were on a device (see `of_unread`).
+        """
+        unread = self.unread()
+        if unread is None:
+            return {name: int(torch.count_nonzero(tensor)) for name, tensor in self.items()}
+        self.take(unread.tolist())
+        return self.__dict__["counts"]
+
+    @cached_property
     def kept(self) -> int:
-        """Number of kept entries k."""
-        return sum(int(torch.count_nonzero(tensor)) for tensor in self.values())
+        """Number of kept entries k; raises as `counts`."""
+        return sum(self.counts.values())
 
     @property
     def density(self) -> float:
@@ -197,6 +250,55 @@ class Mask(Mapping[str, Tensor]):
         assert self._words is not None
         flat = unpack_bits(self._words.view(torch.uint8)[: (sum(sizes) + 7) // 8], (sum(sizes),)).split(sizes)
         return {name: kept.view(shape) for (name, shape), kept in zip(self.shapes.items(), flat, strict=True)}
+
+
+def joined(masks: Sequence[Mask]) -> Mask:
+    """One mask of several over different tensors, read or not.
+
+    Args:
+        masks: at least one, on the same device if on any but the CPU.
+
+    Returns:
+        The mask.
+    """
+    kept = {name: tensor for mask in masks for name, tensor in mask.items()}
+    nan = [mask._nan for mask in masks if mask._nan is not None]
+    return Mask.of_unread(kept, torch.cat(nan) if nan else None)
+
+
+def read_at_once(masks: Iterable[Mask], numbers: Sequence[Tensor] = ()) -> list[int]:
+    """Waits once for a device: for the counts of masks and for further numbers.
+
+    Args:
+        masks: any; those that are read, or on the CPU, cost nothing.
+        numbers: whole numbers, [] each.
+
+    Returns:
+        The further numbers.
+
+    Raises:
+        ValueError: naming a tensor whose scores held a NaN.
+    """
+    unread = [(mask, part) for mask in masks if (part := mask.unread()) is not None]
+    parts = [part for _, part in unread] + [number.view(1) for number in numbers]
+    read = torch.cat([part.to(parts[0].device) for part in parts]).tolist() if parts else []
+    for mask, part in unread:
+        mask.take(read[: part.numel()])
+        read = read[part.numel() :]
+    return read
+
+
+def refuse_nan_of(names: Iterable[str]) -> None:
+    """Refuses scores that are not numbers.
+
+    Args:
+        names: of tensors whose scores hold a NaN.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for name in names:
+        raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
 
 
 def pack_bits(kept: Tensor) -> Tensor:

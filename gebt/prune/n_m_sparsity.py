@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gebt.prune.mask import Mask
+from gebt.prune.selection import refuse_nan_or_flag
 from gebt.prune.tie_breaking import TieBreaker
 
 _GROUP, _KEPT = 4, 2
@@ -24,7 +25,8 @@ def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = Non
         The mask.
 
     Raises:
-        ValueError: for a tensor of other dimensions or a NaN.
+        ValueError: for a tensor of other dimensions or a NaN; on a device for that not before counts of the mask are
+            read.
 
     Source:
         Mishra et al. 2021.
@@ -33,12 +35,11 @@ def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = Non
         >>> two_of_four({"w": torch.tensor([[1.0, 4.0, 2.0, 3.0, 0.0]])})["w"].tolist()
         [[False, True, False, True, True]]
     """
+    nan = refuse_nan_or_flag(scores)
     tie_break, start, masks = tie_break or TieBreaker(0), 0, {}
     for name, score in scores.items():
         if score.dim() != 2:
             raise ValueError(f"scores of {name!r} (got shape {tuple(score.shape)}), expected a matrix for 2:4")
-        if bool(torch.isnan(score).any()):
-            raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
         entries = torch.arange(start, start + score.numel(), device=score.device).view(score.shape)
         start += score.numel()
         full = score.shape[1] // _GROUP * _GROUP
@@ -50,7 +51,7 @@ def two_of_four(scores: Mapping[str, Tensor], tie_break: TieBreaker | None = Non
         kept.scatter_(1, by_order.gather(1, by_score)[:, _GROUP - _KEPT :], True)
         rest = torch.ones_like(score[:, full:], dtype=torch.bool)
         masks[name] = torch.cat((kept.view(score.shape[0], full), rest), 1)
-    return Mask(masks)
+    return Mask.of_unread(masks, nan)
 
 
 def is_two_of_four(kept: Tensor) -> bool:

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gebt.prune.mask import Mask
+from gebt.prune.device_selection import kept_by_order, tie_order
+from gebt.prune.mask import Mask, read_at_once, refuse_nan_of
 from gebt.prune.tie_breaking import TieBreak, TieBreaker, ranks
 
 EntryScope = Literal["global", "layer"]
@@ -18,6 +19,7 @@ Scope = Literal[EntryScope, "channel"]
 
 _RADIX_FROM = 8192
 _WAY_OUT = "use a lower ratio, min_keep, or scope='layer'"
+_CHANNEL_WAY_OUT = "use a lower ratio, or allow_empty=True: gebt.slim keeps one channel of such a layer"
 
 
 def pruned_count(size: int, ratio: float) -> int:
@@ -70,7 +72,8 @@ def make_mask(
             every tensor of n stay in any case, so that none is emptied by scores that are smaller throughout.
         generator: draws the order of ties, without `tie_break`.
         tie_break: settles equal scores: a `TieBreaker`, or ranks [n] of which the larger stays. Without it and
-            `generator`: `TieBreaker(0)`. Position never decides.
+            `generator`: `TieBreaker(0)`. Position never decides. On the CPU a `generator` draws only when there is a
+            tie to settle; on other devices always.
         allow_empty: a tensor may lose every entry.
 
     Returns:
@@ -86,22 +89,51 @@ def make_mask(
         >>> make_mask({"w": torch.tensor([[3.0, 1.0], [2.0, 4.0]])}, ratio=0.5, scope="channel")["w"].tolist()
         [[False, False], [True, True]]
     """
+    mask = make_unread_mask(
+        scores, ratio=ratio, scope=scope, min_keep=min_keep, generator=generator, tie_break=tie_break
+    )
+    if not allow_empty:
+        check_no_layer_empty(mask, ratio, _WAY_OUT if scope != "channel" else _CHANNEL_WAY_OUT)
+    read_at_once((mask,))
+    return mask
+
+
+def make_unread_mask(
+    scores: Mapping[str, Tensor],
+    *,
+    ratio: float,
+    scope: Scope = "global",
+    min_keep: float = 0.0,
+    generator: torch.Generator | None = None,
+    tie_break: TieBreak | None = None,
+) -> Mask:
+    """`make_mask` with `allow_empty` that does not wait for a device: see `Mask.of_unread`.
+
+    Args:
+        scores: as in `make_mask`.
+        ratio: as in `make_mask`.
+        scope: as in `make_mask`.
+        min_keep: as in `make_mask`.
+        generator: as in `make_mask`; one on a device is waited for.
+        tie_break: as in `make_mask`.
+
+    Returns:
+        The mask, on the scores' devices.
+
+    Raises:
+        ValueError: as `make_mask`; for a NaN on a device not before counts of the mask are read.
+    """
     if scope not in ("global", "layer", "channel"):
         raise ValueError(f"scope (got {scope!r}), expected 'global', 'layer' or 'channel'")
+    ranked = scores
     if scope == "channel":
-        channels = {name: _channel_scores(score.detach()) for name, score in scores.items()}
-        refuse_nan(channels)
-        kept = _selected(channels, ratio, min_keep, together=True, generator=generator, tie_break=tie_break)
+        ranked = {name: _channel_scores(score.detach()) for name, score in scores.items()}
+    nan = refuse_nan_or_flag(ranked)
+    together = scope != "layer"
+    kept = _selected(ranked, ratio, min_keep, together=together, generator=generator, tie_break=tie_break)
+    if scope == "channel":
         kept = {name: _expanded(flags, scores[name].shape) for name, flags in kept.items()}
-        way_out = "use a lower ratio, or allow_empty=True: gebt.slim keeps one channel of such a layer"
-    else:
-        refuse_nan(scores)
-        kept = _selected(scores, ratio, min_keep, together=scope == "global", generator=generator, tie_break=tie_break)
-        way_out = _WAY_OUT
-    mask = Mask(kept)
-    if not allow_empty:
-        check_no_layer_empty(mask, ratio, way_out)
-    return mask
+    return Mask.of_unread(kept, nan)
 
 
 def _selected(
@@ -167,10 +199,27 @@ def refuse_nan(scores: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: naming the first tensor that holds a NaN.
     """
-    for name, score in scores.items():
-        # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
-        if bool(torch.isnan(score.sum())) and bool(torch.isnan(score).any()):
-            raise ValueError(f"scores of {name!r} (got NaN), expected numbers; did the training diverge?")
+    # A NaN anywhere makes the sum NaN; opposite infinities would too, hence the second look.
+    refuse_nan_of(n for n, s in scores.items() if bool(torch.isnan(s.sum())) and bool(torch.isnan(s).any()))
+
+
+def refuse_nan_or_flag(scores: Mapping[str, Tensor]) -> Tensor | None:
+    """Refuses scores that are not numbers, or says on a device which are not, without waiting for it.
+
+    Args:
+        scores: scores by name.
+
+    Returns:
+        Which tensors hold a NaN, [tensors] boolean on the first device; None when all are on the CPU.
+
+    Raises:
+        ValueError: naming the first tensor that holds a NaN, when all are on the CPU.
+    """
+    device = next((score.device for score in scores.values() if not score.is_cpu), None)
+    if device is None:
+        refuse_nan(scores)
+        return None
+    return torch.stack([score.isnan().any().to(device) for score in scores.values()])
 
 
 def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = _WAY_OUT) -> None:
@@ -184,10 +233,11 @@ def check_no_layer_empty(mask: Mask, ratio: float, way_out: str = _WAY_OUT) -> N
     Raises:
         ValueError: naming the first tensor that the mask would empty.
     """
-    for name, kept in mask.items():
-        if kept.numel() and not int(torch.count_nonzero(kept)):
+    for name, kept in mask.counts.items():
+        size = mask.shapes[name].numel()
+        if size and not kept:
             raise ValueError(
-                f"prune ratio (got {ratio}) would remove all {kept.numel()} entries of {name!r}, "
+                f"prune ratio (got {ratio}) would remove all {size} entries of {name!r}, "
                 f"expected every tensor to keep one; {way_out}"
             )
 
@@ -214,12 +264,13 @@ def _kept(score: Tensor, ratio: float, ties: _Ties, start: int = 0) -> Tensor:
 
 
 def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Keeps all but the `prune` lowest scores.
+    """Keeps all but the `prune` lowest scores, without waiting for a device.
 
     Args:
         score: [n].
         prune: how many entries go, at least 1.
-        ranks_of: gives the ranks of tied entries by their numbers; called only when a tie has to be settled.
+        ranks_of: gives the ranks of tied entries by their numbers; called on the CPU only when a tie has to be settled,
+            on other devices for all entries.
 
     Returns:
         Which entries stay, [n] boolean, and the highest score that goes.
@@ -229,6 +280,10 @@ def keep_highest(score: Tensor, prune: int, ranks_of: Callable[[Tensor], Tensor]
         >>> kept.tolist(), float(threshold)
         ([True, False, False], 2.0)
     """
+    if not score.is_cpu:
+        order = tie_order(ranks_of(torch.arange(score.numel(), device=score.device)))
+        kept, lowest = kept_by_order(score, prune, order)
+        return kept, score[lowest[-1:]].squeeze(0)
     threshold = _kth_smallest(score, prune)
     kept = score > threshold
     surplus = score.numel() - int(torch.count_nonzero(kept)) - prune
@@ -300,7 +355,7 @@ def thinned(scores: Tensor, kept: Tensor, prune: int, tie_break: TieBreak) -> Te
 def _kth_smallest(score: Tensor, k: int) -> Tensor:
     # One pass of a radix selection: bits of non-negative floats are ordered as the floats, so a histogram of their
     # upper half says in which bin the k-th smallest lies. Quickselect alone mispredicts every other branch.
-    if score.dtype != torch.float32 or score.numel() < _RADIX_FROM or score.device.type != "cpu":
+    if score.dtype != torch.float32 or score.numel() < _RADIX_FROM:
         return torch.kthvalue(score, k).values
     upper = score.view(torch.int32) >> 16
     if int(upper.min()) < 0:

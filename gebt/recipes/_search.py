@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.graph.label_propagation import propagate_labels
 from gebt.prune.drawing import Drawing
-from gebt.prune.mask import Mask
+from gebt.prune.mask import Mask, read_at_once
 from gebt.prune.n_m_sparsity import two_of_four
 from gebt.prune.scores import magnitude, prunable_weights
-from gebt.prune.selection import check_no_layer_empty, make_mask
+from gebt.prune.selection import check_no_layer_empty, make_unread_mask
 from gebt.prune.tie_breaking import TieBreaker
 from gebt.sparse.structure import OF_ENTRIES, entry_mask, features_share, groups_of, select_units, unit_scores
 from gebt.ticket import Ticket, make_ticket
@@ -116,9 +117,7 @@ class _Search:
             edge_mask = self.edge_drawing.draw({EDGES: self.values})
         else:
             scores = {EDGES: self.edge_scores(self.similarity)}
-            edge_mask = make_mask(
-                scores, ratio=self.ratios["edge_ratio"], tie_break=self.edge_tie_break, allow_empty=True
-            )
+            edge_mask = make_unread_mask(scores, ratio=self.ratios["edge_ratio"], tie_break=self.edge_tie_break)
         return self.draw_weights(), edge_mask
 
     def draw_weights(self) -> Mask:
@@ -134,9 +133,14 @@ class _Search:
         probabilities, kind = self.probabilities(), self.settings.edge_score
         if kind == "similarity":
             return similarity(probabilities)
-        none = Edges.from_pairs(self.graph.pairs[:, :0], self.graph.num_nodes)
-        reliance = neighbor_reliance(probabilities, self.predict_proba(task_for(self.graph, none)))
+        reliance = neighbor_reliance(probabilities, self.predict_proba(self.without_edges))
         return similarity(probabilities, reliance, self.values if kind == "reliance+magnitude" else None)
+
+    @cached_property
+    def without_edges(self) -> NodeTask:
+        """The task on the graph without its edges."""
+        none = Edges.from_pairs(self.graph.pairs[:, :0], self.graph.num_nodes)
+        return task_for(self.graph, none, keep_aggregated=False)
 
     def predict_proba(self, task: NodeTask | None = None) -> Tensor:
         """Present probabilities [N, C] (`NodeTask.predict_proba`), on the full graph or in another task."""
@@ -153,7 +157,8 @@ class _Search:
         if not self.task.classifies:
             return predicted
         propagated = propagate_labels(predicted, self.task.edges, self.settings.label_propagation)
-        return propagated if self.task.val_accuracy(propagated) >= self.task.val_accuracy(predicted) else predicted
+        better = self.task.val_accuracy(propagated) >= self.task.val_accuracy(predicted)
+        return torch.where(better, propagated, predicted)  # without waiting for a device
 
     def draw_units(self) -> Mask:
         """The mask over the model's units at present."""
@@ -175,6 +180,7 @@ class _Search:
 
     def ticket(self, history: History) -> Ticket:
         """The ticket of the last draw."""
+        read_at_once(self.drawn)
         weight_mask, edge_mask = self.drawn
         if self.edge_scorer is not None:
             edge_mask = Mask({EDGES: self.edge_scorer.mask(self.graph)})

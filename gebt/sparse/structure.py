@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from gebt.prune.mask import Mask
+from gebt.prune.mask import Mask, joined
 from gebt.prune.scores import prunable_weights
-from gebt.prune.selection import make_mask
+from gebt.prune.selection import make_unread_mask
 from gebt.sparse.compaction import Group
 
 WeightStructure = Literal["entry", "unit", "feature", "joint", "2:4"]
@@ -78,12 +78,12 @@ def select_units(
     Ties are settled by a random order of `seed`, the same in every draw. `feature_ratio` None: `ratio`.
     Raises `ValueError` as `gebt.make_mask`.
     """
-    kept: dict[str, Tensor] = {}
+    masks: list[Mask] = []
     for group in groups:
         share = ratio if group.name != FEATURES or feature_ratio is None else feature_ratio
         ties = torch.Generator().manual_seed(seed)
-        kept.update(make_mask({group.name: scores[group.name]}, ratio=share, generator=ties))
-    return Mask(kept)
+        masks.append(make_unread_mask({group.name: scores[group.name]}, ratio=share, generator=ties))
+    return joined(masks)  # a ratio below 1 leaves a unit of every group
 
 
 def entry_mask(groups: Sequence[Group], units: Mapping[str, Tensor], model: nn.Module) -> Mask:

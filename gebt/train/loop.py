@@ -125,10 +125,10 @@ class NodeTask:
         """The tasks of an epoch's steps, in turn: this one alone."""
         return (self,)
 
-    def val_accuracy(self, probabilities: Tensor) -> float:
-        """What `measures` would say of the validation nodes for opinions [N, C]."""
+    def val_accuracy(self, probabilities: Tensor) -> Tensor:
+        """What `measures` would say of the validation nodes for opinions [N, C]; [], not waited for."""
         nodes, labels = self._val
-        return float(measure(self.graph.metric, probabilities[nodes], labels))
+        return measure(self.graph.metric, probabilities[nodes], labels)
 
     def measures(self, model: nn.Module) -> Tensor:
         """Validation accuracy, validation loss and test accuracy of the model in evaluation mode, [3] on its device.

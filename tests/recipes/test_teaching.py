@@ -158,7 +158,7 @@ def test_soft_labels_are_spread_only_where_that_serves_the_validation_nodes(spar
     spread_out = propagate_labels(own, work.task.edges, 0.8)
     said = {accuracy: iter((accuracy, 0.5)) for accuracy in (0.4, 0.5)}
     for accuracy, expected in ((0.4, own), (0.5, spread_out)):
-        work.task.val_accuracy = lambda probabilities, told=said[accuracy]: next(told)  # type: ignore[method-assign]
+        work.task.val_accuracy = lambda probabilities, told=said[accuracy]: torch.tensor(next(told))  # type: ignore[method-assign]
         torch.testing.assert_close(work.probabilities(), expected)
     nodes = sparse.val_mask.nonzero().squeeze(1)
     hits = (own[nodes].argmax(1) == sparse.labels[nodes]).float().mean()
