@@ -174,7 +174,7 @@ def _check_devices(func: Any, args: tuple[Any, ...], of_cpu: list[Tensor]) -> No
 
 
 class _Recording:
-    """The operations of a CUDA graph. Recording changes nothing; a replay does all operations on the memory they had."""
+    """The operations of a CUDA graph. Recording changes nothing; a replay does them on the memory they had."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[Any, Any, list[Tensor]]] = []
