@@ -9,7 +9,6 @@ columns and entries to within a factor of two.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from gebt.sparse.backends.base import BackendError as BackendError
 from gebt.sparse.backends.base import Csr as Csr
 from gebt.sparse.backends.compiled import Compiled
 from gebt.sparse.backends.oracles import Dense, Scipy
+from gebt.sparse.backends.timing import median_seconds
 from gebt.sparse.backends.torch_csr import TorchCsr
 from gebt.sparse.backends.torch_sparse import TorchSparse
 from gebt.sparse.backends.triton import Triton
@@ -34,9 +34,6 @@ NAMES = (AUTO, *BACKENDS)
 
 # Relative to the largest entry of the result; engines sum in different orders.
 AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-REPEATS = 3
-# Seconds after which one run says enough.
-LONG = 0.1
 
 log = logging.getLogger("gebt.sparse")
 
@@ -169,7 +166,7 @@ def _measure(product: Product) -> Choice:
             continue
         expected = found if expected is None else expected
         if _agree(found, expected):
-            seconds[name] = _median(run, x.device)
+            seconds[name] = median_seconds(run, x.device)
         else:
             dropped[name] = "its result differs"
     if not seconds:
@@ -211,20 +208,3 @@ def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
         if not same or not torch.allclose(ours, right, rtol=0.0, atol=AGREEMENT[right.dtype] * max(scale, 1e-30)):
             return False
     return True
-
-
-def _median(run: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = _now(device)
-        run()
-        times.append(_now(device) - start)
-        if times[-1] > LONG:
-            break
-    return sorted(times)[len(times) // 2]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
