@@ -14,6 +14,7 @@ from gebt.models.dropout import dropout
 from gebt.models.gnn import GNN, dropped
 from gebt.models.linear import BatchNorm, Linear
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import widened
 
 
 class SumReadout(nn.Module):
@@ -59,8 +60,9 @@ class SumReadout(nn.Module):
         """
         total = None
         for x, norm, lin in zip(layers, self.norms, self.lins, strict=True):
-            sums = norm(x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x))
-            part = lin(dropout(sums, rate, self.training))
+            x = widened(x)
+            sums = x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x).to(norm.module.weight.dtype)
+            part = lin(dropout(norm(sums), rate, self.training))
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.sparse import to_sparse_semi_structured
 
-from gebt.sparse.ops import matmul, spmm
+from gebt.sparse.ops import matmul, mixed_spmm
 from gebt.sparse.pattern import Pattern, SparseMatrix
 
 
@@ -135,7 +135,7 @@ class SparseLinear(nn.Module):
         Returns:
             y, [N, out_channels].
         """
-        return spmm(self.pattern, self.values, x.t().contiguous()).t()
+        return mixed_spmm(self.pattern, self.values, x.t().contiguous()).t()
 
 
 class SemiStructuredLinear(nn.Module):
