@@ -34,14 +34,14 @@ def check_precision(precision: str, device: torch.device | str) -> None:
         >>> check_precision("tf32", "cpu")
         Traceback (most recent call last):
         ...
-        ValueError: precision (got 'tf32' on cpu), expected 'float32' or 'bf16': TF32 is a format of NVIDIA's tensor cores
+        ValueError: precision (got 'tf32' on cpu), expected 'float32' or 'bf16': TF32 is a format of NVIDIA GPUs
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision (got {precision!r}), expected one of {get_args(Precision)}")
     kind = torch.device(device).type
     if precision == "tf32" and kind != "cuda":
         raise ValueError(
-            f"precision (got 'tf32' on {kind}), expected 'float32' or 'bf16': TF32 is a format of NVIDIA's tensor cores"
+            f"precision (got 'tf32' on {kind}), expected 'float32' or 'bf16': TF32 is a format of NVIDIA GPUs"
         )
     if precision != "float32" and kind == "cuda" and (found := torch.cuda.get_device_capability(device)) < OLDEST:
         raise ValueError(
@@ -74,6 +74,8 @@ def using(precision: Precision, device: torch.device | str = "cpu") -> Iterator[
     _current = precision
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
+    elif before == "tf32":
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:

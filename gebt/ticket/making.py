@@ -12,6 +12,7 @@ from gebt.graph.edges import EDGES
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
+from gebt.sparse.precision import current
 from gebt.ticket.files import Seeded, check_provenance, state_digest
 from gebt.ticket.ticket import Ticket
 
@@ -49,6 +50,7 @@ def make_ticket(
     if unknown := sorted(weight_mask.keys() - weights.keys()):
         raise ValueError(f"weight mask (got tensors {unknown}), expected only {sorted(weights)}")
     origin = {"graph": graph.name, "fingerprint": graph.fingerprint, "structure": graph.structure, **provenance}
+    origin["precision"] = current()
     check_provenance(origin)
     seeded = _seeded(model, initial_state)
     start = seeded if seeded is not None else _masked(initial_state, weight_mask)
