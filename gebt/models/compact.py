@@ -178,9 +178,11 @@ def _ways_to_store(features: Tensor | SparseMatrix) -> dict[str, Tensor | Sparse
 
 
 def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x: bool) -> float:
+    device = x.device if isinstance(x, Tensor) else x.values.device
+
     def infer() -> None:
         with torch.no_grad():
-            forward(x.device, lin, x)
+            forward(device, lin, x)
 
     def both() -> None:
         wanted: list[Tensor] = [p for p in lin.parameters() if p.requires_grad]
@@ -188,7 +190,7 @@ def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x
         if back_to_x and isinstance(x, Tensor):
             source = x.detach().requires_grad_()
             wanted.append(source)
-        y = forward(x.device, lin, source)
+        y = forward(device, lin, source)
         if wanted:
             torch.autograd.grad(y.sum(), wanted)
 

@@ -61,8 +61,9 @@ class SumReadout(nn.Module):
         total = None
         for x, norm, lin in zip(layers, self.norms, self.lins, strict=True):
             x = widened(x)
-            sums = x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x).to(norm.module.weight.dtype)
-            part = lin(dropout(norm(sums), rate, self.training))
+            sums = x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x)
+            sums = norm(sums.to(lin.weight.dtype))  # type: ignore[arg-type]
+            part = lin(dropout(sums, rate, self.training))
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -89,7 +89,7 @@ def current() -> Precision:
 
 
 def forward(device: torch.device | str, network: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
-    """What a network gives in the precision in use, as float32.
+    """What a network gives in the precision in use; in float32 where that is 16 bits, for losses are made of it.
 
     Args:
         device: what the tensors are on.
@@ -101,9 +101,9 @@ def forward(device: torch.device | str, network: Callable[..., Tensor], *inputs:
         Its output.
     """
     if _current != "bf16":
-        return network(*inputs, **named)
+        return widened(network(*inputs, **named))
     with torch.autocast(torch.device(device).type, torch.bfloat16):
-        return network(*inputs, **named).float()
+        return widened(network(*inputs, **named))
 
 
 def autocasted(x: Tensor) -> Tensor:
