@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gebt.graph import Edges, Graph
+from gebt.models.compact import _on_tensor_cores
+from gebt.models.dropout import dropout
 from gebt.models.gnn import GCN
 from gebt.models.graph_classifier import GraphClassifier
-from gebt.models.linear import SparseLinear
+from gebt.models.linear import SemiStructuredLinear, SparseLinear
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import build
 from gebt.models.stacked_gcn import StackedGCN, StackedInput
@@ -20,6 +22,7 @@ from gebt.sparse import SparseMatrix
 from gebt.sparse.backends import using
 from gebt.sparse.ops import mixed_spmm, spmm
 from gebt.sparse.precision import autocasted, without_autocast
+from gebt.sparse.precision import using as precision
 
 BF16 = torch.bfloat16
 NODES = 40
@@ -172,9 +175,35 @@ def test_readout_sums_are_float32() -> None:
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_dropout_of_16_bits_keeps_the_entries_that_it_keeps_of_32(relu: bool) -> None:
-    from gebt.models.dropout import dropout
-
     x, seeds = torch.randn(50, 3), torch.tensor([7])
     wide, narrow = (dropout(t, 0.5, True, relu=relu, seeds=seeds) for t in (x, x.to(BF16)))
     assert narrow.dtype == BF16
     torch.testing.assert_close(narrow.float(), wide, rtol=2**-8, atol=0)
+
+
+def test_2_of_4_is_packed_in_the_precision_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gebt.models.linear.to_sparse_semi_structured", lambda weight: weight)
+    weight, x = torch.randn(4, 8), torch.randn(5, 8)
+    assert SemiStructuredLinear(weight)(x).dtype == torch.float32
+    with precision("bf16"):
+        lin = SemiStructuredLinear(weight)
+        assert (lin(x).dtype, lin.weight.dtype) == (BF16, torch.float32)
+
+
+def test_a_2_of_4_kernel_that_refuses_is_told_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for float32")
+
+    monkeypatch.setattr("gebt.models.linear.to_sparse_semi_structured", lambda weight: weight)
+    monkeypatch.setattr("gebt.models.linear.F.linear", multiply)
+    caplog.set_level("INFO", "gebt.compaction")
+    stored: dict[str, Any] = {"dense": torch.randn(5, 8)}
+    assert _on_tensor_cores(stored, torch.randn(4, 8)) == {}
+    with precision("bf16"):
+        assert _on_tensor_cores(stored, torch.randn(4, 8)) == {}
+    assert [record.getMessage() for record in caplog.records] == [
+        "2:4 product of (4, 8): no kernel for float32; on an H100 it takes 16 bits alone: --precision bf16",
+        "2:4 product of (4, 8): no kernel for float32",
+    ]
