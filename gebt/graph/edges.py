@@ -170,7 +170,7 @@ class Edges:
         """
         if values.shape != (self.num_pairs,):
             raise ValueError(f"edge weights (got shape {tuple(values.shape)}), expected ({self.num_pairs},)")
-        return _Normalize.apply(widened(values), self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        return _Normalize.apply(values, self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
         """y = W x.

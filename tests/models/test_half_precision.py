@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gebt.graph import Edges, Graph
+from gebt.models.attention import row_softmax
 from gebt.models.compact import _on_tensor_cores
 from gebt.models.dropout import dropout
 from gebt.models.gnn import GCN
@@ -17,6 +18,7 @@ from gebt.models.graph_classifier import GraphClassifier
 from gebt.models.linear import SemiStructuredLinear, SparseLinear
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import build
+from gebt.models.resgcn import GENConv
 from gebt.models.stacked_gcn import StackedGCN, StackedInput
 from gebt.sparse import SparseMatrix
 from gebt.sparse.backends import using
@@ -163,14 +165,41 @@ def test_sums_over_neighbors_of_16_bit_values_are_float32(toy: Graph) -> None:
 
 
 def test_readout_sums_are_float32() -> None:
-    # One graph of 300 nodes beside one of 1: bfloat16 would stop counting at 256.
+    # bfloat16 has no 301.
     model = GraphClassifier(1, 4, 2, 2, 0.0).eval()
     taken: list[Tensor] = []
     readout: Any = model.convs[-1]
     readout.norms[0].register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
-    x = torch.ones(301, 4, dtype=BF16)
-    readout([x], torch.tensor([0] * 300 + [1]), 2, 0.0)
-    assert taken[0].tolist() == [[300.0] * 4, [1.0] * 4]
+    x = torch.ones(302, 4, dtype=BF16)
+    readout([x], torch.tensor([0] * 301 + [1]), 2, 0.0)
+    assert taken[0].tolist() == [[301.0] * 4, [1.0] * 4]
+
+
+def test_attention_of_16_bit_scores_is_the_float32_softmax(toy: Graph) -> None:
+    pattern = Edges.from_pairs(toy.pairs, toy.num_nodes).pattern
+    to, of = (torch.randn(toy.num_nodes, 2).to(BF16) for _ in "ab")
+    found = row_softmax(pattern, to, of, 0.2)
+    assert torch.equal(found, row_softmax(pattern, to.float(), of.float(), 0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_softmax_aggregation_is_float32_under_autocast(
+    toy: Graph, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edges, conv, seen = Edges.from_pairs(toy.pairs, toy.num_nodes), GENConv(4, "softmax"), []
+    conv.mlp = nn.Sequential()
+    x = torch.randn(toy.num_nodes, 4).to(dtype)
+    expected = conv(x.float(), edges, conv.weigh(edges, None))
+
+    def product(pattern: Any, values: Tensor, z: Tensor, **options: Any) -> Tensor:
+        seen.append((z.dtype, torch.is_autocast_enabled("cpu")))
+        return mixed_spmm(pattern, values, z, **options)
+
+    monkeypatch.setattr("gebt.graph.edges.mixed_spmm", product)
+    with torch.autocast("cpu", BF16):
+        found = conv(x, edges, conv.weigh(edges, None))
+    assert seen == [(torch.float32, False)]
+    torch.testing.assert_close(found.float(), expected, rtol=2**-6 if dtype == BF16 else 0, atol=2e-2 * (dtype == BF16))
 
 
 @pytest.mark.parametrize("relu", [False, True])
