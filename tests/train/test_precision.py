@@ -13,6 +13,7 @@ from torch import Tensor
 from gebt.data import load_graph
 from gebt.experiments.options import RunOptions
 from gebt.graph import Edges, Graph
+from gebt.graph.label_propagation import propagate_labels
 from gebt.models.gnn import GCN
 from gebt.models.registry import build
 from gebt.recipes import baselines, search
@@ -199,3 +200,19 @@ def test_edges_with_kept_values_in_bf16(toy: Graph) -> None:
         with using("bf16"):
             found = task.logits(model).detach()
         assert 0 < float((found - expected).norm() / expected.norm()) < 2e-2
+
+
+def test_a_search_of_a_16_bit_model_on_16_bit_features(digits: Graph) -> None:
+    graph = replace(digits, features=digits.features.to(BF16))  # type: ignore[union-attr]
+    assert graph.fingerprint != digits.fingerprint
+    model = GCN(graph.num_features, 8, graph.num_classes).bfloat16()
+    ticket = search.joint(model, graph, edge_ratio=0.2, weight_ratio=0.5, settings=SearchSettings(max_epochs=2))
+    assert all(tensor.dtype == BF16 for tensor in ticket.state_at_draw.values())
+
+
+def test_labels_are_propagated_in_float32_inside_a_users_autocast(toy: Graph) -> None:
+    edges = Edges.from_pairs(toy.pairs, toy.num_nodes)
+    opinions = torch.rand(toy.num_nodes, 3).softmax(1)
+    expected = propagate_labels(opinions, edges, 0.5)
+    with torch.autocast("cpu", BF16):
+        assert torch.equal(propagate_labels(opinions, edges, 0.5), expected)
