@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gebt.sparse.memory import check_room
-from gebt.sparse.ops import spmm
+from gebt.sparse.ops import mixed_spmm
 from gebt.sparse.pattern import Pattern, index_dtype
+from gebt.sparse.precision import widened
 
 # The name of the tensor of pairs in an edge mask.
 EDGES = "edges"
@@ -181,7 +182,7 @@ class Edges:
         Returns:
             [N, d].
         """
-        return spmm(self.pattern, weights, x, symmetric=True)
+        return mixed_spmm(self.pattern, weights, x, symmetric=True)
 
     def rows(self, nodes: Tensor) -> Rows:
         """The rows of some nodes alone, for products of which nobody reads the others.
@@ -229,6 +230,7 @@ class Edges:
             [1.0, 3.0, 2.0]
         """
         u, v = self.pairs
+        values = widened(values)
         return values.new_zeros(self.num_nodes).index_add_(0, u, values).index_add_(0, v, values)
 
 
@@ -254,7 +256,7 @@ class Rows:
         Returns:
             [T, d].
         """
-        return spmm(self.pattern, weights, x)
+        return mixed_spmm(self.pattern, weights, x)
 
 
 def _sorted_pairs(pairs: Tensor, num_nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

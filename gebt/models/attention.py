@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gebt.sparse.pattern import Pattern
+from gebt.sparse.precision import widened
 
 
 def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights: Tensor | None = None) -> Tensor:
@@ -26,13 +27,14 @@ def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights:
         weights: a >= 0 of the entries, [E]; None: 1.
 
     Returns:
-        alpha, [E, H]; gradients go to `to`, `of` and `weights`.
+        alpha, [E, H], float32 where scores have 16 bits; gradients go to `to`, `of` and `weights`.
 
     Example:
         >>> pattern, _ = Pattern.from_entries(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), (2, 2))
         >>> row_softmax(pattern, torch.zeros(2, 1), torch.zeros(2, 1), 0.2).tolist()
         [[0.5], [0.5], [1.0]]
     """
+    to, of = widened(to), widened(of)
     return _RowSoftmax.apply(to, of, weights, pattern, slope)  # type: ignore[no-untyped-call]
 
 

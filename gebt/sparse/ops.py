@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from gebt.sparse.backends import BACKENDS, Csr, Product, engine
 from gebt.sparse.pattern import Pattern, SparseMatrix
+from gebt.sparse.precision import autocasted
 
 
 @torch.library.custom_op("gebt::spmm", mutates_args=())
@@ -175,6 +176,22 @@ def spmm(
     return _spmm(*own, *turned, permutation, values, tvalues.detach(), x, backend)
 
 
+def mixed_spmm(
+    pattern: Pattern, values: Tensor, x: Tensor, tvalues: Tensor | None = None, *, symmetric: bool = False
+) -> Tensor:
+    """`spmm` as torch's autocast would call it: in its type where it is on, else in the type of x.
+
+    Sums are float32. A 16-bit x takes values of any type. On the CPU, where no engine multiplies 16 bits, x is
+    converted to float32, values are not rounded, and the result alone is. Arguments and errors as `spmm`.
+    """
+    x = autocasted(x)
+    if x.itemsize > 2:
+        return spmm(pattern, values, x, tvalues, symmetric=symmetric)
+    work = torch.float32 if x.device.type == "cpu" else x.dtype
+    tvalues = None if tvalues is None else tvalues.to(work)
+    return spmm(pattern, values.to(work), x.to(work), tvalues, symmetric=symmetric).to(x.dtype)
+
+
 def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     """Sampled dense-dense product: out_e = <a_r, b_c> for each entry e = (r, c) of the pattern.
 
@@ -197,7 +214,7 @@ def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
 def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
     """y = A X for a constant sparse matrix A; the gradient goes to X alone."""
     tvalues = matrix.transposed_values if torch.is_grad_enabled() and x.requires_grad else None
-    return spmm(matrix.pattern, matrix.values, x, tvalues)
+    return mixed_spmm(matrix.pattern, matrix.values, x, tvalues)
 
 
 def _check_dense(name: str, x: Tensor, rows: int, dtype: torch.dtype, pattern: Pattern) -> None:

@@ -12,6 +12,7 @@ from gebt.graph.edges import EDGES
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
+from gebt.sparse.precision import current
 from gebt.ticket.files import Seeded, check_provenance, state_digest
 from gebt.ticket.ticket import Ticket
 
@@ -50,8 +51,8 @@ def make_ticket(
         raise ValueError(f"weight mask (got tensors {unknown}), expected only {sorted(weights)}")
     # Networks on a CUDA device draw other dropout: who repeats the search wants to know where it was.
     device = next((weight.device.type for weight in weights.values()), "cpu")
-    origin = {"graph": graph.name, "fingerprint": graph.fingerprint, "structure": graph.structure, "device": device}
-    origin |= provenance
+    origin = {"graph": graph.name, "fingerprint": graph.fingerprint, "structure": graph.structure, **provenance}
+    origin |= {"device": device, "precision": current()}
     check_provenance(origin)
     seeded = _seeded(model, initial_state)
     start = seeded if seeded is not None else _masked(initial_state, weight_mask)

@@ -24,6 +24,7 @@ from gebt.graph.links import LinkGraph
 from gebt.measure.cost import Seconds, flops_executed, in_fresh_process, measure_in_turn, stored_bytes
 from gebt.measure.energy import energy_meter
 from gebt.sparse.memory import OutOfRoomError
+from gebt.sparse.precision import using
 from gebt.ticket import Ticket
 from gebt.train.cuda_graph import Replay, replays
 from gebt.train.loop import seeded
@@ -67,7 +68,7 @@ def bench(
         got = f"{options.dataset!r}, {'links to predict' if isinstance(graph, LinkGraph) else 'a set of graphs'}"
         raise ValueError(f"data set to bench (got {got}), expected nodes of one graph; 'gebt run' measures others")
     bench = Workbench(options, ticket, graph)
-    with seeded(bench.seed):
+    with seeded(bench.seed), using(options.precision, options.device):
         return _Measurement(bench, path, progress).run(repeats), bench.graph
 
 
@@ -111,7 +112,8 @@ class _Measurement:
         """Fills the cells; those that could not be measured say so."""
         networks = self._networks()
         self.progress("comparing logits")
-        equal = check_equal(networks)
+        with using("float32", self.device):  # roundings of 16 bits would hide what differs
+            equal = check_equal(networks)
         self._time(networks)
         self._count(networks)
         present = list(networks)
