@@ -51,14 +51,14 @@ class Backend(ABC):
         """out_e = <left_r, right_c> for every entry e = (r, c); [E] or [E, H]."""
 
     def gradients(
-        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+        self, a: Csr, transposed: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Both gradients of y = A x: dx = A^T grad and dvalues_e = <grad_r, x_c>.
 
-        `turned` is the transpose of `a`, `tvalues` are the values in its order, and entry `permutation[t]` of `a` is
-        entry t of it. An empty `permutation` says that A = A^T, values included: dvalues may then stand mirrored.
+        `transposed` is the transpose of `a`, `tvalues` are the values in its order, and entry `permutation[t]` of `a`
+        is entry t of it. An empty `permutation` says that A = A^T, values included: dvalues may then stand mirrored.
         """
-        return self.spmm(turned, tvalues, grad), self.sddmm(a, grad, x)
+        return self.spmm(transposed, tvalues, grad), self.sddmm(a, grad, x)
 
 
 def by_head(product: str, backend: Backend, a: Csr, first: Tensor, second: Tensor) -> Tensor:
