@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gebt.sparse import Pattern, sddmm, spmm
+from gebt.graph.edges import Edges
+from gebt.sparse import Pattern, normalization, sddmm, spmm
 from gebt.sparse.backends import BACKENDS, BackendError, Csr, triton_plan, using
 from gebt.sparse.backends import triton as backend
 from gebt.sparse.backends.triton_plan import LONGEST_RUN, WIDEST_BLOCK, WIDEST_FUSED, runs_of, tile_of
@@ -62,7 +64,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, tuple[Any,
     def launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, constants: dict[str, Any]) -> None:
         made.append((kernel, programs, arguments, constants))
 
-    monkeypatch.setattr(backend, "_launch", launch)
+    monkeypatch.setattr(backend, "launch", launch)
     return made
 
 
@@ -312,11 +314,72 @@ def sddmm_of(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
         return sddmm(pattern, left, right)
 
 
+def starry(nodes: int = 60, seed: int = 0) -> Edges:
+    """A node that all others are neighbors of, some other pairs in no order, and nodes of its star alone."""
+    generator = torch.Generator().manual_seed(seed)
+    linked = (torch.rand(nodes, nodes, generator=generator) < 0.05).triu(1)
+    linked[0, 1:] = True
+    linked[:, nodes // 2 :] &= linked[:1, nodes // 2 :] & (torch.arange(nodes) == 0)[:, None]
+    pairs = linked.nonzero().t()
+    return Edges.from_pairs(pairs[:, torch.randperm(pairs.shape[1], generator=generator)], nodes)
+
+
+def normalized(edges: Edges, values: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    values = values.detach().requires_grad_()
+    weights = edges.normalized(values)
+    return weights.detach(), *torch.autograd.grad(weights, values, grad)
+
+
+@interpreted
+@pytest.mark.usefixtures("short_runs", "new_memory_is_nan")
+class TestNormalization:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("limit", [2**31 - 1, -1], ids=["int32", "int64"])
+    def test_is_that_of_torch(self, dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gebt.sparse.pattern.INT32_LIMIT", limit)
+        edges = starry()
+        assert runs_of(edges.pattern.crow).parts > 1
+        (grad,) = drawn((edges.pattern.nnz,), dtype=dtype)
+        values = drawn((edges.num_pairs,), dtype=dtype)[0].abs()
+        got, again = (normalized(edges, values, grad) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+        first, second = edges.places[: 2 * edges.num_pairs].long().view(-1, 2).t()
+        assert torch.equal(got[0][first], got[0][second]), "the adjacency must be symmetric to the bit"
+        monkeypatch.setattr(normalization, "_by_triton", lambda values: False)
+        exact = normalized(edges, values.double(), grad.double())
+        assert all(tensor.dtype == dtype for tensor in got)
+        close(got, exact, 1e-6 if dtype == torch.float32 else 1e-14)
+
+    def test_passes_gradcheck(self) -> None:
+        edges = starry(24)
+        values = drawn((edges.num_pairs,), dtype=torch.float64)[0].abs().requires_grad_()
+        assert gradcheck(edges.normalized, (values,), fast_mode=True)
+
+    @pytest.mark.parametrize(
+        ("pairs", "nodes"), [([], 0), ([], 3), ([[0, 1]], 2)], ids=["nothing", "nodes", "one pair"]
+    )
+    def test_of_the_smallest_graphs(self, pairs: list[list[int]], nodes: int) -> None:
+        edges = Edges.from_pairs(torch.tensor(pairs, dtype=torch.long).view(-1, 2).t(), nodes)
+        weights, dvalues = normalized(edges, torch.ones(edges.num_pairs), torch.ones(edges.pattern.nnz))
+        assert torch.allclose(weights, torch.full_like(weights, 0.5 if pairs else 1.0))
+        # w_uv = a / (1 + a) twice and w_uu = 1 / (1 + a) twice: their sum does not change with a.
+        assert torch.allclose(dvalues, torch.zeros_like(dvalues), atol=1e-6)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="runs the tests of this file once more")
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_the_numbers_are_right_under_the_interpreter() -> None:
     here = Path(__file__)
-    command = ["-m", "pytest", "-x", "-k", "TestNumbers", "-p", "no:cacheprovider", f"--confcutdir={here.parent}"]
+    command = [
+        "-m",
+        "pytest",
+        "-x",
+        "-k",
+        "TestNumbers or TestNormalization",
+        "-p",
+        "no:cacheprovider",
+        f"--confcutdir={here.parent}",
+    ]
     done = subprocess.run(
         [sys.executable, *command, str(here)],
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebt.sparse.backends import Csr, triton_plan
+from gebt.graph.edges import Edges
+from gebt.sparse.backends import Csr, triton_normalization, triton_plan
 from gebt.sparse.backends import triton as backend
+from gebt.sparse.backends.base import PairEntries
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the interpreter does not compile")
@@ -58,7 +60,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
         kind = triton.language.float64 if x.dtype == torch.float64 else triton.language.float32
         made.append(Launch(kernel, arguments, constants | {"KIND": kind, "enable_fp_fusion": True}))
 
-    monkeypatch.setattr(backend, "_launch", launch)
+    monkeypatch.setattr(backend, "launch", launch)
     monkeypatch.setattr(triton_plan, "PADDED_BYTES", 0)
     return made
 
@@ -160,3 +162,18 @@ def test_other_kernels_spill_nothing(
     assert [launch.kernel for launch in launches[1:]] == (["add_parts"] if hub and what != "sampled" else [])
     for launch in launches:
         check(compiled(launch, 90))
+
+
+@pytest.mark.parametrize("nodes", [9, 200], ids=["rows", "runs"])
+def test_the_kernels_of_the_normalization_spill_nothing(nodes: int, launches: list[Launch]) -> None:
+    star = torch.stack((torch.zeros(nodes - 1, dtype=torch.long), torch.arange(1, nodes)))
+    edges = Edges.from_pairs(star, nodes)
+    places = (edges.pattern.crow, edges.pattern.col, edges.source, edges.places, *edges.pairs)
+    scale, values = triton_normalization.forward(PairEntries(*places), torch.ones(nodes - 1))[1], torch.ones(nodes - 1)
+    triton_normalization.backward(PairEntries(*places), values, scale, torch.ones(edges.pattern.nnz))
+    parts = ["add_parts"] if nodes > 9 else []
+    expected = ["row_sums", *parts, "normalized_entries", "pair_sums", "row_sums", *parts, "pair_gradients"]
+    assert [launch.kernel for launch in launches] == expected
+    for launch in launches:
+        if launch.kernel != "add_parts":
+            check(compiled(launch, 90))

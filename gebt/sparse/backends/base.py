@@ -25,6 +25,21 @@ class Csr(NamedTuple):
         return self.crow.numel() - 1
 
 
+class PairEntries(NamedTuple):
+    """Where the P pairs of N nodes are in the symmetric pattern of A + I, E = 2P + N entries (`gebt.graph.Edges`).
+
+    `crow` [N + 1], `col` [E]; `source` [E] the pair of each entry, or P + u for the self-loop of node u; `places` [E]
+    the two entries of each pair, pair by pair, then that of each self-loop; `u` and `v` [P] the ends of each pair.
+    """
+
+    crow: Tensor
+    col: Tensor
+    source: Tensor
+    places: Tensor
+    u: Tensor
+    v: Tensor
+
+
 class Backend(ABC):
     """One implementation of the products over a CSR pattern.
 

@@ -67,7 +67,7 @@ class Triton(Backend):
             tensors = (runs.begin, runs.owner, a.col, left.contiguous(), source, dots)
             arguments = (*tensors, runs.total, _heads(left), *rows.units)
             programs = -(-runs.total // tile.rows) * _heads(left)
-            _launch("products", programs, arguments, left, _constants(runs, rows, tile))
+            launch("products", programs, arguments, left, _constants(runs, rows, tile))
         return dots
 
     def gradients(
@@ -101,13 +101,23 @@ def _sums(
     sizes = (runs.total, heads, blocks, *rows.units)
     options = {"DOTS": own is not None, "PERMUTED": permuted, "PADDED": rows.padded}
     options |= _constants(runs, rows, tile)
-    _launch("sums", -(-runs.total // tile.rows) * heads * blocks, (*tensors, *sizes), x, options)
+    launch("sums", -(-runs.total // tile.rows) * heads * blocks, (*tensors, *sizes), x, options)
+    add_parts(runs, parts, out)
+
+
+def add_parts(runs: Runs, parts: Tensor, out: Tensor) -> None:
+    """Writes the rows of `out` that were cut, each the sum of its parts in their order; nothing when none was.
+
+    Args:
+        runs: of the pattern.
+        parts: [runs.parts, ...].
+        out: [R, ...].
+    """
     if runs.parts:
-        wide = heads * width
+        wide = out[0].numel()
         blocks = -(-wide // PART_COLUMNS)
-        arguments = (parts, runs.first, runs.cut, out, wide, blocks)
         constants = {"PARTS": PARTS, "COLUMNS": PART_COLUMNS, "num_warps": 4}
-        _launch("add_parts", runs.cut.numel() * blocks, arguments, x, constants)
+        launch("add_parts", runs.cut.numel() * blocks, (parts, runs.first, runs.cut, out, wide, blocks), out, constants)
 
 
 def _gathered(a: Csr, x: Tensor) -> tuple[Tensor, Rows]:
@@ -127,7 +137,19 @@ def _constants(runs: Runs, rows: Rows, tile: Tile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, constants: dict[str, Any]) -> None:
+def launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, constants: dict[str, Any]) -> None:
+    """Launches a kernel of `triton_kernels` on the device of `x`.
+
+    Args:
+        kernel: its name.
+        programs: how many.
+        arguments: in the kernel's order.
+        x: whose device and type decide; sums of float64 are float64, all others float32.
+        constants: the kernel's constants and Triton's options.
+
+    Raises:
+        BackendError: for more programs than a launch can have.
+    """
     if programs > MOST_PROGRAMS:
         raise BackendError(f"product for triton (got {programs} programs), expected at most {MOST_PROGRAMS}; split it")
     kernels, kind = _kernels(), "float64" if x.dtype == torch.float64 else "float32"

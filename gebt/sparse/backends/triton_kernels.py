@@ -126,3 +126,76 @@ def products(
             tile = tl.where(inside[None, None, :], tile.to(KIND), 0.0)
             total += mine.to(KIND)[:, None, :] * tile
         tl.store(dots + entry * heads + head, tl.sum(total, axis=2).to(dots.dtype.element_ty), mask=given)
+
+
+@triton.jit(do_not_specialize=["runs", "pairs"])
+def row_sums(
+    begin, owner, part, col, source, values, direct, scale, out, parts, runs, pairs,
+    CUT: tl.constexpr, WEIGHTED: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """out[row] = sum of values[source[e]] over the row's entries e of pairs, source[e] < pairs; parts as in `sums`.
+
+    WEIGHTED: each value times direct[source[e]] * scale[col[e]].
+    """
+    run, exists, first, length, row = _run(begin, owner, tl.program_id(0).to(tl.int64), 1, runs, CUT, ROWS)
+    total = tl.zeros((ROWS, ENTRIES), dtype=KIND)
+    for start in range(0, tl.max(length, axis=0), ENTRIES):
+        number = start + tl.arange(0, ENTRIES)[None, :]
+        given = number < length[:, None]
+        entry = first[:, None] + number
+        pair = tl.load(source + entry, mask=given, other=0).to(tl.int64)
+        given = given & (pair < pairs)
+        term = tl.load(values + pair, mask=given, other=0.0)
+        if WEIGHTED:
+            other = tl.load(col + entry, mask=given, other=0).to(tl.int64)
+            term *= tl.load(direct + pair, mask=given, other=0.0) * tl.load(scale + other, mask=given, other=0.0)
+        total += term
+    summed = tl.sum(total, axis=1)
+    if CUT:
+        number = tl.load(part + run, mask=exists, other=-1).to(tl.int64)
+        tl.store(parts + number, summed, mask=exists & (number >= 0))
+        exists = exists & (number < 0)
+    tl.store(out + row, summed, mask=exists)
+
+
+@triton.jit(do_not_specialize=["runs", "pairs"])
+def normalized_entries(
+    begin, owner, col, source, values, scale, weights, runs, pairs,
+    CUT: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """weights[e] = values[source[e]] * scale[row] * scale[col[e]], the value of a self-loop being 1."""
+    _, exists, first, length, row = _run(begin, owner, tl.program_id(0).to(tl.int64), 1, runs, CUT, ROWS)
+    own = tl.load(scale + row, mask=exists, other=0.0)
+    for start in range(0, tl.max(length, axis=0), ENTRIES):
+        number = start + tl.arange(0, ENTRIES)[None, :]
+        given = number < length[:, None]
+        entry = first[:, None] + number
+        pair = tl.load(source + entry, mask=given, other=0).to(tl.int64)
+        value = tl.load(values + pair, mask=given & (pair < pairs), other=1.0)
+        other = tl.load(col + entry, mask=given, other=0).to(tl.int64)
+        # Both scales first: then the two entries of a pair are equal bit for bit.
+        both = own[:, None] * tl.load(scale + other, mask=given, other=0.0)
+        tl.store(weights + entry, value * both, mask=given)
+
+
+@triton.jit(do_not_specialize=["pairs"])
+def pair_sums(places, entries, out, pairs, KIND: tl.constexpr, PAIRS: tl.constexpr):
+    """out[p] = the sum of `entries` at both places of pair p."""
+    pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    given = pair < pairs
+    one = tl.load(places + 2 * pair, mask=given, other=0).to(tl.int64)
+    other = tl.load(places + 2 * pair + 1, mask=given, other=0).to(tl.int64)
+    total = tl.load(entries + one, mask=given, other=0.0) + tl.load(entries + other, mask=given, other=0.0)
+    tl.store(out + pair, total, mask=given)
+
+
+@triton.jit(do_not_specialize=["pairs"])
+def pair_gradients(u, v, direct, scale, ddegree, out, pairs, KIND: tl.constexpr, PAIRS: tl.constexpr):
+    """out[p] = direct[p] * scale[u[p]] * scale[v[p]] + ddegree[u[p]] + ddegree[v[p]]."""
+    pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    given = pair < pairs
+    one = tl.load(u + pair, mask=given, other=0).to(tl.int64)
+    other = tl.load(v + pair, mask=given, other=0).to(tl.int64)
+    scales = tl.load(scale + one, mask=given, other=0.0) * tl.load(scale + other, mask=given, other=0.0)
+    degrees = tl.load(ddegree + one, mask=given, other=0.0) + tl.load(ddegree + other, mask=given, other=0.0)
+    tl.store(out + pair, tl.load(direct + pair, mask=given, other=0.0) * scales + degrees, mask=given)
