@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gebt.graph.edges import Edges
-from gebt.sparse import Pattern, normalization, sddmm, spmm
+from gebt.sparse import Pattern, sddmm, spmm
 from gebt.sparse.backends import BACKENDS, BackendError, Csr, triton_plan, using
 from gebt.sparse.backends import triton as backend
 from gebt.sparse.backends.triton_plan import LONGEST_RUN, WIDEST_BLOCK, WIDEST_FUSED, runs_of, tile_of
 
-# The interpreter must be asked for before Triton is imported: the last test does so in a process of its own.
+# The interpreter must be asked for before Triton is imported: the last test does so, in a process of its own.
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter, in a process of its own")
 WIDTHS = [1, 3, 4, 7, 16, 40, 64, 130, 257]
@@ -42,11 +40,6 @@ def with_hubs(rows: int = 12, columns: int = 130, run: int = 16) -> Pattern:
 
 def lengths_to_crow(lengths: list[int], dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.cat((torch.zeros(1, dtype=dtype), torch.tensor(lengths).cumsum(0).to(dtype)))
-
-
-@pytest.fixture
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_plan, "LONGEST_RUN", 16)
 
 
 @pytest.fixture(params=[False, True], ids=["as they are", "padded"])
@@ -133,7 +126,7 @@ def test_a_later_product_only_allocates_on_the_device_and_waits_for_nothing(
     with Calls() as calls:
         step()
     assert [(kernel, n) for kernel, n, *_ in launches] == first
-    assert [kernel for kernel, _ in first] == ["sums", "add_parts", "products", "sums"]
+    assert [kernel for kernel, _ in first] == ["sums", "join_parts", "products", "sums"]
     made = {"aten.new_empty.default", "aten.empty_like.default", "aten.new_zeros.default"}
     assert calls.names <= made | ({"aten.slice.Tensor", "aten.copy_.default"} if padded else set())
 
@@ -150,10 +143,10 @@ def test_a_hub_takes_at_most_32_turns(width: int, mean: int, launches: list[Any]
     runs = runs_of(crow)
     longest, most = int(runs.begin.diff().max()), int(runs.first.diff().max())
     assert (longest, most) == (LONGEST_RUN, -(-HUB // LONGEST_RUN))
-    turns = [-(-most // given["PARTS"]) if kernel == "add_parts" else -(-longest // given["ENTRIES"])
+    turns = [-(-most // given["PARTS"]) if kernel == "join_parts" else -(-longest // given["ENTRIES"])
              for kernel, _, _, given in launches]  # fmt: skip
     kernels = [kernel for kernel, *_ in launches]
-    assert kernels == ["sums", "add_parts", "sums", "add_parts", "products"]
+    assert kernels == ["sums", "join_parts", "sums", "join_parts", "products"]
     assert max(turns[0] + turns[1], turns[2] + turns[3], turns[4]) <= 32
 
 
@@ -233,13 +226,6 @@ def close(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: floa
         torch.testing.assert_close(ours.double(), right, rtol=0.0, atol=tolerance * scale)
 
 
-@pytest.fixture
-def new_memory_is_nan() -> Any:
-    torch.set_deterministic_debug_mode("error")
-    yield
-    torch.set_deterministic_debug_mode("default")
-
-
 @interpreted
 @pytest.mark.usefixtures("short_runs", "new_memory_is_nan")
 class TestNumbers:
@@ -314,59 +300,7 @@ def sddmm_of(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
         return sddmm(pattern, left, right)
 
 
-def starry(nodes: int = 60, seed: int = 0) -> Edges:
-    """A node that all others are neighbors of, some other pairs in no order, and nodes of its star alone."""
-    generator = torch.Generator().manual_seed(seed)
-    linked = (torch.rand(nodes, nodes, generator=generator) < 0.05).triu(1)
-    linked[0, 1:] = True
-    linked[:, nodes // 2 :] &= linked[:1, nodes // 2 :] & (torch.arange(nodes) == 0)[:, None]
-    pairs = linked.nonzero().t()
-    return Edges.from_pairs(pairs[:, torch.randperm(pairs.shape[1], generator=generator)], nodes)
-
-
-def normalized(edges: Edges, values: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    values = values.detach().requires_grad_()
-    weights = edges.normalized(values)
-    return weights.detach(), *torch.autograd.grad(weights, values, grad)
-
-
-@interpreted
-@pytest.mark.usefixtures("short_runs", "new_memory_is_nan")
-class TestNormalization:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    @pytest.mark.parametrize("limit", [2**31 - 1, -1], ids=["int32", "int64"])
-    def test_is_that_of_torch(self, dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gebt.sparse.pattern.INT32_LIMIT", limit)
-        edges = starry()
-        assert runs_of(edges.pattern.crow).parts > 1
-        (grad,) = drawn((edges.pattern.nnz,), dtype=dtype)
-        values = drawn((edges.num_pairs,), dtype=dtype)[0].abs()
-        got, again = (normalized(edges, values, grad) for _ in range(2))
-        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
-        first, second = edges.places[: 2 * edges.num_pairs].long().view(-1, 2).t()
-        assert torch.equal(got[0][first], got[0][second]), "the adjacency must be symmetric to the bit"
-        monkeypatch.setattr(normalization, "_by_triton", lambda values: False)
-        exact = normalized(edges, values.double(), grad.double())
-        assert all(tensor.dtype == dtype for tensor in got)
-        close(got, exact, 1e-6 if dtype == torch.float32 else 1e-14)
-
-    def test_passes_gradcheck(self) -> None:
-        edges = starry(24)
-        values = drawn((edges.num_pairs,), dtype=torch.float64)[0].abs().requires_grad_()
-        assert gradcheck(edges.normalized, (values,), fast_mode=True)
-
-    @pytest.mark.parametrize(
-        ("pairs", "nodes"), [([], 0), ([], 3), ([[0, 1]], 2)], ids=["nothing", "nodes", "one pair"]
-    )
-    def test_of_the_smallest_graphs(self, pairs: list[list[int]], nodes: int) -> None:
-        edges = Edges.from_pairs(torch.tensor(pairs, dtype=torch.long).view(-1, 2).t(), nodes)
-        weights, dvalues = normalized(edges, torch.ones(edges.num_pairs), torch.ones(edges.pattern.nnz))
-        assert torch.allclose(weights, torch.full_like(weights, 0.5 if pairs else 1.0))
-        # w_uv = a / (1 + a) twice and w_uu = 1 / (1 + a) twice: their sum does not change with a.
-        assert torch.allclose(dvalues, torch.zeros_like(dvalues), atol=1e-6)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="runs the tests of this file once more")
+@pytest.mark.skipif(INTERPRETED, reason="runs the tests of these files once more")
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_the_numbers_are_right_under_the_interpreter() -> None:
     here = Path(__file__)
@@ -381,7 +315,7 @@ def test_the_numbers_are_right_under_the_interpreter() -> None:
         f"--confcutdir={here.parent}",
     ]
     done = subprocess.run(
-        [sys.executable, *command, str(here)],
+        [sys.executable, *command, str(here), str(here.with_name("test_triton_rows.py"))],
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=here.parents[2],
         capture_output=True,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph.edges import Edges
-from gebt.sparse.backends import Csr, triton_normalization, triton_plan
+from gebt.sparse.backends import Csr, triton_normalization, triton_plan, triton_reduction
 from gebt.sparse.backends import triton as backend
 from gebt.sparse.backends.base import PairEntries
 
@@ -159,7 +159,7 @@ def test_other_kernels_spill_nothing(
     what: str, width: int, dtype: torch.dtype, heads: int, index: torch.dtype, hub: bool, launches: list[Launch]
 ) -> None:
     product(what, width, dtype, heads, index, hub)
-    assert [launch.kernel for launch in launches[1:]] == (["add_parts"] if hub and what != "sampled" else [])
+    assert [launch.kernel for launch in launches[1:]] == (["join_parts"] if hub and what != "sampled" else [])
     for launch in launches:
         check(compiled(launch, 90))
 
@@ -171,9 +171,18 @@ def test_the_kernels_of_the_normalization_spill_nothing(nodes: int, launches: li
     places = (edges.pattern.crow, edges.pattern.col, edges.source, edges.places, *edges.pairs)
     scale, values = triton_normalization.forward(PairEntries(*places), torch.ones(nodes - 1))[1], torch.ones(nodes - 1)
     triton_normalization.backward(PairEntries(*places), values, scale, torch.ones(edges.pattern.nnz))
-    parts = ["add_parts"] if nodes > 9 else []
+    parts = ["join_parts"] if nodes > 9 else []
     expected = ["row_sums", *parts, "normalized_entries", "pair_sums", "row_sums", *parts, "pair_gradients"]
     assert [launch.kernel for launch in launches] == expected
     for launch in launches:
-        if launch.kernel != "add_parts":
+        if launch.kernel != "join_parts":
             check(compiled(launch, 90))
+
+
+@pytest.mark.parametrize(("dtype", "heads", "highest"), [(FLOAT, 1, True), (HALF, 8, False), (DOUBLE, 300, True)])
+def test_the_reductions_spill_nothing(dtype: torch.dtype, heads: int, highest: bool, launches: list[Launch]) -> None:
+    crow = torch.tensor([0, 200, 216], dtype=torch.int32)
+    triton_reduction.row_reduce(crow, torch.ones(216, heads, dtype=dtype), highest=highest)
+    assert [launch.kernel for launch in launches] == ["reduced_rows", "join_parts"]
+    for launch in launches:
+        check(compiled(launch, 90))

@@ -92,7 +92,7 @@ def _sums(
     permuted = permutation is not None and permutation.numel() > 0
     parts = out
     if runs.parts:
-        parts = out.new_empty(runs.parts, *out.shape[1:], dtype=_sum_type(x))
+        parts = out.new_empty(runs.parts, *out.shape[1:], dtype=sum_type(x))
     # An argument that the program does not read still needs an address: that of `out`.
     others = [
         out if tensor is None else tensor.contiguous() for tensor in (own, dots, permutation if permuted else None)
@@ -102,22 +102,24 @@ def _sums(
     options = {"DOTS": own is not None, "PERMUTED": permuted, "PADDED": rows.padded}
     options |= _constants(runs, rows, tile)
     launch("sums", -(-runs.total // tile.rows) * heads * blocks, (*tensors, *sizes), x, options)
-    add_parts(runs, parts, out)
+    join_parts(runs, parts, out)
 
 
-def add_parts(runs: Runs, parts: Tensor, out: Tensor) -> None:
+def join_parts(runs: Runs, parts: Tensor, out: Tensor, *, highest: bool = False) -> None:
     """Writes the rows of `out` that were cut, each the sum of its parts in their order; nothing when none was.
 
     Args:
         runs: of the pattern.
         parts: [runs.parts, ...].
         out: [R, ...].
+        highest: their maximum instead.
     """
     if runs.parts:
         wide = out[0].numel()
         blocks = -(-wide // PART_COLUMNS)
-        constants = {"PARTS": PARTS, "COLUMNS": PART_COLUMNS, "num_warps": 4}
-        launch("add_parts", runs.cut.numel() * blocks, (parts, runs.first, runs.cut, out, wide, blocks), out, constants)
+        constants = {"MAX": highest, "PARTS": PARTS, "COLUMNS": PART_COLUMNS, "num_warps": 4}
+        arguments = (parts, runs.first, runs.cut, out, wide, blocks)
+        launch("join_parts", runs.cut.numel() * blocks, arguments, out, constants)
 
 
 def _gathered(a: Csr, x: Tensor) -> tuple[Tensor, Rows]:
@@ -160,7 +162,8 @@ def launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, co
         getattr(kernels, kernel)[(programs,)](*arguments, **options)
 
 
-def _sum_type(x: Tensor) -> torch.dtype:
+def sum_type(x: Tensor) -> torch.dtype:
+    """The type that sums of numbers of x are taken in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

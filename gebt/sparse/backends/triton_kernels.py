@@ -81,22 +81,26 @@ def sums(
 
 
 @triton.jit(do_not_specialize=["wide"])
-def add_parts(
-    parts, first, cut, out, wide, blocks, KIND: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+def join_parts(
+    parts, first, cut, out, wide, blocks,
+    MAX: tl.constexpr, KIND: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """out[cut[i]] = sum of parts[first[i]] to parts[first[i + 1]]; rows of `wide` = heads * width numbers."""
+    """out[cut[i]] = sum, or where MAX the highest, of parts[first[i]] to parts[first[i + 1]], `wide` numbers each."""
     program = tl.program_id(0).to(tl.int64)
     i = program // blocks
     column = program % blocks * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < wide
+    neutral: tl.constexpr = float("-inf") if MAX else 0.0
     begin, end = tl.load(first + i).to(tl.int64), tl.load(first + i + 1).to(tl.int64)
-    total = tl.zeros((PARTS, COLUMNS), dtype=KIND)
+    total = tl.full((PARTS, COLUMNS), neutral, dtype=KIND)
     for start in range(begin, end, PARTS):
         number = start + tl.arange(0, PARTS)
         there = number[:, None] * wide + column[None, :]
-        total += tl.load(parts + there, mask=(number < end)[:, None] & inside[None, :], other=0.0)
+        tile = tl.load(parts + there, mask=(number < end)[:, None] & inside[None, :], other=neutral)
+        total = tl.maximum(total, tile) if MAX else total + tile
     row = tl.load(cut + i).to(tl.int64)
-    tl.store(out + row * wide + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=inside)
+    joined = tl.max(total, axis=0) if MAX else tl.sum(total, axis=0)
+    tl.store(out + row * wide + column, joined.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["runs", "units", "own_units"])
@@ -126,6 +130,34 @@ def products(
             tile = tl.where(inside[None, None, :], tile.to(KIND), 0.0)
             total += mine.to(KIND)[:, None, :] * tile
         tl.store(dots + entry * heads + head, tl.sum(total, axis=2).to(dots.dtype.element_ty), mask=given)
+
+
+@triton.jit(do_not_specialize=["runs", "wide"])
+def reduced_rows(
+    begin, owner, part, entries, out, parts, runs, wide, blocks,
+    CUT: tl.constexpr, MAX: tl.constexpr, KIND: tl.constexpr,
+    ROWS: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """out[row] = sum, or where MAX the highest, of the row's `entries`, `wide` numbers each; parts as in `sums`."""
+    program = tl.program_id(0).to(tl.int64)
+    run, exists, first, length, row = _run(begin, owner, program // blocks, 1, runs, CUT, ROWS)
+    column = program % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < wide
+    neutral: tl.constexpr = float("-inf") if MAX else 0.0
+    total = tl.full((ROWS, ENTRIES, COLUMNS), neutral, dtype=KIND)
+    for start in range(0, tl.max(length, axis=0), ENTRIES):
+        number = start + tl.arange(0, ENTRIES)[None, :]
+        there = (first[:, None] + number)[:, :, None] * wide + column[None, None, :]
+        given = (number < length[:, None])[:, :, None] & inside[None, None, :]
+        tile = tl.load(entries + there, mask=given, other=neutral).to(KIND)
+        total = tl.maximum(total, tile) if MAX else total + tile
+    joined = tl.max(total, axis=1) if MAX else tl.sum(total, axis=1)
+    stored = exists[:, None] & inside[None, :]
+    if CUT:
+        number = tl.load(part + run, mask=exists, other=-1).to(tl.int64)
+        tl.store(parts + number[:, None] * wide + column[None, :], joined, mask=stored & (number >= 0)[:, None])
+        stored = stored & (number < 0)[:, None]
+    tl.store(out + row[:, None] * wide + column[None, :], joined.to(out.dtype.element_ty), mask=stored)
 
 
 @triton.jit(do_not_specialize=["runs", "pairs"])

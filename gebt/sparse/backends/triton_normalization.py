@@ -92,7 +92,7 @@ def _row_sums(
         "ROWS": tile.rows, "ENTRIES": tile.entries, "num_warps": tile.warps,
     }  # fmt: skip
     triton.launch("row_sums", -(-runs.total // tile.rows), (*tensors, runs.total, values.numel()), values, constants)
-    triton.add_parts(runs, parts, sums)
+    triton.join_parts(runs, parts, sums)
     return sums
 
 
