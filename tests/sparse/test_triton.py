@@ -79,14 +79,17 @@ def test_without_a_long_row_runs_are_rows() -> None:
     assert (runs.total, runs.parts) == (3, 0)
 
 
-def test_runs_are_found_once_a_pattern_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    crow = lengths_to_crow([LONGEST_RUN + 1])
-    runs, known = runs_of(crow), len(triton_plan._runs)
-    monkeypatch.setattr(triton_plan, "_cut", None)
-    assert runs_of(crow) is runs
-    del crow, runs
+@pytest.mark.parametrize("longest", [LONGEST_RUN, LONGEST_RUN + 1], ids=["rows", "runs"])
+def test_runs_are_found_once_a_pattern_and_forgotten_with_it(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    assert len(triton_plan._runs) < known
+    known = len(triton_plan._runs)
+    crow = lengths_to_crow([longest])
+    first = runs_of(crow)
+    monkeypatch.setattr(triton_plan, "_cut", None)
+    assert all(a is b for a, b in zip(runs_of(crow), first, strict=True))
+    assert len(triton_plan._runs) == known + 1
+    del crow, first
+    assert len(triton_plan._runs) == known
 
 
 def test_a_recording_must_know_its_patterns(monkeypatch: pytest.MonkeyPatch) -> None:

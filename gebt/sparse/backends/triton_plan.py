@@ -53,7 +53,8 @@ class Tile(NamedTuple):
     warps: int
 
 
-# Patterns never change, so the runs of a tensor of row offsets are found once, and forgotten with it.
+# Patterns never change, so the runs of a tensor of row offsets are found once, and forgotten with it. None where runs
+# are rows: what is kept must not hold the tensor itself.
 _runs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -76,18 +77,18 @@ def runs_of(crow: Tensor) -> Runs:
                 "run the step once, then record it"
             )
         _runs[crow] = _cut(crow, LONGEST_RUN)
-    return _runs[crow]
+    return _runs[crow] or Runs(crow.numel() - 1, crow, crow, crow, 0, crow, crow)
 
 
-def _cut(crow: Tensor, longest: int) -> Runs:
-    rows = crow.numel() - 1
+def _cut(crow: Tensor, longest: int) -> Runs | None:
+    """Runs of at most `longest` entries; None when no row has more."""
     pieces = ((crow[1:] - crow[:-1] + longest - 1) // longest).clamp(min=1)
     several = pieces > 1
     # One wait for all three.
     sizes = torch.stack((pieces.sum(), (pieces * several).sum(), several.sum()))
     count, parts, cut = (int(size) for size in sizes.tolist())
     if not parts:
-        return Runs(rows, crow, crow, crow, 0, crow, crow)
+        return None
     owner = torch.repeat_interleave(pieces, output_size=count)
     numbers = torch.arange(count, device=crow.device)
     number_in_row = numbers - (torch.cumsum(pieces, 0) - pieces)[owner]
