@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -115,7 +116,7 @@ def join_parts(runs: Runs, parts: Tensor, out: Tensor, *, highest: bool = False)
         highest: their maximum instead.
     """
     if runs.parts:
-        wide = out[0].numel()
+        wide = math.prod(out.shape[1:])
         blocks = -(-wide // PART_COLUMNS)
         constants = {"MAX": highest, "PARTS": PARTS, "COLUMNS": PART_COLUMNS, "num_warps": 4}
         arguments = (parts, runs.first, runs.cut, out, wide, blocks)
