@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gebt import _numba
 from gebt.prune.tie_breaking import splitmix64
-from gebt.sparse.backends import BACKENDS
+from gebt.sparse.backends import triton
 
 STEPS = 1 << 16
 COMPILED = (torch.float32, torch.float64)
@@ -104,9 +104,7 @@ class _TritonDropout(torch.autograd.Function):
 
 
 def _by_triton(x: Tensor) -> bool:
-    backend = BACKENDS["triton"]
-    here = x.is_cuda and backend.supports(x.device, x.dtype) and backend.missing() is None
-    return here and not torch.compiler.is_compiling()
+    return x.is_cuda and triton.takes(x) and not torch.compiler.is_compiling()
 
 
 def _dropped(x: Tensor, threshold: int, scale: float, relu: bool, seeds: Tensor) -> Tensor:

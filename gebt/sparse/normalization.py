@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebt.sparse.backends import BACKENDS, triton_normalization
+from gebt.sparse.backends import triton, triton_normalization
 from gebt.sparse.backends.base import PairEntries
 from gebt.sparse.backends.triton_normalization import degree_gradient
 
@@ -96,6 +96,4 @@ _normalize.register_autograd(_backward, setup_context=_context)
 
 
 def _by_triton(values: Tensor) -> bool:
-    backend = BACKENDS["triton"]
-    exact = values.dtype in (torch.float32, torch.float64)
-    return exact and backend.supports(values.device, values.dtype) and backend.missing() is None
+    return values.dtype in (torch.float32, torch.float64) and triton.takes(values)

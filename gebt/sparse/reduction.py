@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gebt.sparse.backends import BACKENDS, triton_reduction
+from gebt.sparse.backends import triton, triton_reduction
 from gebt.sparse.pattern import Pattern
 
 
@@ -37,8 +37,7 @@ def row_reduce(pattern: Pattern, entries: Tensor, reduce: str) -> Tensor:
 
 @torch.library.custom_op("gebt::row_reduce", mutates_args=())
 def _row_reduce(crow: Tensor, entries: Tensor, reduce: str) -> Tensor:
-    backend = BACKENDS["triton"]
-    if backend.supports(entries.device, entries.dtype) and backend.missing() is None:
+    if triton.takes(entries):
         return triton_reduction.row_reduce(crow, entries, highest=reduce == "max")
     return torch.segment_reduce(entries, reduce, offsets=crow, axis=0, unsafe=True, initial=None)
 

@@ -25,11 +25,11 @@ from gebt.sparse.backends.compiled import Compiled
 from gebt.sparse.backends.oracles import Dense, Scipy
 from gebt.sparse.backends.torch_csr import TorchCsr
 from gebt.sparse.backends.torch_sparse import TorchSparse
-from gebt.sparse.backends.triton import Triton
+from gebt.sparse.backends.triton import BACKEND as TRITON
 
 DEFAULT, AUTO = "torch-csr", "auto"
 ORACLES = ("dense", "scipy")
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchCsr(), Compiled(), TorchSparse(), Triton(), Dense(), Scipy())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchCsr(), Compiled(), TorchSparse(), TRITON, Dense(), Scipy())}
 NAMES = (AUTO, *BACKENDS)
 
 # Relative to the largest entry of the result; engines sum in different orders.

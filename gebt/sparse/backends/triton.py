@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -81,6 +82,9 @@ class Triton(Backend):
         dvalues = torch.empty_like(tvalues, memory_format=torch.contiguous_format)
         _sums(transposed, tvalues, grad, dx, x, dvalues, permutation)
         return dx, dvalues
+
+
+BACKEND = Triton()
 
 
 def _sums(
@@ -172,8 +176,19 @@ def _heads(x: Tensor) -> int:
     return x.shape[1] if x.dim() == 3 else 1
 
 
+def takes(x: Tensor) -> bool:
+    """Whether Triton's kernels can be used on x, in this process."""
+    return BACKEND.supports(x.device, x.dtype) and _usable()
+
+
+@cache
+def _usable() -> bool:
+    return BACKEND.missing() is None
+
+
 def _interpreted() -> bool:
-    if find_spec("triton") is None:
+    # Asked for before Triton is imported, which takes a while and is for nothing on most CPUs.
+    if "TRITON_INTERPRET" not in os.environ or find_spec("triton") is None:
         return False
     import triton
 
