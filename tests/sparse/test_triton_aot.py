@@ -124,9 +124,9 @@ def check(made: Made) -> None:
 
 
 CASES = [
-    *(("product", width, FLOAT) for width in (4, 7, 16, 40, 128, 130, 257)),
-    *(("product", width, HALF) for width in (7, 40, 128)),
-    *(("permuted", width, FLOAT) for width in (7, 64, 130, 1000)),
+    *(("product", width, FLOAT) for width in (4, 7, 40, 130, 257)),
+    *(("product", width, HALF) for width in (7, 128)),
+    *(("permuted", width, FLOAT) for width in (7, 64, 1000)),
     *(("symmetric", width, dtype) for width, dtype in ((128, FLOAT), (41, HALF))),
     *(("sampled", width, dtype) for width, dtype in ((7, HALF), (128, FLOAT))),
 ]
