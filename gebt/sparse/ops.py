@@ -161,19 +161,19 @@ def spmm(
     if symmetric and pattern.shape[0] != pattern.shape[1]:
         raise ValueError(f"pattern (got {pattern.shape}), expected a square one; leave symmetric=False")
     # Without a gradient to x no transpose is read; that of a symmetric A is A itself, rows, values and all.
-    turned, permutation = own, own.col[:0]
+    transposed, permutation = own, own.col[:0]
     if not to_x or symmetric:
         tvalues = values
     else:
-        turned, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
+        transposed, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
         if tvalues is None:
             tvalues = values.detach().index_select(0, permutation)
         if (tvalues.shape, tvalues.dtype) != (values.shape, values.dtype):
             got = f"{tuple(tvalues.shape)} of {tvalues.dtype}"
             raise ValueError(f"tvalues (got {got}), expected {tuple(values.shape)} of {values.dtype} as the values")
         _check_device("tvalues", tvalues, pattern)
-    backend = engine(Product(own, turned, permutation, x, to_values, to_x)).name
-    return _spmm(*own, *turned, permutation, values, tvalues.detach(), x, backend)
+    backend = engine(Product(own, transposed, permutation, x, to_values, to_x)).name
+    return _spmm(*own, *transposed, permutation, values, tvalues.detach(), x, backend)
 
 
 def mixed_spmm(
@@ -204,11 +204,11 @@ def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
         got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
         raise ValueError(f"a, b (got rows of {got}), expected equal widths")
     own = Csr(pattern.crow, pattern.col)
-    turned, permutation = own, own.col[:0]
+    transposed, permutation = own, own.col[:0]
     if torch.is_grad_enabled() and b.requires_grad:
-        turned, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
+        transposed, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
     backend = engine(Product(own, own, own.col[:0], b, to_values=True, to_x=False)).name
-    return _sddmm(*own, *turned, permutation, a, b, backend)
+    return _sddmm(*own, *transposed, permutation, a, b, backend)
 
 
 def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
