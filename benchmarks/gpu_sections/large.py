@@ -1,0 +1,97 @@
+"""Sections "arxiv" and "reddit": epochs of large graphs, which bytes bound and not launches."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from gpu_sections.products import adjacency, forward_bytes, gradient_bytes, measure
+from gpu_sections.setting import Setting, synchronize
+from gpu_sections.training import Peer, dense, network, retrained, searched, timed_epochs, unit_ticket
+
+from gebt.graph import Edges, Graph
+from gebt.sparse.backends import BACKENDS, DEFAULT, using
+
+EPOCHS = 20
+TRAINED_BYTES = 25e9
+
+
+def _engine(setting: Setting) -> str:
+    """Ours where it is here."""
+    return "triton" if BACKENDS["triton"].missing() is None and not setting.pretend else DEFAULT
+
+
+def _epochs(setting: Setting) -> int:
+    return setting.sizes.epochs if setting.pretend else EPOCHS
+
+
+def dense_floor_ms(setting: Setting, graph: Graph, widths: list[int]) -> float:
+    """Of the products of an epoch: a step's forward and backward pass and an evaluation, for each of these widths."""
+    matrix = adjacency(graph.name, Edges.from_pairs(graph.pairs, graph.num_nodes))
+    return 1e3 * sum(3 * forward_bytes(matrix, width, 4) for width in widths) / setting.bandwidth
+
+
+def arxiv(setting: Setting) -> None:
+    """The GCN of ogbn-arxiv, three layers of 256: dense, search and ticket, in float32 and TF32, and PyG."""
+    graph = setting.graph("ogbn-arxiv-surrogate")
+    hidden, count, before = setting.sizes.arxiv_hidden, _epochs(setting), torch.get_float32_matmul_precision()
+    products = dense_floor_ms(setting, graph, [hidden, graph.num_classes])
+    ours: dict[str, float] = {}
+    for engine in dict.fromkeys((_engine(setting), DEFAULT)):
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            with using(engine):
+                case = f"{engine}, {precision}"
+                ours[case] = dense(graph, network(graph, hidden=hidden), count).ms
+                setting.row(f"{case}: dense epoch", ours[case], "ms", floor=products, note="floor: its products alone")
+                _, clock = searched(graph, network(graph, hidden=hidden), count, threshold=1e-9)
+                setting.row(f"{case}: search epoch", clock.ms, "ms")
+                model = network(graph, hidden=hidden)
+                _, clock = retrained(graph, model, unit_ticket(graph, model), count)
+                setting.row(f"{case}: epoch of a ticket (units, 0.4 and 0.75)", clock.ms, "ms", most=ours[case])
+            setting.forget()
+    torch.set_float32_matmul_precision(before)
+    best, lines = ours[f"{_engine(setting)}, highest"], {"edge index": (False, 1 / 3), "CSR": (True, 1.1)}
+    for way, (csr, share) in lines.items():
+        clock = timed_epochs(Peer(graph, network(graph, hidden=hidden), csr=csr).epoch, count)
+        setting.row(f"PyG, {way}: dense epoch", clock.ms, "ms")
+        setting.row(f"dense epoch as a share of PyG's, {way}", best / clock.ms, "", most=share)
+        setting.forget()
+
+
+def reddit(setting: Setting) -> None:
+    """115 million entries: products, the adjacency, dense and search epochs, and their peak of memory."""
+    graph = setting.graph("reddit-surrogate")
+    setting.forget()
+    synchronize()
+    start = time.perf_counter()
+    edges = Edges.from_pairs(graph.pairs, graph.num_nodes)
+    synchronize()
+    setting.row("adjacency from pairs", time.perf_counter() - start, "s")
+    for width in (graph.num_classes, setting.sizes.widths[1]):
+        measure(setting, adjacency(graph.name, edges), width, torch.float32)
+        setting.forget()
+    del edges
+    count = _epochs(setting)
+    floor = dense_floor_ms(setting, graph, [graph.num_classes])
+    with using(_engine(setting)):
+        clock = dense(graph, network(graph), count)
+        setting.row("dense epoch", clock.ms, "ms", floor=floor, most=30.0)
+        setting.row("peak memory, dense", torch.cuda.max_memory_allocated() / 1e9, "GB", most=TRAINED_BYTES / 1e9)
+        setting.forget()
+        _, clock = searched(graph, network(graph), count, threshold=1e-9)
+        setting.row("search epoch", clock.ms, "ms", floor=_search_floor_ms(setting, graph), most=80.0)
+        setting.row("peak memory, search", torch.cuda.max_memory_allocated() / 1e9, "GB", most=TRAINED_BYTES / 1e9)
+        setting.forget()
+    messages = 4 * 2 * graph.num_pairs * network(graph).widths[1] / 1e9
+    setting.row("PyG, edge index", None, "ms", note=f"left out: a layer's messages take {messages:.3g} GB")
+    clock = timed_epochs(Peer(graph, network(graph), csr=True).epoch, count)
+    setting.row("PyG, CSR: dense epoch", clock.ms, "ms")
+
+
+def _search_floor_ms(setting: Setting, graph: Graph) -> float:
+    """Forward and gradients of both layers, since the edge values change; without the normalization and the draw."""
+    matrix = adjacency(graph.name, Edges.from_pairs(graph.pairs, graph.num_nodes))
+    widths = (network(graph).widths[1], graph.num_classes)
+    moved = sum(forward_bytes(matrix, width, 4) + gradient_bytes(matrix, width, 4) for width in widths)
+    return 1e3 * moved / setting.bandwidth
