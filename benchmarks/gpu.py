@@ -100,8 +100,8 @@ def _run_all(arguments: argparse.Namespace, folder: Path, out: Path) -> dict[str
         begun = [line["begun"] for line in lines if "begun" in line]
         states |= {line["ended"]: line["how"] for line in lines if "ended" in line}
         unfinished = [name for name in begun if name not in states]
-        if not begun or (not unfinished and child.returncode):
-            # It died outside of any section: another would too.
+        if not any(name in left for name in begun):
+            # It died before its first section: another would too.
             states |= {name: f"raised: the process ended with status {child.returncode}" for name in left
                        if name not in states}  # fmt: skip
         for name in unfinished:

@@ -11,7 +11,7 @@ from gpu_sections.training import Peer, network, timed_epochs
 
 def compiled(setting: Setting) -> None:
     """Seconds of the first epoch, and milliseconds of the later ones."""
-    graph = setting.graph("ogbn-arxiv-surrogate")
+    graph = setting.graph("ogbn-arxiv-surrogate", setting.home)
     peer = Peer(graph, network(graph, hidden=setting.sizes.arxiv_hidden), indices=True)
     # A rehearsal traces, and generates no code.
     peer.model = torch.compile(peer.model, backend="eager" if setting.pretend else "inductor")

@@ -31,12 +31,13 @@ def energy(setting: Setting) -> None:
     ticket.start(model)
     small = compact_model(model, ticket.weight_mask, graph)
     works["ticket"] = _step(task_for(small.graph, ticket.edges(graph)), small.model, graph)
-    works["PyG, CSR"] = Peer(graph, network(graph, hidden=hidden), csr=True).step
+    works["PyG, CSR"] = Peer(graph.to(setting.home), network(graph, hidden=hidden), csr=True).step
     idle = _metered(setting, "idle", lambda: time.sleep(SAMPLE_S), 0.0)
     for name, work in works.items():
-        for _ in range(3):
-            work()
-        _metered(setting, name, work, idle)
+        with setting.attempt(name):
+            for _ in range(3):
+                work()
+            _metered(setting, name, work, idle)
 
 
 def _step(task: NodeTask, model: torch.nn.Module, graph: Graph) -> Callable[[], object]:

@@ -14,6 +14,8 @@ from gebt.sparse.backends import BACKENDS, using
 from gebt.train.cuda_graph import Replay
 
 MOST_POINTS = 0.015
+# Many networks at once are for graphs of Cora's size.
+MANY_NODES = 5000
 
 
 def small(setting: Setting) -> None:
@@ -26,10 +28,12 @@ def small(setting: Setting) -> None:
             if why is not None:
                 setting.row(f"{graph.name}, {engine}", None, "ms", note=f"skipped: {why}")
                 continue
-            with using(engine):
+            with setting.attempt(f"{graph.name}, {engine}"), using(engine):
                 _phases(setting, graph, engine)
         _peers(setting, graph)
-    _many(setting, setting.small_graphs("cora")[0])
+        if graph.num_nodes < MANY_NODES:
+            with setting.attempt(f"{graph.name}, many networks"):
+                _many(setting, graph)
 
 
 def _phases(setting: Setting, graph: Graph, engine: str) -> None:
@@ -60,11 +64,12 @@ def _peers(setting: Setting, graph: Graph) -> None:
     epochs, model = setting.sizes.epochs, network(graph)
     ways = {"edge index": {}, "CSR": {"csr": True}, "edge index, recorded by us": {"indices": True}}
     for way, options in ways.items():
-        peer = Peer(graph, model, **options)
-        work = Replay(peer.epoch, [peer.optimizer]) if "indices" in options else peer.epoch
-        clock = timed_epochs(work, epochs)
-        refused = work.refused if isinstance(work, Replay) else ""
-        setting.row(f"{graph.name}, PyG, {way}: dense epoch", clock.ms, "ms", note=refused)
+        with setting.attempt(f"{graph.name}, PyG, {way}"):
+            peer = Peer(graph.to(setting.home) if "csr" in options else graph, model, **options)
+            work = Replay(peer.epoch, [peer.optimizer]) if "indices" in options else peer.epoch
+            clock = timed_epochs(work, epochs)
+            refused = work.refused if isinstance(work, Replay) else ""
+            setting.row(f"{graph.name}, PyG, {way}: dense epoch", clock.ms, "ms", note=refused)
 
 
 def _many(setting: Setting, graph: Graph) -> None:
@@ -87,7 +92,8 @@ def _many(setting: Setting, graph: Graph) -> None:
     together, joined = timed(lambda: baselines.dense_stacked(models, graph, settings, seeds=seeds))
     setting.row(f"{graph.name}: epoch a network, {len(seeds)} one after the other", apart, "ms")
     setting.row(f"{graph.name}: epoch a network, {len(seeds)} together", together, "ms", most=apart)
-    here, home = [network(graph, seed).to("cpu") for seed in seeds], graph.to("cpu")
+    home = graph.to("cpu")
+    here = [network(home, seed) for seed in seeds]
     right = statistics.fmean(h.accuracy for h in baselines.dense_stacked(here, home, settings, seeds=seeds))
     for way, found in (("one after the other", own), ("together", joined)):
         away = abs(statistics.fmean(found) - right)

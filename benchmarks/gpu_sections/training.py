@@ -61,13 +61,13 @@ def settings_for(graph: Graph, epochs: int) -> TrainingSettings:
 
 
 def network(graph: Graph, seed: int = 0, hidden: int | None = None) -> gebt.models.GCN:
-    """The recorded GCN of the data set on the device; `hidden`: of another width."""
+    """The recorded GCN of the data set on the graph's device; `hidden`: of another width."""
     recorded = dataset_info(graph.name).training
     model = gebt.models.GCN(
         graph.num_features, hidden or recorded.hidden, graph.num_classes, recorded.depth, dropout=recorded.dropout,
         input_dropout=recorded.input_dropout, seed=seed,
     )  # fmt: skip
-    return model.to("cuda")
+    return model.to(graph.labels.device)
 
 
 def dense(graph: Graph, model: nn.Module, epochs: int, *, replay: bool | None = None) -> Epochs:
@@ -120,13 +120,13 @@ class Peer:
         self.x = graph.features.to_dense() if isinstance(graph.features, SparseMatrix) else graph.features
         self.adjacency = csr_adjacency(graph) if csr else torch.cat((graph.pairs, graph.pairs.flip(0)), 1)
         sizes = zip(model.widths, model.widths[1:], strict=False)
-        self.model = Stack([GCNConv(a, b, cached=True) for a, b in sizes], model.dropout).to("cuda")
+        self.model = Stack([GCNConv(a, b, cached=True) for a, b in sizes], model.dropout).to(graph.labels.device)
         self.labels = graph.labels
         masks = (graph.train_mask, graph.val_mask, graph.test_mask)
         self.parts = [mask.nonzero().squeeze(1) for mask in masks] if indices else list(masks)
         # A recording needs an optimizer that counts its steps on the device.
-        self.optimizer = torch.optim.Adam(self.model.parameters(), settings_for(graph, 1).learning_rate,
-                                          capturable=indices)  # fmt: skip
+        rate, on_device = settings_for(graph, 1).learning_rate, indices and graph.labels.is_cuda
+        self.optimizer = torch.optim.Adam(self.model.parameters(), rate, capturable=on_device)
 
     def step(self) -> Tensor:
         """One step of the optimizer; the loss before it."""
@@ -166,7 +166,7 @@ def csr_adjacency(graph: Graph) -> Tensor:
     both = torch.cat((graph.pairs, graph.pairs.flip(0)), 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.sparse_coo_tensor(both, torch.ones(both.shape[1], device="cuda"), (graph.num_nodes,) * 2
+        return torch.sparse_coo_tensor(both, torch.ones(both.shape[1], device=both.device), (graph.num_nodes,) * 2
                                        ).to_sparse_csr()  # fmt: skip
 
 
