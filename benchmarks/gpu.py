@@ -38,7 +38,7 @@ GRACE_S = 15.0
 
 
 def main() -> None:
-    """Runs the sections and writes what they found; the exit status is 1 where one of them raised or was stopped."""
+    """Runs the sections and writes what they found; the exit status is 1 where one raised or was stopped."""
     arguments = _arguments()
     if arguments.child:
         from gpu_sections.child import run_sections
@@ -135,7 +135,7 @@ def _report(arguments: argparse.Namespace, out: Path, states: dict[str, str]) ->
     from common import finish
 
     rows = [line["row"] for line in _lines(out) if "row" in line]
-    broken = [name for name, how in states.items() if how.startswith(("raised", "stopped"))]
+    broken = [name for name, how in states.items() if how.startswith(("raised", "stopped", "out of time"))]
     failed = [f"{row['section']}: {row['what']}" for row in rows if row["passed"] is False]
     summary = {
         "sections": states,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gebt.models.linear import SemiStructuredLinear
 from gebt.prune.drawing import Drawing
 from gebt.prune.n_m_sparsity import is_two_of_four, two_of_four
-from gebt.prune.selection import make_mask
+from gebt.prune.selection import make_mask, make_unread_mask
 from gebt.prune.tie_breaking import TieBreaker
 
 
@@ -30,7 +30,7 @@ def size_of(place: str) -> int:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.97])
-def test_a_drawing_is_that_of_the_cpu_and_the_selection(ratio: float, place: str) -> None:
+def test_a_drawing_and_a_selection_are_those_of_the_cpu(ratio: float, place: str) -> None:
     values, tie_break = numbers(size_of(place)), TieBreaker(3)
     drawing = Drawing({"w": values}, ratio=ratio, tie_break=tie_break)
     on_cpu = drawing.draw({"w": values})["w"]
@@ -39,6 +39,14 @@ def test_a_drawing_is_that_of_the_cpu_and_the_selection(ratio: float, place: str
     assert torch.equal(on_device.cpu(), on_cpu)
     selected = make_mask({"w": moved.abs()}, ratio=ratio, tie_break=tie_break, allow_empty=True)["w"]
     assert torch.equal(selected.cpu(), on_cpu)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_an_unread_selection_of_signed_scores_is_that_of_the_cpu(ratio: float, place: str) -> None:
+    scores, tie_break = numbers(size_of(place)), TieBreaker(3)
+    # At one half the threshold is zero, of either sign.
+    on_device = make_unread_mask({"w": scores.to("cuda")}, ratio=ratio, tie_break=tie_break)["w"]
+    assert torch.equal(on_device.cpu(), make_mask({"w": scores}, ratio=ratio, tie_break=tie_break)["w"])
 
 
 def test_a_nan_is_refused(place: str) -> None:
