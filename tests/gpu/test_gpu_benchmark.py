@@ -38,8 +38,8 @@ def run(
     """Status and summary of a run whose first section is this one."""
     from gpu_sections import child
 
-    monkeypatch.setitem(child.SECTIONS, "ceilings", section)
-    monkeypatch.setitem(child.SECTIONS, "energy", lambda setting: setting.row("later", 1.0, "J"))
+    sections = {"ceilings": section, "energy": lambda setting: setting.row("later", 1.0, "J")}
+    monkeypatch.setattr(child, "find", sections.__getitem__)
     asked = arguments(folder, "ceilings", "energy")
     child.run_sections(asked)
     lines = [json.loads(line) for line in asked.out.read_text().splitlines()]
@@ -129,6 +129,14 @@ def test_a_process_that_dies_in_a_section_is_replaced(
     states = gpu_script._run_all(asked, tmp_path, asked.out)
     assert states["ceilings"] == "stopped: the process ended with status 1"
     assert states["energy"] == "done in 0.0 s"
+
+
+def test_every_section_has_a_limit_and_is_found(gpu_script: ModuleType) -> None:
+    from gpu_sections import child
+
+    assert child.SECTIONS.keys() == gpu_script.LIMITS.keys()
+    for module, function in child.SECTIONS.values():
+        assert f"def {function}(" in (ROOT / "benchmarks" / "gpu_sections" / f"{module}.py").read_text()
 
 
 def test_floors_are_the_bytes_of_a_small_product(gpu_script: ModuleType) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from gebt.cli.main import main
 from gebt.sparse.backends import current, using
 
 FEW = ["--epochs", "8", "--max-epochs", "8", "--retrain-epochs", "6"]
@@ -36,6 +35,9 @@ COMMANDS = [
 
 
 def run(arguments: list[str], folder: Path) -> None:
+    pytest.importorskip("cyclopts", reason="the command line needs cyclopts")
+    from gebt.cli.main import main
+
     with using(current()), suppress(SystemExit):  # a run that failed left no record
         main(["run", "--dataset", "digits", *arguments, "--device", "cuda", "--out", str(folder)])
     assert (folder / "record.json").is_file()
