@@ -29,6 +29,10 @@ def missing() -> str | None:
     """
     if find_spec("numba") is None:
         return f"numba is not installed; {_INSTALL}"
+    try:
+        import numba  # noqa: F401 - an installed numba can refuse its numpy, its Python or its llvmlite
+    except Exception as error:
+        return f"numba cannot be imported ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     if _openmp() is None:
         return "torch here has no GNU OpenMP, on whose threads the kernels run; use another backend"
     return None

@@ -24,6 +24,7 @@ from gebt.experiments.record import MODEL, RECORD, RunFolder, read_record
 from gebt.experiments.setup import DrawLog, epochs_of, find_tickets, graph_for, graphs_for, groups, model_for, opening
 from gebt.recipes import retrain
 from gebt.sparse import backends
+from gebt.sparse.precision import using
 from gebt.ticket import Ticket
 from gebt.train.processes import processes
 
@@ -113,7 +114,8 @@ def search_command(
     rows: list[dict[str, Any]] = []
     searched: list[dict[str, Any]] = []
     draws = DrawLog()
-    with progress_bar(resolved.seeds * resolved.max_epochs, f"search {resolved.dataset}") as shown:  # type: ignore[operator]
+    epochs = resolved.seeds * resolved.max_epochs  # type: ignore[operator]
+    with progress_bar(epochs, f"search {resolved.dataset}") as shown, using(resolved.precision, resolved.device):
         for seeds in groups(resolved):
             graphs = graphs_for(resolved, seeds)
             models = [model_for(resolved, graph, seed) for graph, seed in zip(graphs, seeds, strict=True)]
@@ -156,7 +158,8 @@ def retrain_command(
     resolved, folder = _prepare(options, out, force, "-retrain")
     graph = graph_for(resolved, seed)
     model = model_for(resolved, graph, seed)
-    with progress_bar(resolved.retrain_epochs, f"retrain {resolved.dataset}") as shown:  # type: ignore[arg-type]
+    epochs: Any = resolved.retrain_epochs
+    with progress_bar(epochs, f"retrain {resolved.dataset}") as shown, using(resolved.precision, resolved.device):
         trained = retrain.run(
             loaded, model, graph, resolved.retraining(), seed=seed, on_epoch=lambda *_: tick(shown, "")
         )

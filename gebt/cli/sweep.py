@@ -68,7 +68,7 @@ def sweep(
     folder.write_config(json.dumps(chosen.given(), indent=1) + "\n")
     missing = _run([job for job in jobs if not job.finished], with_engine)
     record: dict[str, Any] = {"command": "sweep", "complete": not missing, "config": chosen.given()}
-    record |= {"machine": {**machine(), "threads": threads}, "engine": engine_name, "workers": workers}
+    record |= {"machine": {**machine(chosen.device), "threads": threads}, "engine": engine_name, "workers": workers}
     record |= {"rows": report.rows_of(jobs), "missing": missing}
     folder.write(record)
     _show(record, folder.path, as_json)

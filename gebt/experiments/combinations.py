@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
+
+from gebt.sparse.backends import AUTO, find
+from gebt.sparse.precision import check_precision
+
 
 class Chosen(Protocol):
     """The options of a run that are checked here (`gebt.experiments.options.RunOptions`)."""
 
     @property
     def task(self) -> str | None: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
     @property
     def algorithm(self) -> str: ...
     @property
@@ -26,6 +37,30 @@ OF_GRAPHS = {"model": "gin", "edge_score": "learned", "edge_weights": "one", "la
 IN_BATCHES = {"algorithm": "joint", "weight_structure": "entry"}
 # Batches with all pairs among their nodes, as links need.
 OF_LINKS_IN_BATCHES = ("random", "cluster", "random-walk")
+
+
+def check_machine(options: Chosen) -> None:
+    """Refuses what this machine cannot do: a device that is not here, an engine, a precision.
+
+    Args:
+        options: of the run.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device (got 'cuda', but torch sees no CUDA device), expected 'cpu' here")
+    check_precision(options.precision, options.device)
+    if options.backend == AUTO:
+        return
+    engine = find(options.backend)
+    # On the CPU 16 bits are multiplied as float32, by any engine (`sparse.ops.mixed_spmm`).
+    bf16 = options.precision == "bf16" and options.device == "cuda"
+    if bf16 and not engine.supports(torch.device(options.device), torch.bfloat16):
+        raise ValueError(
+            f"--backend (got {options.backend!r} with --precision bf16), expected one that multiplies bfloat16: "
+            "torch-csr, triton or auto"
+        )
 
 
 def check_together(options: Chosen) -> None:

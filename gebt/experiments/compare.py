@@ -34,6 +34,7 @@ from gebt.models.gnn import GCN
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
 from gebt.recipes import baselines, retrain
+from gebt.sparse.precision import using
 from gebt.ticket import Ticket
 from gebt.train.edge_scorer import TrainedEdgeScorer
 from gebt.train.loop import Gates, History, NodeTask, TrainingSettings, gates_of, seeded
@@ -69,7 +70,9 @@ def run(options: RunOptions, folder: RunFolder, progress: Progress = lambda vari
             options.search().check(graphs[0])  # before the dense network is trained
             _warm_up(options, graphs[0])
         comparison = Comparison(options, graphs, seeds, progress)
-        for row, ticket in zip(comparison.rows(), comparison.tickets, strict=True):
+        with using(options.precision, options.device):
+            rows = comparison.rows()
+        for row, ticket in zip(rows, comparison.tickets, strict=True):
             per_seed.append(_saved(row, ticket, folder, options.seeds))
         record = {
             **opening(options, graphs[0], complete=len(per_seed) == options.seeds),
@@ -315,4 +318,5 @@ def _warm_up(options: RunOptions, graph: Graph) -> None:
     # The first products of a process pay for allocations and thread start; no variant should.
     model = model_for(options, graph, 0)
     ticket = baselines.random_ticket(model, graph, edge_ratio=options.edge_ratio, weight_ratio=options.weight_ratio)
-    retrain.run(ticket, model, graph, retrain.RetrainSettings(TrainingSettings(epochs=3)))
+    with using(options.precision, options.device):
+        retrain.run(ticket, model, graph, retrain.RetrainSettings(TrainingSettings(epochs=3)))

@@ -28,6 +28,7 @@ from gebt.graph.graph import Graph
 from gebt.graph.links import LinkGraph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
 from gebt.recipes import baselines, minibatch
+from gebt.sparse.precision import using
 from gebt.ticket import Ticket
 from gebt.train.checkpoints import Checkpoints
 from gebt.train.consistency import check_same_on_all_ranks, digest
@@ -111,7 +112,8 @@ def run(options: RunOptions, folder: RunFolder, ranks: Processes, progress: Prog
     record: dict[str, Any] = {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         variants = _Variants(options, folder, ranks, seed, progress)
-        per_seed.append(variants.row())
+        with using(options.precision, options.device):
+            per_seed.append(variants.row())
         record = {
             **opening(options, variants.source, complete=len(per_seed) == options.seeds),
             "processes": ranks.count,

@@ -139,8 +139,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     return renamed_record(record)
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """The machine and versions that numbers are measured with.
+
+    Args:
+        device: "cpu" or "cuda": where the run computes.
 
     Returns:
         Processor, cores, threads, device, system, and versions of gebt, Python, torch and numpy.
@@ -149,7 +152,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "system": f"{platform.system()} {platform.machine()}",
         "gebt": __version__,
         "python": platform.python_version(),

@@ -356,7 +356,7 @@ def opening(options: RunOptions, graph: Graph, *, complete: bool) -> dict[str, A
         "dataset": options.dataset,
         "graph": _described(graph),
         "config": json.loads(options.to_json()),
-        "machine": machine(),
+        "machine": machine(options.device),
         "products": backends.choices(),
     }
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gebt.sparse.ops import spmm
+from gebt.sparse.ops import mixed_spmm
 from gebt.sparse.pattern import Pattern
 
 
@@ -85,4 +85,4 @@ class DirectedEdges:
         Returns:
             [N, d].
         """
-        return spmm(self.pattern, weights, x)
+        return mixed_spmm(self.pattern, weights, x)

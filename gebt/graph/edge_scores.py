@@ -17,6 +17,8 @@ EdgeWeights = Literal["one", "trained", "degree_corrected"]
 
 # Exact, and further apart than the shares and trained values of two pairs ever are.
 FIRST_CHOICE = 2.0**64
+# Pairs whose similarity is computed at once.
+PAIRS_AT_ONCE = 1 << 20
 
 
 class LocalDegree:
@@ -146,9 +148,9 @@ class Similarity:
         Returns:
             [P] float64.
         """
-        u, v = self.pairs
         towards = F.normalize((probabilities - probabilities.mean(0)).double(), dim=1)
-        cosine = (towards[u] * towards[v]).sum(1)
+        # Part by part: P x C doubles of a large graph are more than a device has. Sums do not depend on the parts.
+        cosine = torch.cat([(towards[u] * towards[v]).sum(1) for u, v in self.pairs.split(PAIRS_AT_ONCE, 1)])
         best = self._by_order[cosine[self._by_order].argsort(descending=True, stable=True)]
         node = self.pairs[:, best].t().flatten()  # both nodes of the best pair, of the second best, ...
         grouped = node.argsort(stable=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from gebt.sparse.backends.base import PairEntries
 from gebt.sparse.memory import check_room
-from gebt.sparse.ops import spmm
+from gebt.sparse.normalization import normalize
+from gebt.sparse.ops import mixed_spmm
 from gebt.sparse.pattern import Pattern, index_dtype
+from gebt.sparse.precision import widened
 
 # The name of the tensor of pairs in an edge mask.
 EDGES = "edges"
@@ -169,7 +170,8 @@ class Edges:
         """
         if values.shape != (self.num_pairs,):
             raise ValueError(f"edge weights (got shape {tuple(values.shape)}), expected ({self.num_pairs},)")
-        return _Normalize.apply(values, self)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        entries = PairEntries(self.pattern.crow, self.pattern.col, self.source, self.places, *self.pairs)
+        return normalize(entries, values)
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
         """y = W x.
@@ -181,7 +183,7 @@ class Edges:
         Returns:
             [N, d].
         """
-        return spmm(self.pattern, weights, x, symmetric=True)
+        return mixed_spmm(self.pattern, weights, x, symmetric=True)
 
     def rows(self, nodes: Tensor) -> Rows:
         """The rows of some nodes alone, for products of which nobody reads the others.
@@ -229,6 +231,7 @@ class Edges:
             [1.0, 3.0, 2.0]
         """
         u, v = self.pairs
+        values = widened(values)
         return values.new_zeros(self.num_nodes).index_add_(0, u, values).index_add_(0, v, values)
 
 
@@ -254,7 +257,7 @@ class Rows:
         Returns:
             [T, d].
         """
-        return spmm(self.pattern, weights, x)
+        return mixed_spmm(self.pattern, weights, x)
 
 
 def _sorted_pairs(pairs: Tensor, num_nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,30 +282,3 @@ def _sorted_pairs(pairs: Tensor, num_nodes: int, dtype: torch.dtype) -> tuple[Te
 def _starts(counts: Tensor) -> Tensor:
     """Where each run of `counts` begins: the sum of those before it."""
     return torch.cumsum(counts, 0, dtype=counts.dtype) - counts
-
-
-class _Normalize(torch.autograd.Function):
-    """Closed form of the gradient through degrees: linear time and P + N floats instead of a chain of E-sized ones."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, edges: Edges) -> Tensor:
-        u, v = edges.pairs
-        scale = edges.incident_sum(values).add_(1).rsqrt_()
-        ctx.edges = edges
-        ctx.save_for_backward(values, scale)
-        pair = values * scale.index_select(0, u) * scale.index_select(0, v)
-        return torch.cat((pair, scale * scale)).index_select(0, edges.source)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        values, scale = ctx.saved_tensors
-        edges = ctx.edges
-        u, v = edges.pairs
-        both, by_loop = grad.index_select(0, edges.places).split((2 * edges.num_pairs, edges.num_nodes))
-        pair = both.view(-1, 2).sum(1)
-        su, sv = scale.index_select(0, u), scale.index_select(0, v)
-        direct = pair * values
-        dscale = torch.zeros_like(scale).index_add_(0, u, direct * sv).index_add_(0, v, direct * su)
-        ddegree = (dscale + 2 * by_loop * scale) * scale**3 * -0.5
-        return pair * su * sv + ddegree.index_select(0, u) + ddegree.index_select(0, v), None

@@ -77,7 +77,8 @@ class Graph:
             features = (self.features,)  # type: ignore[assignment]
         for tensor in (self.pairs, *features, self.labels, self.train_mask, self.val_mask, self.test_mask):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+            # Its bytes: numpy has no bfloat16.
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gebt.graph.edges import Edges
+from gebt.sparse.precision import without_autocast
 
 
 def propagate_labels(probabilities: Tensor, edges: Edges, alpha: float, steps: int = 10) -> Tensor:
@@ -36,7 +37,7 @@ def propagate_labels(probabilities: Tensor, edges: Edges, alpha: float, steps: i
     if not 0 <= alpha < 1:
         raise ValueError(f"alpha (got {alpha}), expected 0 <= alpha < 1")
     weights, propagated = edges.unit_weights.to(probabilities.dtype), probabilities
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(probabilities):
         for _ in range(steps if alpha else 0):
             propagated = torch.lerp(probabilities, edges.propagate(weights, propagated), alpha)
         return propagated / propagated.sum(1, keepdim=True)

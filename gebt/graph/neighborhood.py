@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gebt.graph.adjacency import Adjacency, runs_of_pairs
 from gebt.prune.mask import Mask
-from gebt.sparse.ops import spmm
+from gebt.sparse.ops import mixed_spmm
 from gebt.sparse.pattern import Pattern, index_dtype
 
 # Pairs that are counted at once.
@@ -56,7 +56,7 @@ class NeighborhoodBlock:
         Returns:
             [S, d].
         """
-        return spmm(self.pattern, weights, x)
+        return mixed_spmm(self.pattern, weights, x)
 
     def to(self, device: torch.device | str) -> NeighborhoodBlock:
         """The same block on another device.

@@ -36,10 +36,14 @@ class _Counter(Protocol):
 def energy_meter(device: str = "cpu", powercap: Path = POWERCAP) -> Iterator[Energy]:
     """Measures the energy that the machine uses inside the block: everything that runs on it, not this process alone.
 
-    On "cpu" the RAPL zones of packages and memory, on "cuda" the device by NVML, and RAPL where it can be read.
+    On "cpu" the RAPL zones of packages and memory, on "cuda" the device by NVML, and RAPL where it can be read. The
+    block begins and ends with an idle device. NVML counts in steps of up to 0.1 s: fill at least a second.
     """
     used = Energy()
     counters: list[_Counter] = []
+    if device != "cpu" and torch.cuda.is_available():
+        # What was queued before belongs to others.
+        torch.cuda.synchronize()
     try:
         if device != "cpu":
             counters.append(_Nvml())
@@ -57,6 +61,9 @@ def energy_meter(device: str = "cpu", powercap: Path = POWERCAP) -> Iterator[Ene
     finally:
         over.set()
         poll.join()
+    if device != "cpu":
+        # What was queued inside is to be over.
+        torch.cuda.synchronize()
     used.joules = sum(counter.joules() for counter in counters)
     used.what = ", ".join(counter.name for counter in counters)
 

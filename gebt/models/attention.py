@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gebt.sparse.pattern import Pattern
+from gebt.sparse.precision import widened
+from gebt.sparse.reduction import row_reduce
 
 
 def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights: Tensor | None = None) -> Tensor:
@@ -26,13 +28,14 @@ def row_softmax(pattern: Pattern, to: Tensor, of: Tensor, slope: float, weights:
         weights: a >= 0 of the entries, [E]; None: 1.
 
     Returns:
-        alpha, [E, H]; gradients go to `to`, `of` and `weights`.
+        alpha, [E, H], float32 where scores have 16 bits; gradients go to `to`, `of` and `weights`.
 
     Example:
         >>> pattern, _ = Pattern.from_entries(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), (2, 2))
         >>> row_softmax(pattern, torch.zeros(2, 1), torch.zeros(2, 1), 0.2).tolist()
         [[0.5], [0.5], [1.0]]
     """
+    to, of = widened(to), widened(of)
     return _RowSoftmax.apply(to, of, weights, pattern, slope)  # type: ignore[no-untyped-call]
 
 
@@ -45,10 +48,10 @@ class _RowSoftmax(torch.autograd.Function):
         falling = raw < 0
         score = torch.where(falling, raw * slope, raw)
         # Shifted by the highest of its row, no exponential overflows, and the highest is 1.
-        highest = _per_row(pattern, score, "max")
+        highest = row_reduce(pattern, score, "max")
         score.sub_(highest.index_select(0, pattern.row)).exp_()
         weighted = score if weights is None else score * weights.unsqueeze(1)
-        total = _per_row(pattern, weighted, "sum")
+        total = row_reduce(pattern, weighted, "sum")
         share = torch.where(total == 0, 0.0, 1.0 / total).index_select(0, pattern.row)
         alpha = weighted * share
         ctx.pattern, ctx.slope = pattern, slope
@@ -61,16 +64,11 @@ class _RowSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         alpha, falling, unweighted = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
-        mean = _per_row(pattern, alpha * grad, "sum")
+        mean = row_reduce(pattern, alpha * grad, "sum")
         centered = grad - mean.index_select(0, pattern.row)
         dweights = (unweighted * centered).sum(1) if ctx.needs_input_grad[2] else None
         draw = centered.mul_(alpha)
         draw = torch.where(falling, draw * ctx.slope, draw)
-        dto = _per_row(pattern, draw, "sum")
-        dof = _per_row(pattern.transposed, draw.index_select(0, pattern.permutation), "sum")
+        dto = row_reduce(pattern, draw, "sum")
+        dof = row_reduce(pattern.transposed, draw.index_select(0, pattern.permutation), "sum")
         return dto, dof, dweights, None, None
-
-
-def _per_row(pattern: Pattern, entries: Tensor, reduce: str) -> Tensor:
-    """The sum or the highest of each row's entries [E, H]: [R, H]; 0 for a row without any."""
-    return torch.segment_reduce(entries, reduce, offsets=pattern.crow, axis=0, unsafe=True, initial=None)

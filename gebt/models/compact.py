@@ -20,6 +20,8 @@ from gebt.prune.n_m_sparsity import is_two_of_four
 from gebt.sparse.backends import AUTO, current
 from gebt.sparse.compaction import check_pruned_are_zero, live_units, scattered, sliced
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import current as current_precision
+from gebt.sparse.precision import forward
 
 # Below this share of kept entries a weight matrix is worth a try as a sparse one (the measurement decides).
 SPARSE_WEIGHT_DENSITY = 0.5
@@ -152,12 +154,18 @@ def _cheapest_products(
 def _on_tensor_cores(
     stored: dict[str, Tensor | SparseMatrix], weight: Tensor
 ) -> dict[str, tuple[Tensor | SparseMatrix, nn.Module]]:
+    x = stored.get("dense")
+    if x is None:
+        return {}
     try:
-        return {"2:4": (stored["dense"], SemiStructuredLinear(weight))} if "dense" in stored else {}
+        lin = SemiStructuredLinear(weight)
+        forward(weight.device, lin, x)  # some kernels refuse only when they multiply
     except (RuntimeError, NotImplementedError) as error:
         # The kernel wants certain types and multiples of its tile; it says so itself.
-        log.info("2:4 product of %s: %s", tuple(weight.shape), error)
+        way_out = "" if current_precision() == "bf16" else "; on an H100 it takes 16 bits alone: --precision bf16"
+        log.info("2:4 product of %s: %s%s", tuple(weight.shape), error, way_out)
         return {}
+    return {"2:4": (x, lin)}
 
 
 def _ways_to_store(features: Tensor | SparseMatrix) -> dict[str, Tensor | SparseMatrix]:
@@ -170,9 +178,11 @@ def _ways_to_store(features: Tensor | SparseMatrix) -> dict[str, Tensor | Sparse
 
 
 def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x: bool) -> float:
-    def forward() -> None:
+    device = x.device if isinstance(x, Tensor) else x.values.device
+
+    def infer() -> None:
         with torch.no_grad():
-            lin(x)
+            forward(device, lin, x)
 
     def both() -> None:
         wanted: list[Tensor] = [p for p in lin.parameters() if p.requires_grad]
@@ -180,8 +190,8 @@ def _seconds(lin: nn.Module, x: Tensor | SparseMatrix, training: bool, back_to_x
         if back_to_x and isinstance(x, Tensor):
             source = x.detach().requires_grad_()
             wanted.append(source)
-        y = lin(source)
+        y = forward(device, lin, source)
         if wanted:
             torch.autograd.grad(y.sum(), wanted)
 
-    return measure_seconds(both if training else forward, repeats=3, warmup=1).median
+    return measure_seconds(both if training else infer, repeats=3, warmup=1).median

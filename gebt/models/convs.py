@@ -16,7 +16,7 @@ from gebt.graph.edges import Edges
 from gebt.models.attention import row_softmax
 from gebt.models.dropout import dropout
 from gebt.models.linear import Biased, Linear, SemiStructuredLinear, SparseLinear, glorot
-from gebt.sparse.ops import spmm
+from gebt.sparse.ops import mixed_spmm
 from gebt.sparse.pattern import SparseMatrix
 
 # Slope of the leaky ReLU in the attention, for negative numbers.
@@ -155,7 +155,8 @@ class Neighbors(NamedTuple):
         Returns:
             The means, [N, d].
         """
-        return edges.propagate(self.entries, x) * self.scale
+        sums = edges.propagate(self.entries, x)
+        return (sums * self.scale).to(sums.dtype)
 
 
 class GINConv(nn.Module):
@@ -324,7 +325,7 @@ class GATConv(Biased):
         h = self.lin(x).view(-1, *self.att_src.shape[1:])
         to, of = ((h * vector).sum(2) for vector in (self.att_dst, self.att_src))
         alpha = row_softmax(edges.pattern, to, of, SLOPE, weights)
-        y = spmm(edges.pattern, dropout(alpha, self.dropout, self.training), h)
+        y = mixed_spmm(edges.pattern, dropout(alpha, self.dropout, self.training), h)
         return (y.flatten(1) if self.concat else y.mean(1)) + cast(Tensor, self.shift)
 
     @property

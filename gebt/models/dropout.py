@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gebt import _numba
 from gebt.prune.tie_breaking import splitmix64
+from gebt.sparse.backends import triton
 
 STEPS = 1 << 16
 COMPILED = (torch.float32, torch.float64)
@@ -23,6 +24,9 @@ def dropout(x: Tensor, rate: float, training: bool, *, relu: bool = False, seeds
     8 (i // 32) + i % 8 is at least rate * 2^16. One number from torch's generator starts the sequence, so the result
     does not depend on threads, nor on whether the kernel is compiled. torch's Bernoulli numbers take 12 ns each,
     which on a million stored features is two thirds of an epoch. The rate is exact to 1 / 131072.
+
+    On CUDA with Triton the ReLU and the dropout are one pass, with Philox numbers of a seed drawn on the device, and
+    the backward pass another one. Elsewhere, and in what `torch.compile` traces, they are torch's own.
 
     Args:
         x: any tensor; with `seeds` [n, S, ...].
@@ -44,6 +48,8 @@ def dropout(x: Tensor, rate: float, training: bool, *, relu: bool = False, seeds
     """
     if not training or rate == 0.0:
         return torch.relu(x) if relu else x
+    if seeds is None and _by_triton(x):
+        return _TritonDropout.apply(x, rate, relu)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
     if x.device.type != "cpu" and seeds is None:
         return F.dropout(torch.relu(x) if relu else x, rate)
     if seeds is None:
@@ -72,7 +78,38 @@ class _Dropout(torch.autograd.Function):
         return _dropped(grad, ctx.threshold, ctx.scale, False, ctx.seeds), None, None, None
 
 
+class _TritonDropout(torch.autograd.Function):
+    """Saves only the seed, or with ReLU the output, of which every entry above zero was kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float, relu: bool) -> Tensor:
+        from gebt.models import dropout_triton
+
+        # On the device, from torch's generator: a replayed CUDA graph draws a new one each time.
+        seed = torch.empty(1, dtype=torch.int64, device=x.device).random_()
+        y = dropout_triton.dropped(x.contiguous(), seed, rate, relu)
+        ctx.rate, ctx.relu = rate, relu
+        ctx.save_for_backward(y if relu else seed)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        from gebt.models import dropout_triton
+
+        (saved,) = ctx.saved_tensors
+        if ctx.relu:
+            return dropout_triton.scaled_where_positive(grad.contiguous(), saved, ctx.rate), None, None
+        return dropout_triton.dropped(grad.contiguous(), saved, ctx.rate, relu=False), None, None
+
+
+def _by_triton(x: Tensor) -> bool:
+    return x.is_cuda and triton.takes(x) and not torch.compiler.is_compiling()
+
+
 def _dropped(x: Tensor, threshold: int, scale: float, relu: bool, seeds: Tensor) -> Tensor:
+    if x.device.type == "cpu" and x.itemsize == 2:  # the kernel has no 16 bits
+        return _dropped(x.float(), threshold, scale, relu, seeds).to(x.dtype)
     streams = seeds.numel()
     width = x.numel() // max(1, x.shape[0] * streams) if x.numel() else 0
     if x.device.type == "cpu" and x.dtype in COMPILED and _numba.available():

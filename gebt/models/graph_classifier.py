@@ -14,6 +14,7 @@ from gebt.models.dropout import dropout
 from gebt.models.gnn import GNN, dropped
 from gebt.models.linear import BatchNorm, Linear
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import widened
 
 
 class SumReadout(nn.Module):
@@ -59,7 +60,9 @@ class SumReadout(nn.Module):
         """
         total = None
         for x, norm, lin in zip(layers, self.norms, self.lins, strict=True):
-            sums = norm(x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x))
+            x = widened(x)
+            sums = x.new_zeros(num_graphs, x.shape[1]).index_add(0, graph_of, x)
+            sums = norm(sums.to(lin.weight.dtype))  # type: ignore[arg-type]
             part = lin(dropout(sums, rate, self.training))
             total = part if total is None else total + part
         assert total is not None

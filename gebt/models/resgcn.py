@@ -15,6 +15,7 @@ from gebt.models.gnn import check_sizes, dropped
 from gebt.models.linear import Linear
 from gebt.sparse.compaction import Group
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import widened, without_autocast
 
 Aggregation = Literal["softmax", "mean", "add"]
 # Added to every message, as in PyG's GENConv.
@@ -84,6 +85,10 @@ class GENConv(nn.Module):
             return edges.propagate(weights.entries, m)
         if self.aggregation == "mean":
             return weights.mean(edges, m)
+        with without_autocast(m):
+            return self._softmax(widened(m), edges, weights).to(m.dtype)
+
+    def _softmax(self, m: Tensor, edges: Edges, weights: Neighbors) -> Tensor:
         # A shift common to all nodes cancels; the highest of a channel makes every exponential at most 1.
         z = torch.exp(self.temperature * (m - m.detach().amax(0)))
         above, below = edges.propagate(weights.entries, torch.cat((z * m, z), 1)).chunk(2, 1)

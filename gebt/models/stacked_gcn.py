@@ -17,6 +17,7 @@ from gebt.models.gnn import GCN
 from gebt.prune.mask import Mask
 from gebt.sparse.ops import matmul
 from gebt.sparse.pattern import Diagonal, SparseMatrix
+from gebt.sparse.precision import autocasted
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,8 @@ class StackedConv(nn.Module):
     def _multiplied(self, x: Tensor | SparseMatrix) -> Tensor:
         if isinstance(x, SparseMatrix):
             return matmul(x, self.weight)
-        y: Tensor = _Multiply.apply(x.view(len(self.rows), -1, x.shape[1]), self.weight)  # type: ignore[no-untyped-call]
+        factors = autocasted(x).view(len(self.rows), -1, x.shape[1]), autocasted(self.weight)
+        y: Tensor = _Multiply.apply(*factors)  # type: ignore[no-untyped-call]
         return y.view(x.shape[0], -1)
 
 

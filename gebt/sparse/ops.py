@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from gebt.sparse.backends import BACKENDS, Csr, Product, engine
 from gebt.sparse.pattern import Pattern, SparseMatrix
+from gebt.sparse.precision import autocasted
 
 
 @torch.library.custom_op("gebt::spmm", mutates_args=())
@@ -160,19 +161,35 @@ def spmm(
     if symmetric and pattern.shape[0] != pattern.shape[1]:
         raise ValueError(f"pattern (got {pattern.shape}), expected a square one; leave symmetric=False")
     # Without a gradient to x no transpose is read; that of a symmetric A is A itself, rows, values and all.
-    turned, permutation = own, own.col[:0]
+    transposed, permutation = own, own.col[:0]
     if not to_x or symmetric:
         tvalues = values
     else:
-        turned, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
+        transposed, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
         if tvalues is None:
             tvalues = values.detach().index_select(0, permutation)
         if (tvalues.shape, tvalues.dtype) != (values.shape, values.dtype):
             got = f"{tuple(tvalues.shape)} of {tvalues.dtype}"
             raise ValueError(f"tvalues (got {got}), expected {tuple(values.shape)} of {values.dtype} as the values")
         _check_device("tvalues", tvalues, pattern)
-    backend = engine(Product(own, turned, permutation, x, to_values, to_x)).name
-    return _spmm(*own, *turned, permutation, values, tvalues.detach(), x, backend)
+    backend = engine(Product(own, transposed, permutation, x, to_values, to_x)).name
+    return _spmm(*own, *transposed, permutation, values, tvalues.detach(), x, backend)
+
+
+def mixed_spmm(
+    pattern: Pattern, values: Tensor, x: Tensor, tvalues: Tensor | None = None, *, symmetric: bool = False
+) -> Tensor:
+    """`spmm` as torch's autocast would call it: in its type where it is on, else in the type of x.
+
+    Sums are float32. A 16-bit x takes values of any type. On the CPU, where no engine multiplies 16 bits, x is
+    converted to float32, values are not rounded, and the result alone is. Arguments and errors as `spmm`.
+    """
+    x = autocasted(x)
+    if x.itemsize > 2:
+        return spmm(pattern, values, x, tvalues, symmetric=symmetric)
+    work = torch.float32 if x.device.type == "cpu" else x.dtype
+    tvalues = None if tvalues is None else tvalues.to(work)
+    return spmm(pattern, values.to(work), x.to(work), tvalues, symmetric=symmetric).to(x.dtype)
 
 
 def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
@@ -187,17 +204,17 @@ def sddmm(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
         got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
         raise ValueError(f"a, b (got rows of {got}), expected equal widths")
     own = Csr(pattern.crow, pattern.col)
-    turned, permutation = own, own.col[:0]
+    transposed, permutation = own, own.col[:0]
     if torch.is_grad_enabled() and b.requires_grad:
-        turned, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
+        transposed, permutation = Csr(pattern.transposed.crow, pattern.transposed.col), pattern.permutation
     backend = engine(Product(own, own, own.col[:0], b, to_values=True, to_x=False)).name
-    return _sddmm(*own, *turned, permutation, a, b, backend)
+    return _sddmm(*own, *transposed, permutation, a, b, backend)
 
 
 def matmul(matrix: SparseMatrix, x: Tensor) -> Tensor:
     """y = A X for a constant sparse matrix A; the gradient goes to X alone."""
     tvalues = matrix.transposed_values if torch.is_grad_enabled() and x.requires_grad else None
-    return spmm(matrix.pattern, matrix.values, x, tvalues)
+    return mixed_spmm(matrix.pattern, matrix.values, x, tvalues)
 
 
 def _check_dense(name: str, x: Tensor, rows: int, dtype: torch.dtype, pattern: Pattern) -> None:

@@ -12,6 +12,7 @@ from gebt.graph.edges import EDGES
 from gebt.graph.graph import Graph
 from gebt.prune.mask import Mask
 from gebt.prune.scores import prunable_weights
+from gebt.sparse.precision import current
 from gebt.ticket.files import Seeded, check_provenance, state_digest
 from gebt.ticket.ticket import Ticket
 
@@ -30,7 +31,7 @@ def make_ticket(
 
     Args:
         model: whose state becomes `state_at_draw`.
-        graph: what the masks were found on; its name and fingerprint go into the provenance.
+        graph: what the masks were found on; its name and fingerprint go into the provenance, and the model's device.
         edge_mask: one tensor "edges", [P] bool.
         weight_mask: one boolean tensor a pruned parameter.
         initial_state: the model's state before the search; stored as a seed where the model can draw it again.
@@ -48,7 +49,10 @@ def make_ticket(
     weights = prunable_weights(model)
     if unknown := sorted(weight_mask.keys() - weights.keys()):
         raise ValueError(f"weight mask (got tensors {unknown}), expected only {sorted(weights)}")
+    # Networks on a CUDA device draw other dropout: who repeats the search wants to know where it was.
+    device = next((weight.device.type for weight in weights.values()), "cpu")
     origin = {"graph": graph.name, "fingerprint": graph.fingerprint, "structure": graph.structure, **provenance}
+    origin |= {"device": device, "precision": current()}
     check_provenance(origin)
     seeded = _seeded(model, initial_state)
     start = seeded if seeded is not None else _masked(initial_state, weight_mask)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gebt.graph.edges import Edges
 from gebt.graph.graph_sets import GraphClassificationFold
 from gebt.graph.metrics import measure
+from gebt.sparse.precision import forward
 from gebt.train.loop import NodeTask, SoftLabels
 
 # Graphs of a step: few enough for many steps an epoch, enough for the statistics of batch normalization.
@@ -118,5 +119,5 @@ class _Batch(GraphsTask):
 
 def _logits(model: nn.Module, part: Part, gates: Tensor | None = None) -> Tensor:
     graph, edges = part
-    logits: Tensor = model(graph.features, edges, gates, graph_of=graph.graph_of, num_graphs=graph.num_graphs)
-    return logits
+    of_graphs = {"graph_of": graph.graph_of, "num_graphs": graph.num_graphs}
+    return forward(edges.pattern.col.device, model, graph.features, edges, gates, **of_graphs)

@@ -16,6 +16,7 @@ from gebt.graph.adjacency import Adjacency
 from gebt.graph.neighborhood import BlockBuilder, NeighborhoodBlock
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import forward
 from gebt.train.edge_values import MappedArray
 from gebt.train.processes import ALONE, Processes
 
@@ -134,7 +135,7 @@ class LayerByLayer:
         else:
             x = known[1].rows(torch.searchsorted(known[0], around.nodes))
         edges = around.to(self.device)
-        y = model.layer(number, x.to(self.device), edges, model.weigh(edges))
+        y = forward(self.device, model.layer, number, x.to(self.device), edges, model.weigh(edges))
         return y[edges.targets].cpu()
 
 

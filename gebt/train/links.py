@@ -12,6 +12,7 @@ from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.graph.links import HELD, LinkGraph
 from gebt.graph.metrics import link_measure
+from gebt.sparse.precision import forward
 from gebt.train.loop import NodeTask
 
 # Real pairs that a step learns from: all of them up to here, beyond it so many drawn anew, as in OGB's examples.
@@ -67,7 +68,8 @@ class LinkTask(NodeTask):
 
     def _run(self, model: nn.Module, gates: Tensor | None, pairs: Tensor | None) -> Tensor:
         known = self.aggregated if gates is None and getattr(model, "starts_from_aggregated", False) else None
-        return model(self.graph.features, self.edges, gates, known, pairs)
+        device = self.edges.pattern.col.device
+        return forward(device, model, self.graph.features, self.edges, gates, known, pairs)
 
     def loss(self, logits: Tensor) -> Tensor:
         """Mean of -log sigmoid(s) over the real pairs and of -log(1 - sigmoid(s)) over as many drawn; s [2n]."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.graph.metrics import label_loss, measure
+from gebt.sparse.precision import forward, without_autocast
 from gebt.train.cuda_graph import Replay, replays
 from gebt.train.optimizers import TrainingSettings as TrainingSettings
 from gebt.train.optimizers import adam as adam
@@ -86,14 +87,17 @@ class NodeTask:
         features = self.graph.features
         if not self.keep_aggregated or not isinstance(features, Tensor):
             return None
-        with torch.no_grad():
-            return self.edges.propagate(self.edges.unit_weights.to(features.dtype), features)
+        # It is kept, so no autocast may round it.
+        with torch.no_grad(), without_autocast(features):
+            weights = self.edges.unit_weights.to(torch.promote_types(features.dtype, torch.float32))
+            return self.edges.propagate(weights, features)
 
     def logits(self, model: nn.Module, gates: Tensor | None = None) -> Tensor:
         """Logits [N, `num_classes`] of the model on this graph."""
+        inputs = (self.edges.pattern.col.device, model, self.graph.features, self.edges, gates)
         if gates is None and getattr(model, "starts_from_aggregated", False):
-            return model(self.graph.features, self.edges, None, self.aggregated)
-        return model(self.graph.features, self.edges, gates)
+            return forward(*inputs, self.aggregated)
+        return forward(*inputs)
 
     def predict_proba(self, model: nn.Module) -> Tensor:
         """What the model says of every node: probabilities [N, C]."""

@@ -11,20 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from gebt.sparse.precision import widened
+
 
 def block_floating_point(x: Tensor, bits: int, generator: torch.Generator | None = None) -> Tensor:
     """Every slice x[i] as integers of `bits` bits (with sign) times one power of two: its shared exponent.
 
     e = floor(log2 max |x[i]|), q = clip(round(x[i] / 2^(e - bits + 2)), -2^(bits - 1), 2^(bits - 1) - 1). Rounding is
     stochastic: up with the probability of the part behind the point, drawn from `generator` (default: torch's own), so
-    that the mean is x, but for the clipped top. A tensor of one dimension is one block.
+    that the mean is x, but for the clipped top, also of a 16-bit x. A tensor of one dimension is one block.
     Raises `ValueError` for fewer than 2 bits.
     """
     if bits < 2:
         raise ValueError(f"bits (got {bits}), expected at least 2")
     if not x.numel():
         return x
-    block = x.detach().reshape(x.shape[0] if x.dim() > 1 else 1, -1)
+    block = widened(x.detach()).reshape(x.shape[0] if x.dim() > 1 else 1, -1)
     largest = block.abs().amax(1, keepdim=True)
     # frexp is exact, where log2 may round up to the next power.
     exponent = torch.frexp(largest).exponent - 1
@@ -34,7 +36,7 @@ def block_floating_point(x: Tensor, bits: int, generator: torch.Generator | None
     whole = counts.floor()
     # Not floor(counts + drawn): that sum is rounded, and a whole number could go up.
     rounded = (whole + (drawn < counts - whole)).clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return torch.where(largest > 0, rounded * unit, block).view(x.shape)
+    return torch.where(largest > 0, rounded * unit, block).view(x.shape).to(x.dtype)
 
 
 class _Quantized(torch.autograd.Function):

@@ -19,6 +19,7 @@ from gebt.models.stacked_gcn import StackedGCN, StackedInput, kind
 from gebt.prune.enforce import enforce_mask
 from gebt.prune.mask import Mask
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import forward
 from gebt.train.cuda_graph import Replay, replays
 from gebt.train.loop import History, TrainingSettings, adam, copy_state
 from gebt.train.optimizers import adam_of
@@ -204,13 +205,16 @@ class StackedTask:
 
     def losses(self, model: StackedGCN, gates: Tensor | None, seeds: Tensor) -> Tensor:
         """Each network's mean cross-entropy over its training nodes, [S]; gates and seeds as in `StackedGCN`."""
-        return _losses(model(self._trained, self.edges, gates, seeds), self._train_labels)
+        return _losses(self._logits(model, self._trained, gates, seeds), self._train_labels)
+
+    def _logits(self, model: StackedGCN, reading: StackedInput, *more: Tensor | None) -> Tensor:
+        return forward(self.edges.pattern.col.device, model, reading, self.edges, *more)
 
     def measures(self, model: StackedGCN) -> Tensor:
         """Validation accuracies, validation losses and test accuracies in evaluation mode, [3, S]."""
         model.eval()
         with torch.no_grad():
-            logits = model(self._evaluated, self.edges)
+            logits = self._logits(model, self._evaluated)
             val, test = logits.split((self._val_labels.shape[1], self._test_labels.shape[1]), 1)
             val_hits, test_hits = _hits(val, self._val_labels), _hits(test, self._test_labels)
             return torch.stack((val_hits, _losses(val, self._val_labels), test_hits))

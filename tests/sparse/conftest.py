@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from gebt.sparse import Pattern
+from gebt.sparse.backends import triton_plan
 
 # Rows, columns, entries: ordinary, full, wide with empty rows, one cell, no entries, no rows, nothing at all.
 SIZES = [(5, 7, 12), (4, 4, 16), (12, 3, 4), (1, 1, 1), (3, 2, 0), (0, 4, 0), (4, 0, 0), (0, 0, 0)]
@@ -54,3 +55,17 @@ def largest_allocation() -> Callable[[Callable[[], object]], int]:
         return max(event.nbytes() for event in events if event.name() == "[memory]")
 
     return watch
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small rows are long ones to the Triton kernels."""
+    monkeypatch.setattr(triton_plan, "LONGEST_RUN", 16)
+
+
+@pytest.fixture
+def new_memory_is_nan() -> Iterator[None]:
+    """What a kernel forgets to write is seen."""
+    torch.set_deterministic_debug_mode("error")
+    yield
+    torch.set_deterministic_debug_mode("default")

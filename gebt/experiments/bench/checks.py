@@ -47,14 +47,15 @@ def check_equal(networks: Mapping[str, Mapping[str, Network]]) -> dict[str, floa
 def check_search(ticket: Ticket, again: Ticket) -> dict[str, Any]:
     """How many mask entries of a repeated search differ from the ticket's.
 
-    None do with the machine and options of the first search; rounding, of other threads or engines, moves a few.
+    None do with the machine and options of the first search; rounding, of other threads or engines, moves a few. A
+    search on another kind of device draws other dropout: it is another search, and any number may differ.
 
     Args:
         ticket: of the first search.
         again: of the repeated one.
 
     Returns:
-        Numbers of differing entries, of all entries, and of epochs.
+        Numbers of differing entries, of all entries, and of epochs, and the devices of both searches.
 
     Raises:
         ValueError: when more differ than rounding explains.
@@ -63,9 +64,11 @@ def check_search(ticket: Ticket, again: Ticket) -> dict[str, Any]:
     masks += [(kept, again.weight_mask[name]) for name, kept in ticket.weight_mask.items()]
     differing = sum(int((one != other.to(one.device)).sum()) for one, other in masks)
     entries = sum(one.numel() for one, _ in masks)
-    if differing > SAME_MASKS * entries:
+    devices = [str(one.provenance.get("device", "cpu")) for one in (ticket, again)]
+    if differing > SAME_MASKS * entries and devices[0] == devices[1]:
         raise ValueError(
             f"search (got masks that differ from the ticket's in {differing} of {entries} entries), expected the same "
             "search again; give the options it was run with (--algorithm, --dropout, ...)"
         )
-    return {"differing_entries": differing, "entries": entries, "epochs": again.epoch_drawn}
+    found = {"differing_entries": differing, "entries": entries, "epochs": again.epoch_drawn}
+    return {**found, "devices": devices}

@@ -17,6 +17,7 @@ from gebt.measure.cost import peak_memory
 from gebt.models.registry import Network
 from gebt.recipes import retrain
 from gebt.sparse import backends
+from gebt.sparse.precision import using
 from gebt.ticket import Ticket
 
 # Epochs in which a peak is looked for: by the third the best state has been replaced once; later ones hold the same.
@@ -43,6 +44,11 @@ def peaks(options: dict[str, Any], ticket: str, variant: str, threads: int) -> d
     torch.set_num_threads(threads)
     resolved = RunOptions(**options)
     backends.use(resolved.backend)
+    with using(resolved.precision, resolved.device):
+        return _peaks(resolved, ticket, variant)
+
+
+def _peaks(resolved: RunOptions, ticket: str, variant: str) -> dict[str, dict[str, Any]]:
     before = _libraries(resolved, variant)
     bench = _loaded(resolved, ticket)
     network: Any = bench.network(variant)

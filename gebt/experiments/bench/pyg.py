@@ -19,6 +19,7 @@ from gebt.models.registry import Network
 from gebt.models.resgcn import ResGCN
 from gebt.sparse.memory import check_room
 from gebt.sparse.pattern import SparseMatrix
+from gebt.sparse.precision import forward
 from gebt.train.loop import TrainingSettings
 
 
@@ -150,14 +151,14 @@ class PygTraining:
         """Logits [N, C] in evaluation mode."""
         self.model.eval()
         with torch.no_grad():
-            return self.model(self.x, self.adjacency)
+            return self._logits()
 
     def step(self) -> Tensor:
         """One step of the optimizer; the loss before it."""
         self.model.train()
         self.optimizer.zero_grad()
         train = self.graph.train_mask
-        loss = label_loss(self.graph.target, self.model(self.x, self.adjacency)[train], self.graph.labels[train])
+        loss = label_loss(self.graph.target, self._logits()[train], self.graph.labels[train])
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -169,6 +170,9 @@ class PygTraining:
         parts = (graph.val_mask, graph.test_mask)
         val, test = (float(measure(graph.metric, logits[mask], graph.labels[mask])) for mask in parts)
         return val, test
+
+    def _logits(self) -> Tensor:
+        return forward(self.x.device, self.model, self.x, self.adjacency)
 
     def propagation_flops(self) -> int:
         """Flops of the sums over neighbors in one inference, 2 a stored entry and column; torch's counter sees none.

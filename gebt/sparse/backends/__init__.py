@@ -9,7 +9,6 @@ columns and entries to within a factor of two.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,20 +22,18 @@ from gebt.sparse.backends.base import BackendError as BackendError
 from gebt.sparse.backends.base import Csr as Csr
 from gebt.sparse.backends.compiled import Compiled
 from gebt.sparse.backends.oracles import Dense, Scipy
+from gebt.sparse.backends.timing import median_seconds
 from gebt.sparse.backends.torch_csr import TorchCsr
 from gebt.sparse.backends.torch_sparse import TorchSparse
-from gebt.sparse.backends.triton import Triton
+from gebt.sparse.backends.triton import BACKEND as TRITON
 
 DEFAULT, AUTO = "torch-csr", "auto"
 ORACLES = ("dense", "scipy")
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchCsr(), Compiled(), TorchSparse(), Triton(), Dense(), Scipy())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchCsr(), Compiled(), TorchSparse(), TRITON, Dense(), Scipy())}
 NAMES = (AUTO, *BACKENDS)
 
 # Relative to the largest entry of the result; engines sum in different orders.
-AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-REPEATS = 3
-# Seconds after which one run says enough.
-LONG = 0.1
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 log = logging.getLogger("gebt.sparse")
 
@@ -44,11 +41,12 @@ log = logging.getLogger("gebt.sparse")
 class Product(NamedTuple):
     """A product y = A x that an engine is wanted for, with the gradients that will be asked of it.
 
-    `turned` and `permutation` as in `Backend.gradients`, read where `to_x`. Of `x` only shape, type and device count.
+    `transposed` and `permutation` as in `Backend.gradients`, read where `to_x`. Of `x` only shape, type and device
+    count.
     """
 
     a: Csr
-    turned: Csr
+    transposed: Csr
     permutation: Tensor
     x: Tensor
     to_values: bool
@@ -169,7 +167,7 @@ def _measure(product: Product) -> Choice:
             continue
         expected = found if expected is None else expected
         if _agree(found, expected):
-            seconds[name] = _median(run, x.device)
+            seconds[name] = median_seconds(run, x.device)
         else:
             dropped[name] = "its result differs"
     if not seconds:
@@ -182,7 +180,7 @@ def _measure(product: Product) -> Choice:
 
 def _work(backend: Backend, product: Product) -> Callable[[], tuple[Tensor, ...]]:
     """The product with all its wanted gradients, on numbers of its own: those at hand may all be zero."""
-    a, turned, permutation, like, to_values, to_x = product
+    a, transposed, permutation, like, to_values, to_x = product
     generator = torch.Generator(like.device).manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -196,10 +194,10 @@ def _work(backend: Backend, product: Product) -> Callable[[], tuple[Tensor, ...]
     def run() -> tuple[Tensor, ...]:
         y = backend.spmm(a, values, x)
         if to_values and to_x:
-            return (y, *backend.gradients(a, turned, permutation, tvalues, x, grad))
+            return (y, *backend.gradients(a, transposed, permutation, tvalues, x, grad))
         if to_values:
             return y, backend.sddmm(a, grad, x)
-        return (y, backend.spmm(turned, tvalues, grad)) if to_x else (y,)
+        return (y, backend.spmm(transposed, tvalues, grad)) if to_x else (y,)
 
     return run
 
@@ -208,23 +206,6 @@ def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     for ours, right in zip(found, expected, strict=True):
         scale = float(right.abs().max()) if right.numel() else 0.0
         same = ours.shape == right.shape and ours.dtype == right.dtype
-        if not same or not torch.allclose(ours, right, rtol=0.0, atol=AGREEMENT[right.dtype] * max(scale, 1e-30)):
+        if not same or not torch.allclose(ours, right, rtol=0.0, atol=TOLERANCE[right.dtype] * max(scale, 1e-30)):
             return False
     return True
-
-
-def _median(run: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = _now(device)
-        run()
-        times.append(_now(device) - start)
-        if times[-1] > LONG:
-            break
-    return sorted(times)[len(times) // 2]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

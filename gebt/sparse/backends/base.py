@@ -25,6 +25,21 @@ class Csr(NamedTuple):
         return self.crow.numel() - 1
 
 
+class PairEntries(NamedTuple):
+    """Where the P pairs of N nodes are in the symmetric pattern of A + I, E = 2P + N entries (`gebt.graph.Edges`).
+
+    `crow` [N + 1], `col` [E]; `source` [E] the pair of each entry, or P + u for the self-loop of node u; `places` [E]
+    the two entries of each pair, pair by pair, then that of each self-loop; `u` and `v` [P] the ends of each pair.
+    """
+
+    crow: Tensor
+    col: Tensor
+    source: Tensor
+    places: Tensor
+    u: Tensor
+    v: Tensor
+
+
 class Backend(ABC):
     """One implementation of the products over a CSR pattern.
 
@@ -51,14 +66,14 @@ class Backend(ABC):
         """out_e = <left_r, right_c> for every entry e = (r, c); [E] or [E, H]."""
 
     def gradients(
-        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+        self, a: Csr, transposed: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Both gradients of y = A x: dx = A^T grad and dvalues_e = <grad_r, x_c>.
 
-        `turned` is the transpose of `a`, `tvalues` are the values in its order, and entry `permutation[t]` of `a` is
-        entry t of it. An empty `permutation` says that A = A^T, values included: dvalues may then stand mirrored.
+        `transposed` is the transpose of `a`, `tvalues` are the values in its order, and entry `permutation[t]` of `a`
+        is entry t of it. An empty `permutation` says that A = A^T, values included: dvalues may then stand mirrored.
         """
-        return self.spmm(turned, tvalues, grad), self.sddmm(a, grad, x)
+        return self.spmm(transposed, tvalues, grad), self.sddmm(a, grad, x)
 
 
 def by_head(product: str, backend: Backend, a: Csr, first: Tensor, second: Tensor) -> Tensor:

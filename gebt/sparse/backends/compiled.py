@@ -39,11 +39,11 @@ class Compiled(Backend):
         return dots
 
     def gradients(
-        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+        self, a: Csr, transposed: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`; every row of `grad` is read once for both."""
         dx, dvalues = torch.empty_like(x, memory_format=torch.contiguous_format), torch.zeros_like(tvalues)
-        _run("both", turned, tvalues.contiguous(), grad.contiguous(), dx, x.contiguous(), dvalues, permutation)
+        _run("both", transposed, tvalues.contiguous(), grad.contiguous(), dx, x.contiguous(), dvalues, permutation)
         return dx, dvalues
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gebt.sparse.backends.base import Backend, Csr, by_head
+from gebt.sparse.precision import without_autocast
 
 
 def rows_of(a: Csr) -> Tensor:
@@ -35,13 +36,15 @@ class Dense(Backend):
             return by_head("spmm", self, a, values, x)
         matrix = values.new_zeros(a.rows, x.shape[0])
         matrix[rows_of(a), a.col.long()] = values
-        return matrix @ x
+        with without_autocast(x):
+            return matrix @ x
 
     def sddmm(self, a: Csr, left: Tensor, right: Tensor) -> Tensor:
         """See `Backend.sddmm`."""
         if left.dim() == 3:
             return by_head("sddmm", self, a, left, right)
-        return (left @ right.T)[rows_of(a), a.col.long()]
+        with without_autocast(left):
+            return (left @ right.T)[rows_of(a), a.col.long()]
 
 
 class Scipy(Backend):

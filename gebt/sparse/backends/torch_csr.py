@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gebt.sparse.backends.base import Backend, Csr, by_head
+from gebt.sparse.precision import without_autocast
 
 
 @cache
@@ -47,7 +48,8 @@ class TorchCsr(Backend):
             return by_head("spmm", self, a, values, x)
         if values.numel() == 0 or x.numel() == 0:
             return x.new_zeros(a.rows, x.shape[1])
-        return torch.mm(csr_tensor(a, values, x.shape[0]), x.contiguous())
+        with without_autocast(x):
+            return torch.mm(csr_tensor(a, values, x.shape[0]), x.contiguous())
 
     def sddmm(self, a: Csr, left: Tensor, right: Tensor) -> Tensor:
         """See `Backend.sddmm`."""
@@ -60,4 +62,5 @@ class TorchCsr(Backend):
             return self.sddmm(a, left.float(), right.float()).to(left.dtype)
         zero = csr_tensor(a, left.new_zeros(a.col.numel()), right.shape[0])
         # A row-major left and a column-major right' are the layout the kernel reads without a copy of its own.
-        return torch.sparse.sampled_addmm(zero, left.contiguous(), right.contiguous().t(), beta=0).values().clone()
+        with without_autocast(left):
+            return torch.sparse.sampled_addmm(zero, left.contiguous(), right.contiguous().t(), beta=0).values().clone()

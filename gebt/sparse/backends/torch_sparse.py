@@ -65,18 +65,18 @@ class TorchSparse(Backend):
         return torch.cat(parts)
 
     def gradients(
-        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+        self, a: Csr, transposed: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`; through torch-sparse's own backward."""
         if tvalues.dim() == 2 or not permutation.numel() or x.numel() == 0:
-            return super().gradients(a, turned, permutation, tvalues, x, grad)
+            return super().gradients(a, transposed, permutation, tvalues, x, grad)
         _load()
         back = permutation.long()
         values = torch.empty_like(tvalues).index_copy_(0, back, tvalues)
         with torch.enable_grad():
             inputs = values.requires_grad_(), x.detach().contiguous().requires_grad_()
             out = torch.ops.torch_sparse.spmm_sum(
-                rows_of(a), a.crow.long(), a.col.long(), inputs[0], turned.crow.long(), back, inputs[1]
+                rows_of(a), a.crow.long(), a.col.long(), inputs[0], transposed.crow.long(), back, inputs[1]
             )
             dvalues, dx = torch.autograd.grad(out, inputs, grad.contiguous())
         return dx, dvalues

@@ -1,7 +1,9 @@
-"""Triton kernels for CUDA: rows in parallel, both gradients in one pass, no atomics, so results are bit-stable."""
+"""Triton kernels for CUDA: runs of rows in parallel, both gradients in one pass, no atomics, so bits are stable."""
 
 from __future__ import annotations
 
+import math
+import os
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -10,19 +12,28 @@ import torch
 from torch import Tensor
 
 from gebt.sparse.backends.base import Backend, BackendError, Csr
+from gebt.sparse.backends.triton_plan import (
+    PART_COLUMNS,
+    PARTS,
+    WIDEST_BLOCK,
+    WIDEST_FUSED,
+    Rows,
+    Runs,
+    Tile,
+    rows_of,
+    runs_of,
+    stride_of,
+    tile_of,
+)
 
-# Features a program of sums holds; wider rows are shared by several programs.
-WIDEST_BLOCK = 128
-# The pass for both gradients needs a whole row in one program: above this width there are two passes.
-WIDEST_FUSED = 512
-# Numbers that the loads of one program fetch at once, eight a thread.
-TILE = 1024
-MOST_ENTRIES, FEWEST_ENTRIES, MOST_ROWS = 32, 4, 16
 MOST_PROGRAMS = 2**31 - 1
+# Turns of a loop whose loads are under way at once (`num_stages`). One: 32 warps of a multiprocessor that fetch 4 KiB
+# each hide the latency of memory already, and more stages bring every row through shared memory.
+STAGES = 1
 
 
 class Triton(Backend):
-    """A program sums a few rows of one head, several entries at a time."""
+    """A program sums a few runs of one head, several entries at a time; a second pass adds up the runs of long rows."""
 
     name = "triton"
 
@@ -42,6 +53,8 @@ class Triton(Backend):
     def spmm(self, a: Csr, values: Tensor, x: Tensor) -> Tensor:
         """See `Backend.spmm`."""
         out = x.new_empty(a.rows, *x.shape[1:])
+        if not a.col.numel():
+            return out.zero_()
         if out.numel():
             _sums(a, values, x, out, None, None, None)
         return out
@@ -50,41 +63,100 @@ class Triton(Backend):
         """See `Backend.sddmm`."""
         dots = left.new_zeros(a.col.numel(), *left.shape[1:-1])
         if dots.numel() and left.shape[-1]:
-            heads, width = _heads(left), left.shape[-1]
-            tile = _tile(a, width, WIDEST_BLOCK)
-            arguments = (a.crow, a.col, left.contiguous(), right.contiguous(), dots, a.rows, heads, width)
-            _launch("products", -(-a.rows // tile["ROWS"]) * heads, arguments, left, tile)
+            runs = runs_of(a.crow)
+            tile = tile_of(runs.total, a.col.numel(), right.shape[-1], right.dtype, WIDEST_FUSED)
+            source, rows = _gathered(a, right)
+            tensors = (runs.begin, runs.owner, a.col, left.contiguous(), source, dots)
+            arguments = (*tensors, runs.total, _heads(left), *rows.units)
+            programs = -(-runs.total // tile.rows) * _heads(left)
+            launch("products", programs, arguments, left, _constants(runs, rows, tile))
         return dots
 
     def gradients(
-        self, a: Csr, turned: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
+        self, a: Csr, transposed: Csr, permutation: Tensor, tvalues: Tensor, x: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`; every row of `grad` is read once for both."""
         if not tvalues.numel() or not 0 < x.shape[-1] <= WIDEST_FUSED:
-            return super().gradients(a, turned, permutation, tvalues, x, grad)
+            return super().gradients(a, transposed, permutation, tvalues, x, grad)
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         dvalues = torch.empty_like(tvalues, memory_format=torch.contiguous_format)
-        _sums(turned, tvalues, grad, dx, x, dvalues, permutation)
+        _sums(transposed, tvalues, grad, dx, x, dvalues, permutation)
         return dx, dvalues
+
+
+BACKEND = Triton()
 
 
 def _sums(
     a: Csr, values: Tensor, x: Tensor, out: Tensor, own: Tensor | None, dots: Tensor | None, permutation: Tensor | None
 ) -> None:
-    heads, width = _heads(x), x.shape[-1]
-    tile = _tile(a, width, WIDEST_BLOCK if own is None else WIDEST_FUSED)
-    blocks = -(-width // tile["COLUMNS"])
+    heads, width, runs = _heads(x), x.shape[-1], runs_of(a.crow)
+    tile = tile_of(runs.total, a.col.numel(), width, x.dtype, WIDEST_BLOCK if own is None else WIDEST_FUSED)
+    blocks = -(-width // tile.columns)
+    source, rows = _gathered(a, x)
     permuted = permutation is not None and permutation.numel() > 0
+    parts = out
+    if runs.parts:
+        parts = out.new_empty(runs.parts, *out.shape[1:], dtype=sum_type(x))
     # An argument that the program does not read still needs an address: that of `out`.
     others = [
         out if tensor is None else tensor.contiguous() for tensor in (own, dots, permutation if permuted else None)
     ]
-    arguments = (a.crow, a.col, values.contiguous(), x.contiguous(), out, *others, a.rows, heads, width, blocks)
-    constants = tile | {"DOTS": own is not None, "PERMUTED": permuted}
-    _launch("sums", -(-a.rows // tile["ROWS"]) * heads * blocks, arguments, x, constants)
+    tensors = (runs.begin, runs.owner, runs.part, a.col, values.contiguous(), source, out, parts, *others)
+    sizes = (runs.total, heads, blocks, *rows.units)
+    options = {"DOTS": own is not None, "PERMUTED": permuted, "PADDED": rows.padded}
+    options |= _constants(runs, rows, tile)
+    launch("sums", -(-runs.total // tile.rows) * heads * blocks, (*tensors, *sizes), x, options)
+    join_parts(runs, parts, out)
 
 
-def _launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, constants: dict[str, Any]) -> None:
+def join_parts(runs: Runs, parts: Tensor, out: Tensor, *, highest: bool = False) -> None:
+    """Writes the rows of `out` that were cut, each the sum of its parts in their order; nothing when none was.
+
+    Args:
+        runs: of the pattern.
+        parts: [runs.parts, ...].
+        out: [R, ...].
+        highest: their maximum instead.
+    """
+    if runs.parts:
+        wide = math.prod(out.shape[1:])
+        blocks = -(-wide // PART_COLUMNS)
+        constants = {"MAX": highest, "PARTS": PARTS, "COLUMNS": PART_COLUMNS, "num_warps": 4}
+        arguments = (parts, runs.first, runs.cut, out, wide, blocks)
+        launch("join_parts", runs.cut.numel() * blocks, arguments, out, constants)
+
+
+def _gathered(a: Csr, x: Tensor) -> tuple[Tensor, Rows]:
+    """What the kernel gathers rows of x from, and where they are in it: x itself, or a copy with padded rows."""
+    rows = rows_of(x.shape[-1], stride_of(a, x), x.element_size())
+    if not rows.padded:
+        return x.contiguous(), rows
+    padded = x.new_empty(*x.shape[:-1], rows.stride)
+    padded[..., : rows.width].copy_(x)
+    return padded, rows
+
+
+def _constants(runs: Runs, rows: Rows, tile: Tile) -> dict[str, Any]:
+    return {
+        "CUT": runs.parts > 0, "VECTOR": rows.vector, "OWN_VECTOR": rows.own_vector, "STAGES": STAGES,
+        "ROWS": tile.rows, "ENTRIES": tile.entries, "COLUMNS": tile.columns, "num_warps": tile.warps,
+    }  # fmt: skip
+
+
+def launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, constants: dict[str, Any]) -> None:
+    """Launches a kernel of `triton_kernels` on the device of `x`.
+
+    Args:
+        kernel: its name.
+        programs: how many.
+        arguments: in the kernel's order.
+        x: whose device and type decide; sums of float64 are float64, all others float32.
+        constants: the kernel's constants and Triton's options.
+
+    Raises:
+        BackendError: for more programs than a launch can have.
+    """
     if programs > MOST_PROGRAMS:
         raise BackendError(f"product for triton (got {programs} programs), expected at most {MOST_PROGRAMS}; split it")
     kernels, kind = _kernels(), "float64" if x.dtype == torch.float64 else "float32"
@@ -95,26 +167,28 @@ def _launch(kernel: str, programs: int, arguments: tuple[Any, ...], x: Tensor, c
         getattr(kernels, kernel)[(programs,)](*arguments, **options)
 
 
-def _tile(a: Csr, width: int, widest: int) -> dict[str, int]:
-    """How much one program takes at once: as many entries of a row as rows have on average, then several rows."""
-    columns = min(widest, _power_of_two(width))
-    entries = max(FEWEST_ENTRIES, min(MOST_ENTRIES, TILE // columns, _power_of_two(a.col.numel() // a.rows)))
-    rows = max(1, min(MOST_ROWS, TILE // (columns * entries)))
-    warps = max(1, min(8, rows * entries * columns // 256))
-    return {"ROWS": rows, "ENTRIES": entries, "COLUMNS": columns, "num_warps": warps}
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not less."""
-    return 1 << max(0, number - 1).bit_length()
+def sum_type(x: Tensor) -> torch.dtype:
+    """The type that sums of numbers of x are taken in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _heads(x: Tensor) -> int:
     return x.shape[1] if x.dim() == 3 else 1
 
 
+def takes(x: Tensor) -> bool:
+    """Whether Triton's kernels can be used on x, in this process."""
+    return BACKEND.supports(x.device, x.dtype) and _usable()
+
+
+@cache
+def _usable() -> bool:
+    return BACKEND.missing() is None
+
+
 def _interpreted() -> bool:
-    if find_spec("triton") is None:
+    # Asked for before Triton is imported, which takes a while and is for nothing on most CPUs.
+    if "TRITON_INTERPRET" not in os.environ or find_spec("triton") is None:
         return False
     import triton
 
