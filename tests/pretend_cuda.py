@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from gebt.sparse.backends import triton
+
 CUDA = torch.device("cuda", 0)
 MEMORY = 80 << 30
 aten = torch.ops.aten
@@ -406,6 +408,8 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     }.items():  # fmt: skip
         yield torch.cuda, name, value
     yield torch.backends.cuda, "is_built", lambda: True
+    # Triton's kernels read memory by address, and tensors of this device have none.
+    yield triton, "takes", lambda x: False
     yield torch.nn.Module, "to", _to
     yield torch, "Generator", _Generator
     names = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
