@@ -403,6 +403,7 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
         "synchronize": nothing, "mem_get_info": lambda *_: (MEMORY, MEMORY), "reset_peak_memory_stats": nothing,
         "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0, "current_device": lambda: 0,
         "get_device_name": lambda *_: "pretend", "get_device_capability": lambda *_: (9, 0),
+        "is_bf16_supported": lambda *_: True,
         "Stream": _Stream, "current_stream": _Stream, "stream": contextlib.nullcontext, "graph": _graph,
         "CUDAGraph": CUDAGraph,
     }.items():  # fmt: skip

@@ -10,9 +10,11 @@ from gpu_sections.setting import Setting, synchronize
 from gpu_sections.training import Peer, dense, network, retrained, searched, timed_epochs, unit_ticket
 
 from gebt.graph import Edges, Graph
+from gebt.sparse import precision
 from gebt.sparse.backends import BACKENDS, DEFAULT, using
 
 EPOCHS = 20
+PRECISIONS: tuple[precision.Precision, ...] = ("float32", "tf32", "bf16")
 MOST_BYTES = 25e9
 
 
@@ -25,38 +27,37 @@ def _epochs(setting: Setting) -> int:
     return setting.sizes.epochs if setting.pretend else EPOCHS
 
 
-def dense_floor_ms(setting: Setting, graph: Graph, widths: list[int]) -> float:
-    """Of the products of an epoch: a step's forward and backward pass and an evaluation, for each of these widths."""
+def dense_floor_ms(setting: Setting, graph: Graph, widths: list[int], size: int = 4) -> float:
+    """Of the products of an epoch: forward, backward and an evaluation, for each width; `size`: bytes a number."""
     matrix = adjacency(graph.name, Edges.from_pairs(graph.pairs, graph.num_nodes))
-    return 1e3 * sum(3 * forward_bytes(matrix, width, 4) for width in widths) / setting.bandwidth
+    return 1e3 * sum(3 * forward_bytes(matrix, width, size) for width in widths) / setting.bandwidth
 
 
 def arxiv(setting: Setting) -> None:
-    """The GCN of ogbn-arxiv, three layers of 256: dense, search and ticket, in float32 and TF32, and PyG."""
+    """The GCN of ogbn-arxiv, three layers of 256: dense, search and ticket, in every precision, and PyG."""
     graph = setting.graph("ogbn-arxiv-surrogate")
-    hidden, count, before = setting.sizes.arxiv_hidden, _epochs(setting), torch.get_float32_matmul_precision()
-    products = dense_floor_ms(setting, graph, [hidden, graph.num_classes])
+    hidden, count = setting.sizes.arxiv_hidden, _epochs(setting)
+    widths = [hidden, graph.num_classes]
+    floors = {kind: dense_floor_ms(setting, graph, widths, 2 if kind == "bf16" else 4) for kind in PRECISIONS}
     ours: dict[str, float] = {}
     for engine in dict.fromkeys((_engine(setting), DEFAULT)):
-        for precision in ("highest", "high"):
-            torch.set_float32_matmul_precision(precision)
-            with setting.attempt(f"{engine}, {precision}"), using(engine):
-                case = f"{engine}, {precision}"
+        for kind in PRECISIONS:
+            case = f"{engine}, {kind}"
+            with setting.attempt(case), using(engine), precision.using(kind, "cuda"):
                 ours[case] = dense(graph, network(graph, hidden=hidden), count).ms
-                setting.row(f"{case}: dense epoch", ours[case], "ms", floor=products, note="floor: its products alone")
+                setting.row(f"{case}: dense epoch", ours[case], "ms", floor=floors[kind], note="floor: products alone")
                 _, clock = searched(graph, network(graph, hidden=hidden), count, threshold=1e-9)
                 setting.row(f"{case}: search epoch", clock.ms, "ms")
                 model = network(graph, hidden=hidden)
                 _, clock = retrained(graph, model, unit_ticket(graph, model), count)
                 setting.row(f"{case}: epoch of a ticket (units, 0.4 and 0.75)", clock.ms, "ms", most=ours[case])
             setting.forget()
-    torch.set_float32_matmul_precision(before)
     for way, (csr, share) in {"edge index": (False, 1 / 3), "CSR": (True, 1.1)}.items():
         with setting.attempt(f"PyG, {way}"):
             peer = Peer(graph.to(setting.home) if csr else graph, network(graph, hidden=hidden), csr=csr)
             theirs = timed_epochs(peer.epoch, count).ms
             setting.row(f"PyG, {way}: dense epoch", theirs, "ms")
-            best = ours[f"{_engine(setting)}, highest"]
+            best = ours[f"{_engine(setting)}, float32"]
             setting.row(f"dense epoch as a share of PyG's, {way}", best / theirs, "", most=share)
         setting.forget()
 
