@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,8 +55,13 @@ def main() -> None:
     out.unlink(missing_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="gebt-gpu-"))
     preparing = _start(["--prepare", "--folder", str(folder)], arguments, CUDA_VISIBLE_DEVICES="")
+    # What was found by then is reported after a stop, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         states = _run_all(arguments, folder, out)
+    except KeyboardInterrupt:
+        ended = {line["ended"]: line["how"] for line in _lines(out) if "ended" in line}
+        states = dict.fromkeys(arguments.sections, "stopped: the run was interrupted") | ended
     finally:
         preparing.kill()
         preparing.wait()
@@ -113,15 +119,18 @@ def _run_all(arguments: argparse.Namespace, folder: Path, out: Path) -> dict[str
 def _watch(child: subprocess.Popen[bytes], out: Path, end: float) -> None:
     """Waits for a child; kills it when its present section is far over its limit, or all are over the budget."""
     section, since = "", time.monotonic()
-    while child.poll() is None:
-        time.sleep(0.2)
-        now = time.monotonic()
-        begun = [line["begun"] for line in _lines(out) if "begun" in line]
-        if begun and begun[-1] != section:
-            section, since = begun[-1], now
-        if now > end + GRACE_S or now - since > LIMITS.get(section, 60.0) + GRACE_S:
-            child.kill()
-            child.wait()
+    try:
+        while child.poll() is None:
+            time.sleep(0.2)
+            now = time.monotonic()
+            begun = [line["begun"] for line in _lines(out) if "begun" in line]
+            if begun and begun[-1] != section:
+                section, since = begun[-1], now
+            if now > end + GRACE_S or now - since > LIMITS.get(section, 60.0) + GRACE_S:
+                break
+    finally:
+        child.kill()
+        child.wait()
 
 
 def _lines(out: Path) -> list[dict[str, Any]]:
