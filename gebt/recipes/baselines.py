@@ -209,7 +209,7 @@ def random_edges(ticket: Ticket, graph: Graph, *, seed: int = 0) -> Ticket:
 
 
 def _random_edges(graph: Graph, edge_ratio: float, generator: torch.Generator) -> Mask:
-    scores = random({EDGES: torch.empty(graph.num_pairs, device=graph.pairs.device)}, generator)
+    scores = random({EDGES: torch.empty(graph.num_pairs, device=graph.train_mask.device)}, generator)
     if isinstance(graph, GraphClassificationFold):
         # As many of each graph as an edge scorer takes.
         return Mask({EDGES: keep_of_each_graph(graph, scores[EDGES], edge_ratio, TieBreaker.from_generator(generator))})
