@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gebt.experiments.record import machine
+from gebt.measure.cost import peak_memory
 from gebt.measure.energy import energy_meter
 
 # The most watts of an H100.
@@ -25,6 +26,13 @@ def test_the_energy_counter_rises_with_work(gpu: str) -> None:
     if meter.joules is None:
         pytest.skip(meter.what)
     assert 35.0 < meter.joules <= MOST_WATTS * seconds * 1.2
+
+
+def test_the_peak_of_memory_is_that_of_the_device(gpu: str) -> None:
+    with peak_memory("cuda") as peak:
+        held = torch.empty(64 << 20, dtype=torch.uint8, device=gpu)
+        del held
+    assert 64 << 20 <= peak.bytes - peak.before < 80 << 20
 
 
 def test_the_record_names_the_device(gpu: str) -> None:
