@@ -6,12 +6,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check gpu clean
 
 help:
 	@echo "make demo    find, retrain and measure a ticket on the embedded digits graph"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, tests"
+	@echo "make gpu     what one CUDA device does in eight minutes, beside what it could do at most"
 	@echo "make setup   the environment alone, in .venv"
 	@echo "make clean   remove the environment"
 
@@ -44,6 +45,13 @@ check: .venv/.dev test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# On a machine without a device it says how to run it on another.
+gpu: .venv/.test
+	@echo "python benchmarks/gpu.py --budget 470 --json gpu.json"
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python benchmarks/gpu.py --budget 470 --json gpu.json; \
+	else echo "no CUDA device here: run the line above where there is one, or rehearse it with --pretend"; fi
 
 clean:
 	rm -rf .venv

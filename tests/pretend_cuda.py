@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from gebt.sparse.backends import triton
+
 CUDA = torch.device("cuda", 0)
 MEMORY = 80 << 30
 aten = torch.ops.aten
@@ -401,11 +403,14 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
         "synchronize": nothing, "mem_get_info": lambda *_: (MEMORY, MEMORY), "reset_peak_memory_stats": nothing,
         "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0, "current_device": lambda: 0,
         "get_device_name": lambda *_: "pretend", "get_device_capability": lambda *_: (9, 0),
+        "is_bf16_supported": lambda *_: True,
         "Stream": _Stream, "current_stream": _Stream, "stream": contextlib.nullcontext, "graph": _graph,
         "CUDAGraph": CUDAGraph,
     }.items():  # fmt: skip
         yield torch.cuda, name, value
     yield torch.backends.cuda, "is_built", lambda: True
+    # Triton's kernels read memory by address, and tensors of this device have none.
+    yield triton, "takes", lambda x: False
     yield torch.nn.Module, "to", _to
     yield torch, "Generator", _Generator
     names = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
