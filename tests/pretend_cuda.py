@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import traceback
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from gebt.sparse.backends import triton
+from gebt.train import cuda_graph
 
 CUDA = torch.device("cuda", 0)
 MEMORY = 80 << 30
@@ -87,10 +89,10 @@ _device = Device()
 
 def _site() -> str:
     """The innermost line of the package that is being run."""
-    for frame in reversed(traceback.extract_stack()):
-        if "/gebt/" in frame.filename:
-            return f"{frame.filename.split('/gebt/')[-1]}:{frame.lineno}"
-    return "?"
+    frame = sys._getframe(1)
+    while frame is not None and f"{os.sep}gebt{os.sep}" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return "?" if frame is None else f"{frame.f_code.co_filename.rpartition('gebt' + os.sep)[2]}:{frame.f_lineno}"
 
 
 class OnDevice(Tensor):
@@ -140,7 +142,7 @@ class OnDevice(Tensor):
         inside = tree_map_only(OnDevice, lambda tensor: tensor.numbers, (args, kwargs))
         if recording is not None:
             recording.before(func, inside)
-        out = func(*inside[0], **inside[1])
+        out = _computed(func, *inside)
         if not func.is_view:
             _device.launches += 1
         if recording is not None:
@@ -151,6 +153,15 @@ class OnDevice(Tensor):
             Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), out
         )
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation gives. Engines of sparse products that a GPU has for bfloat16 the CPU has for float32."""
+    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if func.namespace != "gebt" or all(tensor.dtype != torch.bfloat16 for tensor in tensors):
+        return func(*args, **kwargs)
+    wide = tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, (args, kwargs))
+    return tree_map_only(Tensor, lambda x: x.bfloat16() if x.dtype == torch.float32 else x, func(*wide[0], **wide[1]))
 
 
 def _check_devices(func: Any, args: tuple[Any, ...], of_cpu: list[Tensor]) -> None:
@@ -221,7 +232,7 @@ class _Recording:
     def replay(self) -> None:
         """Does every operation again, results into the memory of the recording."""
         for func, (args, kwargs), made in self.steps:
-            again = func(*args, **kwargs)
+            again = _computed(func, args, kwargs)
             for old, new in zip(made, (t for t in tree_flatten(again)[0] if isinstance(t, Tensor)), strict=True):
                 if old.numel() and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
@@ -413,6 +424,13 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield triton, "takes", lambda x: False
     yield torch.nn.Module, "to", _to
     yield torch, "Generator", _Generator
+    # The dispatcher takes these tensors for the CPU's, so what is cast for one device is cast for the other.
+    autocast, enabled, kind = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    yield torch, "autocast", lambda device_type, *args, **options: autocast("cpu", *args, **options)
+    yield torch, "is_autocast_enabled", lambda device_type=None: enabled("cpu")
+    yield torch, "get_autocast_dtype", lambda device_type: kind("cpu")
+    copies = cuda_graph._copies
+    yield cuda_graph, "_copies", lambda func, args, kwargs: copies(func, args, {})
     names = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
     yield torch.optim.Optimizer, next(name for name in names if hasattr(torch.optim.Optimizer, name)), _can_be_recorded
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gebt.graph.edges import Edges
+from gebt.graph.edges import EDGES, Edges
 from gebt.graph.graph import Graph
 from gebt.graph.graph_sets import GraphClassificationFold
-from gebt.prune.selection import keep_within
+from gebt.prune.selection import keep_highest, keep_within, pruned_count, refuse_nan
 from gebt.prune.tie_breaking import TieBreaker
 from gebt.sparse.ops import matmul
 from gebt.sparse.pattern import SparseMatrix
@@ -180,7 +180,9 @@ class EdgeScorer(nn.Module):
         Raises:
             ValueError: as `scores`, or for a ratio outside [0, 1).
         """
-        return keep_of_each_graph(graph, self.scores(graph), ratio, TieBreaker(seed))
+        scores = self.scores(graph)
+        refuse_nan({EDGES: scores})
+        return keep_of_each_graph(graph, scores, ratio, TieBreaker(seed))
 
 
 def keep_of_each_graph(graph: Graph, scores: Tensor, ratio: float, tie_break: TieBreaker) -> Tensor:
@@ -195,7 +197,12 @@ def keep_of_each_graph(graph: Graph, scores: Tensor, ratio: float, tie_break: Ti
     Returns:
         [P] bool.
     """
-    of = graph.graph_of_pair if isinstance(graph, GraphClassificationFold) else torch.zeros_like(graph.pairs[0])
+    if not isinstance(graph, GraphClassificationFold):
+        size, prune = len(scores), pruned_count(len(scores), ratio)
+        if not prune:
+            return torch.ones_like(scores, dtype=torch.bool)
+        return keep_highest(scores, prune, lambda entries: tie_break.of(entries + (size << 32)))[0]
+    of = graph.graph_of_pair
     counts = torch.bincount(of)
     numbers = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of]
     # Graphs of other sizes have other orders: one for all would spare the same places in each.
