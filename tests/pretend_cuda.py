@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from gebt.sparse.backends import triton
 from gebt.train import cuda_graph
+from tests.pretend_graph import Recording, computed, mapped, tensors
 
 CUDA = torch.device("cuda", 0)
 MEMORY = 80 << 30
@@ -75,7 +75,7 @@ class Device:
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
         self.problems: list[str] = []
         self.recordings, self.replays, self.launches = 0, 0, 0
-        self.recording: _Recording | None = None
+        self.recording: Recording | None = None
 
     def wait(self, operation: str) -> None:
         """Notes a wait; an error while a graph is recorded."""
@@ -134,34 +134,22 @@ class OnDevice(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        _check_devices(func, args, [tensor for tensor in tensors if not isinstance(tensor, OnDevice)])
+        _check_devices(func, args, [tensor for tensor in tensors((args, kwargs)) if not isinstance(tensor, OnDevice)])
         if func in WAITING:
             _device.wait(func.__name__)
         recording = _device.recording
-        inside = tree_map_only(OnDevice, lambda tensor: tensor.numbers, (args, kwargs))
+        inside = mapped(lambda tensor: getattr(tensor, "numbers", tensor), (args, kwargs))
         if recording is not None:
             recording.before(func, inside)
-        out = _computed(func, *inside)
+        out = computed(func, *inside)
         if not func.is_view:
             _device.launches += 1
         if recording is not None:
             recording.after(func, inside, out)
         if func is aten.copy_.default and not isinstance(args[0], OnDevice):
             return args[0]
-        wrapped = tree_map_only(
-            Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), out
-        )
+        wrapped = mapped(lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), out)
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
-
-
-def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What an operation gives. Engines of sparse products that a GPU has for bfloat16 the CPU has for float32."""
-    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-    if func.namespace != "gebt" or all(tensor.dtype != torch.bfloat16 for tensor in tensors):
-        return func(*args, **kwargs)
-    wide = tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, (args, kwargs))
-    return tree_map_only(Tensor, lambda x: x.bfloat16() if x.dtype == torch.float32 else x, func(*wide[0], **wide[1]))
 
 
 def _check_devices(func: Any, args: tuple[Any, ...], of_cpu: list[Tensor]) -> None:
@@ -186,66 +174,14 @@ def _check_devices(func: Any, args: tuple[Any, ...], of_cpu: list[Tensor]) -> No
         raise RuntimeError(f"{TwoDevices} ({func} at {_site()})")
 
 
-class _Recording:
-    """The operations of a CUDA graph. Recording changes nothing; a replay does them on the memory they had."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[Any, Any, list[Tensor]]] = []
-        self._made: set[int] = set()
-        self._outside: dict[int, torch.UntypedStorage] = {}
-        self._old: dict[int, tuple[Tensor, Tensor]] = {}
-        self._random = torch.random.get_rng_state()
-
-    def before(self, func: Any, inside: Any) -> None:
-        """Notes the memory that an operation reads, and the numbers that it will overwrite."""
-        args, kwargs = inside
-        for tensor in (leaf for leaf in tree_flatten(inside)[0] if isinstance(leaf, Tensor) and leaf.numel()):
-            place = tensor.untyped_storage().data_ptr()
-            if place not in self._made:
-                self._outside[place] = tensor.untyped_storage()
-        named = [*zip(func._schema.arguments, args, strict=False)]
-        named += [(argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs]
-        for argument, value in named:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in (leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor) and leaf.numel()):
-                    place = tensor.untyped_storage().data_ptr()
-                    if place not in self._made and place not in self._old:
-                        whole = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
-                        self._old[place] = whole, whole.clone()
-
-    def after(self, func: Any, inside: Any, out: Any) -> None:
-        """Notes an operation and where its results are."""
-        made = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
-        if not func.is_view:
-            self.steps.append((func, inside, made))
-        for tensor in made:
-            place = tensor.untyped_storage().data_ptr()
-            if place not in self._outside:
-                self._made.add(place)
-
-    def end(self) -> None:
-        """Puts back what recording has overwritten: CUDA records without computing."""
-        for tensor, numbers in self._old.values():
-            tensor.copy_(numbers)
-        torch.random.set_rng_state(self._random)
-
-    def replay(self) -> None:
-        """Does every operation again, results into the memory of the recording."""
-        for func, (args, kwargs), made in self.steps:
-            again = _computed(func, args, kwargs)
-            for old, new in zip(made, (t for t in tree_flatten(again)[0] if isinstance(t, Tensor)), strict=True):
-                if old.numel() and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
 class CUDAGraph:
     """`torch.cuda.CUDAGraph` of the pretend device."""
 
     def __init__(self) -> None:
-        self.recording: _Recording | None = None
+        self.recording: Recording | None = None
 
     def replay(self) -> None:
-        """See `_Recording.replay`."""
+        """See `Recording.replay`."""
         _device.replays += 1
         assert self.recording is not None
         with torch.no_grad():
@@ -255,7 +191,7 @@ class CUDAGraph:
 @contextlib.contextmanager
 def _graph(graph: CUDAGraph) -> Iterator[None]:
     _device.recordings += 1
-    _device.recording = graph.recording = _Recording()
+    _device.recording = graph.recording = Recording()
     try:
         yield
     finally:

@@ -216,6 +216,11 @@ def bench_command(
 
 def _prepare(options: RunOptions | None, out: Path | None, force: bool, kind: str) -> tuple[RunOptions, RunFolder]:
     resolved = (options or RunOptions()).resolved()
+    if resolved.batching is not None:
+        raise ValueError(
+            f"--batching (got {resolved.batching!r}), expected none: 'gebt{kind.replace('-', ' ')}' works on the whole "
+            "graph; 'gebt run --batching ...' searches and retrains in batches"
+        )
     _set_up(resolved)
     graph_for(resolved, 0)  # its errors come before a folder is made
     return resolved, RunFolder(out or RunFolder.named(_stem(resolved, kind)), force=force)

@@ -321,3 +321,10 @@ def test_a_taught_ticket_is_taught_whoever_retrains_it(tmp_path, capsys):
     row = read_record(tmp_path / "run")["per_seed"][0]["ticket"]
     assert found["taught"]["test_accuracy"][row["best_epoch"] - 1] == row["accuracy"]
     assert found["taught"]["losses"] != found["alone"]["losses"]
+
+
+def test_batches_are_refused_where_the_whole_graph_is_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["search", "--batching", "cluster", "--out", str(tmp_path / "out")])
+    assert "'gebt search' works on the whole graph; 'gebt run --batching ...'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
