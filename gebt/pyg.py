@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
@@ -66,7 +66,7 @@ def find_ticket(
 
     Raises:
         ValueError: a ratio outside [0, 1) or one that would empty a layer (named), a model without message passing or
-            weights, heterogeneous data, or settings that the graph's labels do not allow.
+            weights, heterogeneous data, tensors of two devices, or settings that the graph's labels do not allow.
 
     Source:
         You et al., Early-Bird GCNs, AAAI 2022, Algorithm 2.
@@ -82,6 +82,7 @@ def find_ticket(
     """
     ratios: dict[str, Any] = {"edge_ratio": edge_ratio, "weight_ratio": weight_ratio, "feature_ratio": feature_ratio}
     chosen = search_preset(preset) if isinstance(preset, str) else preset
+    _check_one_device(model, data)
     graph = _graph_of(data, split)
     if isinstance(model, Network | LinkPredictor):
         return search.joint(model, graph, **ratios, settings=chosen, seed=seed, on_epoch=on_epoch)
@@ -120,6 +121,7 @@ def retrain(
 
     Raises:
         TicketError: the ticket belongs to other data or to another model.
+        ValueError: tensors of two devices.
 
     Example:
         >>> import gebt
@@ -130,6 +132,7 @@ def retrain(
         >>> 0.5 < result.test_accuracy <= 1
         True
     """
+    _check_one_device(model, data)
     graph = _graph_of(data, split)
     if isinstance(model, Network | LinkPredictor):
         return retraining.run(ticket, model, graph, settings, seed=seed, on_epoch=on_epoch)
@@ -175,6 +178,25 @@ class ApplyTicket(BaseTransform):  # type: ignore[misc, unused-ignore]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+
+def _check_one_device(model: nn.Module, data: Graph | Data) -> None:
+    """Raises `ValueError` unless all parameters, buffers and tensors of the data are on one device."""
+    if isinstance(data, Graph):
+        features = data.features if isinstance(data.features, Tensor) else data.features.values
+        parts: dict[str, Any] = {"features": features, "pairs": data.pairs, "labels": data.labels}
+    else:
+        parts = data.to_dict()
+    tensors = {f"the data's {name}": part for name, part in parts.items() if isinstance(part, Tensor)}
+    tensors |= {f"the model's {name}": part for name, part in (*model.named_parameters(), *model.named_buffers())}
+    places = {name: tensor.device for name, tensor in tensors.items()}
+    first = next(iter(places))
+    for name, place in places.items():
+        if place != places[first]:
+            raise ValueError(
+                f"devices (got {first} on {places[first]}, {name} on {place}), expected one; "
+                "move model and data there by .to(device)"
+            )
 
 
 def _graph_of(data: Graph | Data, split: int) -> Graph:

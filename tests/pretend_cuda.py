@@ -348,7 +348,8 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     for name, value in {
         "is_available": lambda: True, "is_current_stream_capturing": lambda: _device.recording is not None,
         "synchronize": nothing, "mem_get_info": lambda *_: (MEMORY, MEMORY), "reset_peak_memory_stats": nothing,
-        "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0, "current_device": lambda: 0,
+        "memory_allocated": lambda *_: 0,
+        "memory_reserved": lambda *_: 0, "max_memory_allocated": lambda *_: 0, "current_device": lambda: 0,
         "get_device_name": lambda *_: "pretend", "get_device_capability": lambda *_: (9, 0),
         "is_bf16_supported": lambda *_: True,
         "Stream": _Stream, "current_stream": _Stream, "stream": contextlib.nullcontext, "graph": _graph,

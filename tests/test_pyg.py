@@ -23,6 +23,7 @@ from gebt.recipes.retrain import RetrainSettings
 from gebt.recipes.search import search_preset
 from gebt.ticket import Ticket, TicketError
 from gebt.train import TrainingSettings
+from tests.pretend_cuda import pretend_cuda
 
 RATIOS = {"edge_ratio": 0.3, "weight_ratio": 0.6}
 TAUGHT = dataclasses.replace(search_preset("best"), max_epochs=4)
@@ -237,3 +238,16 @@ def test_what_cannot_have_a_ticket_is_refused(data: Data) -> None:
     flat = lambda model, own: model(own.x, own.edge_index).sum(1)  # noqa: E731
     with pytest.raises(ValueError, match=r"output of Stack \(got \(1797,\)\), expected logits"):
         find_ticket(build("gatv2", data), data, **RATIOS, preset=TAUGHT, call=flat)
+
+
+@pytest.mark.parametrize("moved", ["model", "data", "x"])
+def test_tensors_of_two_devices_are_refused(moved: str) -> None:
+    with pretend_cuda():
+        graph = gebt.load_graph("digits")
+        model, data = gebt.models.GCN(graph.num_features, 4, graph.num_classes), to_pyg(graph)
+        if moved == "x":
+            data.x = data.x.to("cuda")
+        else:
+            model, data = (model.to("cuda"), data) if moved == "model" else (model, data.to("cuda"))
+        with pytest.raises(ValueError, match=r"devices \(got the data's x on .*, the .* on .*\), expected one"):
+            gebt.find_ticket(model, data, edge_ratio=0.2, weight_ratio=0.5)

@@ -27,7 +27,9 @@ class OutOfRoomError(ValueError):
 def free_bytes(device: torch.device) -> int | None:
     """Bytes free on the device, or in this machine's memory; None where that cannot be known."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch has set aside and does not use is free too.
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
     try:
         line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph, check_classes
 from gebt.graph.metrics import label_loss, measure
+from gebt.sparse.memory import check_room
 from gebt.sparse.precision import forward, without_autocast
 from gebt.train.cuda_graph import Replay, replays
 from gebt.train.optimizers import TrainingSettings as TrainingSettings
@@ -207,7 +208,7 @@ def fit(
     validation epoch. `on_epoch` is called with the epoch (from 1) and the history so far; returning True ends the fit.
     `replay`: run epochs as a recorded CUDA graph; None: where that pays (`train.cuda_graph`). Results do not depend on
     it. Batch normalization is `following` where an epoch is one step. Raises `ValueError` when the loss is no longer a
-    finite number.
+    finite number, and `OutOfRoomError` before it allocates what the device has no room for.
     """
 
     def run_epoch() -> Tensor:
@@ -216,6 +217,10 @@ def fit(
         return torch.cat((loss, task.measures(model))) if evaluate else loss
 
     pattern = task.edges.pattern
+    if task.one_step and (widths := getattr(model, "widths", None)):
+        # At the least the outputs of all layers and their gradients.
+        needed, graph = 8 * task.graph.num_nodes * sum(widths[1:]), task.graph
+        check_room(f"training {type(model).__name__} on {graph.name!r}", needed, pattern.col.device)
     # An order of steps that is drawn anew cannot be recorded.
     recorded = task.one_step and replays(pattern.col.device, pattern.nnz)
     if replay if replay is not None else recorded:

@@ -18,6 +18,7 @@ from gebt.sparse import Pattern, sddmm, spmm
 from gebt.sparse import backends as room
 from gebt.sparse.backends import BACKENDS, ORACLES, Backend, BackendError, Csr, choices, current, timing, use, using
 from gebt.sparse.backends.torch_sparse import _load
+from tests.pretend_cuda import pretend_cuda
 
 MakePattern = Callable[..., Pattern]
 WANTED = [(False, False), (True, False), (False, True), (True, True)]
@@ -338,3 +339,11 @@ def test_auto_drops_none_of_our_backends_and_gives_right_numbers(
         assert choice["dropped"] == {}
         assert choice["seconds"].keys() == here  # type: ignore[attr-defined]
     assert len(choices()) >= 4
+
+
+def test_triton_is_not_for_gpus_that_it_does_not_compile_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gebt.sparse.backends.triton.find_spec", lambda _: object())
+    with pretend_cuda():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+        reason = "the device has compute capability 7.5, and Triton compiles for 8.0 and newer"
+        assert BACKENDS["triton"].missing() == reason

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from gebt.graph.edges import Edges
+from gebt.models import GCN
 from gebt.sparse import memory
 from gebt.sparse.memory import OutOfRoomError, check_room, free_bytes
+from gebt.train.loop import NodeTask, fit
+from tests.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")
 
@@ -50,3 +55,18 @@ def test_where_free_memory_cannot_be_known_nothing_is_refused(meminfo: Path, con
 def test_this_machine_has_some_room() -> None:
     if memory.MEMINFO.is_file():
         assert 2**20 < (free_bytes(CPU) or 0) < 2**50
+
+
+def test_a_device_has_the_room_that_torch_has_set_aside_and_refuses_what_exceeds_it(
+    make_graph: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = make_graph(nodes=40)
+    with pretend_cuda():
+        on_device = graph.to("cuda")
+        task = NodeTask(on_device, Edges.from_pairs(on_device.pairs, 40))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (10_000, 80 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 3_000)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 2_000)
+        assert free_bytes(torch.device("cuda", 0)) == 11_000
+        with pytest.raises(OutOfRoomError, match=r"training GCN on 'toy' \(got a need of 0.0 GiB\), expected at most"):
+            fit(GCN(5, 64, 3).to("cuda"), task, [], 1)

@@ -27,6 +27,8 @@ from gebt.sparse.backends.triton_plan import (
 )
 
 MOST_PROGRAMS = 2**31 - 1
+# Compute capability of the oldest GPUs that Triton compiles for (Ampere).
+OLDEST = (8, 0)
 # Turns of a loop whose loads are under way at once (`num_stages`). One: 32 warps of a multiprocessor that fetch 4 KiB
 # each hide the latency of memory already, and more stages bring every row through shared memory.
 STAGES = 1
@@ -38,11 +40,13 @@ class Triton(Backend):
     name = "triton"
 
     def missing(self) -> str | None:
-        """When Triton is not installed or there is no CUDA device."""
+        """When Triton is not installed, or there is no CUDA device that it compiles for."""
         if find_spec("triton") is None:
             return "Triton is not installed; it comes with torch's CUDA builds for Linux"
         if not torch.cuda.is_available() and not _interpreted():
             return "there is no CUDA device"
+        if torch.cuda.is_available() and (found := torch.cuda.get_device_capability()) < OLDEST:
+            return f"the device has compute capability {found[0]}.{found[1]}, and Triton compiles for 8.0 and newer"
         return None
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
