@@ -44,7 +44,7 @@ class Backend(ABC):
     """One implementation of the products over a CSR pattern.
 
     `values` [E] or, with H heads, [E, H]; dense sides [n, d] or [n, H, d]. Results are equal bit for bit from call to
-    call with equal inputs and threads. Sizes are checked by the callers.
+    call with equal inputs and threads, but for cuSPARSE's (`torch-csr` on CUDA). Sizes are checked by the callers.
     """
 
     name: str
