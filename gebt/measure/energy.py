@@ -41,11 +41,10 @@ def energy_meter(device: str = "cpu", powercap: Path = POWERCAP) -> Iterator[Ene
     """
     used = Energy()
     counters: list[_Counter] = []
-    if device != "cpu" and torch.cuda.is_available():
-        # What was queued before belongs to others.
-        torch.cuda.synchronize()
     try:
         if device != "cpu":
+            # What was queued before belongs to others.
+            torch.cuda.synchronize()
             counters.append(_Nvml())
         counters.extend(_rapl_zones(powercap))
     except (OSError, ValueError, ImportError, _nvml_error()) as error:

@@ -15,6 +15,8 @@ from gebt.measure.energy import energy_meter
 
 RANGE = 1_000_000
 
+WAITS: list[None] = []
+
 
 def zone(root: Path, folder: str, name: str, microjoules: int) -> Path:
     path = root / folder
@@ -119,6 +121,8 @@ class FakeNvml(types.ModuleType):
 def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: types.SimpleNamespace(uuid="ab-cd"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: WAITS.append(None))
+    WAITS.clear()
     return monkeypatch
 
 
@@ -128,6 +132,7 @@ def test_a_device_is_metered_by_its_identity(tmp_path: Path, cuda: pytest.Monkey
     with energy_meter("cuda", tmp_path) as alone:
         pass
     assert (alone.joules, alone.what, nvml.asked) == (1.5, "NVML GPU", "GPU-ab-cd")
+    assert len(WAITS) == 2  # what was queued before is not counted, and what is queued inside is
     path = zone(tmp_path, "intel-rapl:0", "package-0", 0)
     with energy_meter("cuda", tmp_path) as both:
         (path / "energy_uj").write_text("250000")
