@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from gebt.experiments.summary import summarize
 from gebt.graph.edges import Edges
 from gebt.graph.graph import Graph
 from gebt.measure.cost import flops_executed, measure_seconds, peak_memory, state_bytes
+from gebt.models.compact import CompactedModel, compact_model
 from gebt.models.gnn import GCN
 from gebt.models.links import LinkPredictor
 from gebt.models.registry import Network
@@ -92,16 +93,36 @@ def _saved(row: dict[str, Any], ticket: Ticket, folder: RunFolder, seeds: int) -
     return row
 
 
+class _Trained(NamedTuple):
+    """What a training gives: `compacted` is the smaller network that was trained in place of the full one."""
+
+    history: History
+    edges: Edges | None = None
+    compacted: CompactedModel | None = None
+
+
 @dataclass
 class _Variant:
     """One network after its training, and what that took."""
 
     model: nn.Module
     graph: Graph
-    edges: Edges | None
-    history: History
+    trained: _Trained
     seconds: float
     peak_bytes: int
+
+    def task(self) -> tuple[nn.Module, NodeTask]:
+        """The network that was trained, on the graph that it read."""
+        small = self.trained.compacted
+        model, graph = (self.model, self.graph) if small is None else (small.model, small.graph)
+        return model, task_for(graph, self.trained.edges)
+
+    def served(self, ticket: Ticket) -> tuple[nn.Module, NodeTask]:
+        """The compacted network that infers, where each layer multiplies as is fastest there."""
+        if not isinstance(self.model, Network | LinkPredictor):
+            return self.task()
+        small = compact_model(self.model, ticket.weight_mask, self.graph, training=False)
+        return small.model, task_for(small.graph, self.trained.edges)
 
 
 class Comparison:
@@ -181,17 +202,17 @@ class Comparison:
         inputs = zip(self.tickets, self.graphs, self.seeds, strict=True)
         return [baselines.random_edges(ticket, graph, seed=seed) for ticket, graph, seed in inputs]
 
-    def _dense(self, models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
+    def _dense(self, models: list[Model], tick: Tick) -> list[_Trained]:
         settings = self.options.training()
         if len(models) > 1:
             histories = baselines.dense_stacked(
                 cast(list[GCN], models), self.graphs, settings, seeds=self.seeds, on_epoch=tick
             )
-            return [(history, None) for history in histories]
+            return [_Trained(history) for history in histories]
         alone = partial(tick, 0)
-        return [(baselines.dense(models[0], self.graphs[0], settings, seed=self.seeds[0], on_epoch=alone), None)]
+        return [_Trained(baselines.dense(models[0], self.graphs[0], settings, seed=self.seeds[0], on_epoch=alone))]
 
-    def _retrain(self, tickets: list[Ticket], models: list[Model], tick: Tick) -> list[tuple[History, Edges | None]]:
+    def _retrain(self, tickets: list[Ticket], models: list[Model], tick: Tick) -> list[_Trained]:
         settings = self.options.retraining()
         if len(models) > 1:
             results = retrain.run_stacked(
@@ -200,38 +221,43 @@ class Comparison:
         else:
             inputs = (tickets[0], models[0], self.graphs[0], settings)
             results = [retrain.run(*inputs, seed=self.seeds[0], on_epoch=partial(tick, 0))]
-        return [(result.history, result.edges) for result in results]
+        return [_Trained(result.history, result.edges, result.compacted) for result in results]
 
-    def _train(self, variant: str, work: Callable[..., list[tuple[History, Edges | None]]]) -> list[_Variant]:
+    def _train(self, variant: str, work: Callable[..., list[_Trained]]) -> list[_Variant]:
         models = self._models()
         with peak_memory(self.options.device) as peak:
             start = time.perf_counter()
             results = work(models, self._tick(variant))
             seconds = (time.perf_counter() - start) / len(models)
         return [
-            _Variant(model, graph, edges, history, seconds, peak.bytes)
-            for model, graph, (history, edges) in zip(models, self.graphs, results, strict=True)
+            _Variant(model, graph, result, seconds, peak.bytes)
+            for model, graph, result in zip(models, self.graphs, results, strict=True)
         ]
 
     def _row(
         self, trained: _Variant, ticket: Ticket | None, source: Ticket | None, search_flops: float
     ) -> dict[str, Any]:
-        """The measures of one variant of one seed; `source`: the ticket whose search its mask comes from."""
-        history, task = trained.history, task_for(trained.graph, trained.edges)
+        """The measures of one variant of one seed; `source`: the ticket whose search its mask comes from.
+
+        Seconds and flops are those of the network that was trained, and of the one that serves: compacted where it was.
+        """
+        history = trained.trained.history
+        model, task = trained.task()
+        served, serving = trained.served(ticket) if ticket and self.options.compaction else (model, task)
+        served.eval()
         dense, pruned = (macs_for(self.options, trained.graph, masked) for masked in (None, ticket))
         epochs = len(history.losses)
         searched = self._search_epochs(source) if source else 0
-        model = trained.model.eval()
         with torch.no_grad():
-            inference = measure_seconds(lambda: task.logits(model), repeats=20, warmup=3)
-            inference_flops = flops_executed(lambda: task.logits(model))
+            inference = measure_seconds(lambda: serving.logits(served), repeats=20, warmup=3)
+            inference_flops = flops_executed(lambda: serving.logits(served))
         search_seconds = self.search_seconds if source else 0.0
         return {
             "accuracy": history.accuracy,
             "val_accuracy": history.val_accuracy[history.best_epoch - 1],
             "best_epoch": history.best_epoch,
             "seconds": {"search": search_seconds, "retrain": trained.seconds, "inference": inference.median},
-            "parameters": parameters_of(self.options, trained.graph, model, ticket),
+            "parameters": parameters_of(self.options, trained.graph, trained.model, ticket),
             "edge_sparsity": ticket.edge_sparsity if ticket else 0.0,
             "weight_sparsity": ticket.weight_sparsity if ticket else 0.0,
             "macs_paper": {"inference": pruned, "training": 3 * (epochs * pruned + searched * dense)},
@@ -249,7 +275,7 @@ class Comparison:
         with peak_memory(self.options.device) as peak:
             result = run_method(name, self.options, graph, model, seed, timer)
             search_seconds, seconds = timer.split()
-        trained = _Variant(model, graph, result.edges, result.history, seconds, peak.bytes)
+        trained = _Variant(model, graph, _Trained(result.history, result.edges), seconds, peak.bytes)
         row = self._row(trained, result.ticket, None, 0.0)
         row["seconds"]["search"] = search_seconds
         phases = result.phases
