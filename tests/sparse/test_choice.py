@@ -47,7 +47,7 @@ def import_of_torch_sparse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
 
 
 class Fake(Backend):
-    """The dense oracle with `spoil` done to the result of one product; each takes `delay` seconds of a clock made up."""
+    """The dense oracle with `spoil` done to one product; each takes `delay` seconds of a clock made up."""
 
     clock = 0.0
 
